@@ -1,0 +1,23 @@
+"""Floor 0: distillation losses as pure functions of tensors; torch alone.
+
+One value per token, keyword-only options, nats, float32. The gradients are proven in closed form in `tests/losses`.
+"""
+
+from .chunked import chunked_support_log_probs, chunked_support_loss
+from .divergences import forward_kl, generalized_jsd, reverse_kl
+from .reduction import masked_mean
+from .sampled import sampled_token_loss
+from .support import select_support, support_divergence
+
+
+__all__ = [
+    "chunked_support_log_probs",
+    "chunked_support_loss",
+    "forward_kl",
+    "generalized_jsd",
+    "masked_mean",
+    "reverse_kl",
+    "sampled_token_loss",
+    "select_support",
+    "support_divergence",
+]
