@@ -1,0 +1,25 @@
+"""Rules that turn figures into advice."""
+
+# A dropped tail visibly leaks mass once this much of the student's mass lies off the support: on 2-digit addition a
+# weak student with 0.93 to 0.97 on it hardly learned, one with 0.99 did (docs/losses.md).
+LOW_STUDENT_MASS = 0.98
+
+
+def dropped_tail_advice(student_mass: float, *, threshold: float = LOW_STUDENT_MASS) -> str | None:
+    """Advice where `loss_tail="drop"` meets a support with little of the student's mass, else None."""
+    if student_mass >= threshold:
+        return None
+    return (
+        f"loss_tail='drop' while only {student_mass:.3f} of the student's mass lies on the support (threshold "
+        f"{threshold}): the uncentred gradient leaks mass into the tail. Use loss_tail='renormalize' or 'bucket', or "
+        "a larger loss_top_k."
+    )
+
+
+def broken_teacher_message(step: int, rows: list[int], first_prompt: str) -> str:
+    """What to say when the teacher's log-probabilities are NaN or infinite."""
+    return (
+        f"the teacher's log-probabilities are NaN or infinite at step {step}, rows {rows} of the micro-batch (first "
+        f"prompt: {first_prompt[:120]!r}). Nothing was learned from it. Check the teacher's weights, and its dtype: "
+        "float16 overflows where bfloat16 or float32 do not (teacher_model_init_kwargs)."
+    )

@@ -1,0 +1,23 @@
+"""Floor 1: what only the teacher sees. Text and ids, no models."""
+
+from .alignment import completion_positions, join, left_pad
+from .builders import TEMPLATES, Builder, Context, Prompt, get_builder
+from .contexts import check_column, check_context, read_shared_context
+from .view import TeacherView, check_lengths
+
+
+__all__ = [
+    "TEMPLATES",
+    "Builder",
+    "Context",
+    "Prompt",
+    "TeacherView",
+    "check_column",
+    "check_context",
+    "check_lengths",
+    "completion_positions",
+    "get_builder",
+    "join",
+    "left_pad",
+    "read_shared_context",
+]

@@ -1,0 +1,145 @@
+"""From (prompt, privileged context) to the teacher's prompt: text stays text, messages stay messages."""
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, TemplateError
+
+
+Message = dict[str, Any]
+Prompt = str | list[Message]
+Context = str | list[Message]
+Builder = Callable[[Prompt, Context], Prompt]
+
+# What the teacher reads. `prompt` is the text of the last user turn (or the whole text prompt).
+TEMPLATES = {
+    "system_prompt": "{{ context }}",
+    "answer": (
+        "{{ prompt }}\n\nFor you alone: the correct final answer is {{ context }}. Reason through the task step by "
+        "step in your own words, as if you had not been told, and finish with that answer."
+    ),
+    "solution": (
+        "{{ prompt }}\n\nFor you alone, a reference solution:\n{{ context }}\n\nUnderstand why it works, then solve "
+        "the task in your own words without mentioning the reference."
+    ),
+    "hint": "{{ prompt }}\n\nA hint, for you alone: {{ context }}",
+    "feedback": (
+        "{{ prompt }}\n\nAn earlier attempt at this task got the following feedback:\n{{ context }}\n\nAnswer the "
+        "task afresh and take the feedback into account."
+    ),
+    "few_shot": "{{ context }}\n\n{{ prompt }}",
+    "document": (
+        "Read this document first:\n{{ context }}\n\nAnswer from it, as something that you know:\n{{ prompt }}"
+    ),
+}
+
+
+def get_builder(name: str, *, template: str | None = None) -> Builder:
+    """Return the builder of teacher prompts called `name`.
+
+    Every builder maps a text prompt to text and a conversational prompt to messages:
+
+    - `system_prompt`: the context is the system message (before the one that the prompt has, if any);
+    - `answer`, `solution`, `hint`, `feedback`, `document`: a template around the last user turn;
+    - `few_shot`: messages (e.g. a system message and worked examples) go before the prompt's turns; text goes before
+      the last user turn.
+
+    Args:
+        name: one of `TEMPLATES`, or the import path of your own function, `package.module:function`, called as
+            `function(prompt, privileged_context)`.
+        template: Jinja template in place of the builder's wording; variables `prompt` and `context`. For
+            `system_prompt` it words the system message.
+
+    Returns:
+        `builder(prompt, privileged_context) -> teacher prompt`. It never changes its arguments.
+
+    Raises:
+        ValueError: an unknown name, an import path that does not resolve, a template together with an import path,
+            or a template that does not parse.
+
+    Example:
+        >>> build = get_builder("system_prompt")
+        >>> build([{"role": "user", "content": "Hi"}], "Be brief.")
+        [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi'}]
+        >>> get_builder("hint")("2 + 2?", "count fingers")
+        '2 + 2?\\n\\nA hint, for you alone: count fingers'
+    """
+    if name not in TEMPLATES:
+        if template is not None:
+            raise ValueError(f"privileged_template has no effect on your own builder {name!r}. Remove one of them.")
+        return import_builder(name)
+    try:
+        compiled = Environment(undefined=StrictUndefined, autoescape=False).from_string(template or TEMPLATES[name])
+    except TemplateError as error:
+        raise ValueError(f"privileged_template is no valid Jinja template: {error}. Got {template!r}.") from error
+    if name == "system_prompt":
+        return partial(_as_system_message, compiled)
+    return partial(_as_demonstrations if name == "few_shot" else _around_last_user_turn, compiled)
+
+
+def import_builder(path: str) -> Builder:
+    """Import `package.module:function` (or `package.module.function`)."""
+    module_name, _, attribute = path.replace(":", ".").rpartition(".")
+    try:
+        builder = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"privileged_builder={path!r} is neither one of {', '.join(TEMPLATES)} nor an importable "
+            f"'package.module:function': {error}."
+        ) from error
+    if not callable(builder):
+        raise ValueError(f"privileged_builder={path!r} is a {type(builder).__name__}, expected a function.")
+    return builder
+
+
+def _as_system_message(template, prompt: Prompt, context: Context) -> Prompt:
+    text = template.render(context=_text_only(context, "system_prompt"), prompt=_last_user_text(prompt))
+    if isinstance(prompt, str):
+        return f"{text}\n\n{prompt}"
+    return _prepend([{"role": "system", "content": text}], prompt)
+
+
+def _around_last_user_turn(template, prompt: Prompt, context: Context) -> Prompt:
+    text = template.render(context=_text_only(context, "this builder"), prompt=_last_user_text(prompt))
+    return text if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": text}]
+
+
+def _as_demonstrations(template, prompt: Prompt, context: Context) -> Prompt:
+    if isinstance(context, str):
+        return _around_last_user_turn(template, prompt, context)
+    if isinstance(prompt, str):
+        return template.render(context="\n".join(turn["content"] for turn in context), prompt=prompt)
+    return _prepend(context, prompt)
+
+
+def _prepend(context: list[Message], prompt: list[Message]) -> list[Message]:
+    """Messages before a prompt; two system messages become one, since most templates take only one."""
+    if context[0]["role"] == prompt[0]["role"] == "system":
+        merged = f"{context[0]['content']}\n\n{prompt[0]['content']}"
+        return [{"role": "system", "content": merged}, *context[1:], *prompt[1:]]
+    if prompt[0]["role"] == "system":
+        return [prompt[0], *context, *prompt[1:]]
+    return [*context, *prompt]
+
+
+def _last_user_text(prompt: Prompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    if prompt[-1]["role"] != "user" or not isinstance(prompt[-1]["content"], str):
+        raise ValueError(
+            f"a privileged context needs a prompt that ends with a text user turn, got a last turn of role "
+            f"{prompt[-1]['role']!r} with {type(prompt[-1]['content']).__name__} content. Use an own builder "
+            "(privileged_builder='package.module:function') for other shapes."
+        )
+    return prompt[-1]["content"]
+
+
+def _text_only(context: Context, builder: str) -> str:
+    if not isinstance(context, str):
+        raise ValueError(
+            f"the privileged context must be text for {builder}, got {type(context).__name__}. "
+            "Use privileged_builder='few_shot' for a list of messages."
+        )
+    return context

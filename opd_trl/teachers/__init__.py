@@ -1,0 +1,17 @@
+"""Floor 1: who scores the completion, and whether its vocabulary is the student's."""
+
+from .scoring import scoring_mode
+from .teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher, Teacher, self_teacher
+from .vocabulary import check_same_vocabulary, shared_rows
+
+
+__all__ = [
+    "AdapterTeacher",
+    "AdaptersOffTeacher",
+    "ModelTeacher",
+    "Teacher",
+    "check_same_vocabulary",
+    "scoring_mode",
+    "self_teacher",
+    "shared_rows",
+]

@@ -1,0 +1,14 @@
+"""Floor 2: the only place that subclasses TRL."""
+
+import importlib
+
+
+_LAZY = {"OPDConfig": "config", "OPSDConfig": "config", "OPDTrainer": "opd", "OPSDTrainer": "opsd"}
+
+__all__ = ["OPDConfig", "OPDTrainer", "OPSDConfig", "OPSDTrainer"]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"{__name__}.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,159 @@
+"""Everything that can be refused before a model is built or a file is written."""
+
+from typing import Any
+
+from datasets import IterableDataset
+from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
+from trl.trainer.utils import get_config_model_id
+
+from ..privileged import check_column, check_context
+from ..teachers import check_same_vocabulary, shared_rows
+from .config import TOP_K_SUPPORTS, OPDConfig
+
+
+def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], trainer: str) -> OPDConfig:
+    """Default arguments, or a TypeError for those of another trainer."""
+    if args is None:
+        name = model if isinstance(model, str) else get_config_model_id(model.config)
+        return config_class(f"{name.split('/')[-1]}-{trainer}")
+    if not isinstance(args, config_class):
+        raise TypeError(
+            f"args must be a {config_class.__name__}, got {type(args).__name__}. Change the class and keep the "
+            f"arguments: {config_class.__name__} takes every field of GRPOConfig."
+        )
+    return args
+
+
+def check_data(train_dataset, eval_dataset, *, column: str, shared: bool, required: bool, environment: bool) -> bool:
+    """Check prompts and privileged context of every row that can be read in advance.
+
+    Returns:
+        whether the teacher sees a privileged context.
+
+    Raises:
+        ValueError: an empty data set, no prompt column, no privileged context where one is required, one that is
+            empty in some row, or both a column and a shared text.
+    """
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    named = {"train": train_dataset} | {f"{name}": dataset for name, dataset in evals.items()}
+    uses_context = shared
+    for name, dataset in named.items():
+        if dataset is None:
+            continue
+        columns = getattr(dataset, "column_names", None)
+        if hasattr(dataset, "__len__") and len(dataset) == 0:
+            raise ValueError(f"the {name} set is empty. Check its path, its split and its filters.")
+        if columns is not None and "prompt" not in columns and not environment:
+            raise ValueError(
+                f"the {name} set has no column 'prompt', it has {', '.join(map(repr, columns))}. Rename the column "
+                "that holds the text or messages which the student answers."
+            )
+        if shared and columns is not None and column in columns:
+            raise ValueError(
+                f"the {name} set has a column {column!r} and a shared privileged context is given too. Remove "
+                "privileged_context / privileged_context_file, or drop the column."
+            )
+        if shared or (not required and (columns is None or column not in columns)):
+            continue
+        check_column(columns, column)
+        uses_context = True
+        if not isinstance(dataset, IterableDataset):
+            for row, value in enumerate(dataset[column]):
+                check_context(value, column=column, row=f"row {row} of the {name} set")
+    if uses_context and environment:
+        raise ValueError(
+            "a privileged context together with environment_factory: the teacher's prompt would lack what the "
+            "environment adds to the student's. Put it into the privileged context, or leave one of them out."
+        )
+    return uses_context
+
+
+def check_peft(model, peft_config) -> None:
+    """Refuse adapters that scoring by hidden states would ignore in silence."""
+    configs = [peft_config] if peft_config is not None else list(getattr(model, "peft_config", {}).values())
+    for config in configs:
+        if config.is_prompt_learning:
+            raise ValueError(
+                f"{config.peft_type.value} is a prompt-learning adapter: its virtual tokens live outside the backbone "
+                "whose hidden states are scored, so they would be ignored. Use LoRA or another adapter in the layers."
+            )
+        targets = config.target_modules if hasattr(config, "target_modules") else None
+        if targets is not None and not isinstance(targets, str) and "lm_head" in targets:
+            raise ValueError(
+                "an adapter on `lm_head` would be ignored: the loss reads the head's weight directly. Remove "
+                "'lm_head' from target_modules, or train the whole head with modules_to_save=['lm_head']."
+            )
+
+
+def load_processing_class(model, args: OPDConfig) -> PreTrainedTokenizerBase | ProcessorMixin:
+    """The student's tokenizer or processor, as GRPOTrainer loads it."""
+    return AutoProcessor.from_pretrained(
+        model if isinstance(model, str) else get_config_model_id(model.config),
+        revision=(args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None,
+        truncation_side="left",
+        padding_side="left",
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def tokenizer_of(processing_class) -> PreTrainedTokenizerBase:
+    """The tokenizer inside a processor, or the tokenizer itself."""
+    return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
+
+
+def text_config(model, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
+    """The text configuration of a model or of a path, without loading weights."""
+    if isinstance(model, str):
+        model_config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
+        return model_config.get_text_config()
+    return model.config.get_text_config()
+
+
+def check_student(model, args: OPDConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer without any token to pad with, and a support larger than the vocabulary."""
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise ValueError(
+            "the tokenizer has neither a pad token nor an EOS token to pad with. Set one before building the trainer, "
+            "e.g. tokenizer.pad_token = '<|endoftext|>'."
+        )
+    vocab_size = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
+    if args.loss_support in TOP_K_SUPPORTS and args.loss_top_k > vocab_size:
+        raise ValueError(
+            f"loss_top_k must be at most the vocabulary of {vocab_size}, got {args.loss_top_k}. "
+            "Use loss_support='full' for the whole vocabulary."
+        )
+
+
+def check_teacher(
+    model,
+    teacher,
+    args: OPDConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+) -> None:
+    """Refuse a missing teacher, the student itself, and a teacher of another vocabulary."""
+    if teacher is None:
+        raise ValueError(
+            "OPDTrainer needs a teacher: pass teacher_model, or set teacher_model_name_or_path. For a student that "
+            "teaches itself from a privileged context use OPSDTrainer (`opd-trl opsd`)."
+        )
+    if teacher is model and not isinstance(teacher, str):
+        raise ValueError(
+            "teacher_model is the student object itself; freezing it would stop training. Use OPSDTrainer with a "
+            "privileged context, or pass a copy."
+        )
+    path = teacher if isinstance(teacher, str) else getattr(teacher.config, "_name_or_path", "")
+    config = text_config(teacher, trust_remote_code=args.trust_remote_code, revision=args.teacher_model_revision)
+    if teacher_tokenizer is None and path:
+        teacher_tokenizer = AutoTokenizer.from_pretrained(
+            path, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+        )
+    student_rows = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
+    if teacher_tokenizer is not None:
+        check_same_vocabulary(tokenizer.get_vocab(), teacher_tokenizer.get_vocab())
+    elif config.vocab_size != student_rows:
+        raise ValueError(
+            f"the teacher object has no path to load its tokenizer from, and its vocabulary of {config.vocab_size} is "
+            f"not the student's {student_rows}. Pass teacher_processing_class, so that the ids can be compared."
+        )
+    shared_rows(student_rows, config.vocab_size, tokenizer.get_vocab())

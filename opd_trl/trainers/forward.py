@@ -1,0 +1,123 @@
+"""From a causal language model to the hidden states of the completion and the head that reads them."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ..privileged import completion_positions
+
+
+# Batch entries that a vision-language backbone takes besides ids and mask.
+MULTIMODAL_KEYS = (
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "image_sizes",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "image_position_ids",
+)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The LM head as the loss reads it: `weight` (V, H), `bias` (V,) or None, and the model's logit conventions."""
+
+    weight: Tensor
+    bias: Tensor | None
+    logit_scale: float
+    final_logit_softcapping: float | None
+
+    def rows(self, num_rows: int) -> "Head":
+        """The first `num_rows` rows, gathered from all ranks where FSDP2 shards them."""
+        weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (self.weight, self.bias))
+        if weight.size(0) == num_rows:
+            return replace(self, weight=weight, bias=bias)
+        return replace(self, weight=weight[:num_rows], bias=None if bias is None else bias[:num_rows])
+
+
+def causal_lm(model: nn.Module) -> nn.Module:
+    """The transformers model inside a PEFT wrapper; adapters stay active in its layers."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def read_head(model: nn.Module) -> Head:
+    """Read the head of an unwrapped model: which weights are active (PEFT), which logit conventions apply."""
+    model = causal_lm(model)
+    lm_head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    return Head(
+        weight=lm_head.weight,
+        bias=getattr(lm_head, "bias", None),
+        logit_scale=logit_scale(config),
+        final_logit_softcapping=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def logit_scale(config: Any) -> float:
+    """Factor on the logits, under the names that the model families use; 1.0 where there is none.
+
+    Cohere `logit_scale`, Muse `output_multiplier` and Falcon-H1 `lm_head_multiplier` multiply; Granite and MiniCPM3
+    divide by `logits_scaling`, HyperCLOVA X multiplies by it.
+    """
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return float(getattr(config, name))
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling is None:
+        return 1.0
+    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling
+
+
+def completion_hidden_states(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    num_completion_tokens: int,
+    *,
+    router_loss: bool = False,
+    multimodal: dict[str, Any],
+) -> tuple[Tensor, Tensor | None]:
+    """Run the backbone once, without the head.
+
+    Args:
+        model: unwrapped model (PEFT or plain).
+        input_ids, attention_mask: `(B, P + T)`, prompt left-padded, completion right-padded.
+        num_completion_tokens: T.
+        router_loss: also return the load-balancing loss of a mixture of experts.
+        multimodal: entries of `MULTIMODAL_KEYS` in the batch.
+
+    Returns:
+        hidden states `(B, T, H)` at the positions that predict the completion tokens, and the scalar router loss or
+        None.
+    """
+    model = causal_lm(model)
+    kwargs = {"output_router_logits": True} if router_loss else {}
+    outputs = model.base_model(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs, **multimodal
+    )
+    aux_loss = None
+    if router_loss:
+        # Every family of experts in transformers inherits Mixtral's load-balancing loss.
+        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+        config = model.config.get_text_config()
+        aux_loss = load_balancing_loss_func(
+            outputs.router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
+        )
+    return completion_positions(outputs.last_hidden_state, num_completion_tokens), aux_loss
+
+
+def unique_tensors(tensors: Iterable[Tensor | None]) -> list[Tensor]:
+    """Tensors without None and without repeats: a self-teacher shares its head with the student."""
+    return list({id(x): x for x in tensors if x is not None}.values())
+
+
+def scatter(values: Tensor, mask: Tensor) -> Tensor:
+    """Put `(N,)` values back at the True positions of `mask` `(B, T)`, zero elsewhere; keeps the graph."""
+    return torch.zeros_like(mask, dtype=values.dtype).masked_scatter(mask, values)

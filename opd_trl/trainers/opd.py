@@ -1,0 +1,407 @@
+"""OPDTrainer: TRL's GRPOTrainer with a teacher and the distillation loss."""
+
+import textwrap
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from torch import Tensor
+from trl import GRPOTrainer
+from trl.models.utils import _ForwardRedirection
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from ..diagnostics import broken_teacher_message, dropped_tail_advice, token_means, token_sums
+from ..losses import chunked_support_log_probs, chunked_support_loss
+from ..privileged import TeacherView, check_lengths, join, left_pad
+from ..teachers import ModelTeacher, Teacher, shared_rows
+from .checks import (
+    check_args,
+    check_data,
+    check_peft,
+    check_student,
+    check_teacher,
+    load_processing_class,
+    tokenizer_of,
+)
+from .config import TOP_K_SUPPORTS, OPDConfig
+from .forward import (
+    MULTIMODAL_KEYS,
+    Head,
+    completion_hidden_states,
+    read_head,
+    scatter,
+    unique_tensors,
+)
+from .placement import load_teacher, prepare_teacher
+
+
+logger = get_logger(__name__)
+
+
+def no_reward(completions: list, **kwargs: Any) -> list[float]:
+    """Stand-in where no reward function is given: GRPOTrainer refuses to be built without one."""
+    return [0.0] * len(completions)
+
+
+class OPDTrainer(GRPOTrainer):
+    r"""On-policy distillation: the student samples completions, a teacher scores them token by token.
+
+    Everything of [`~trl.GRPOTrainer`] stays: vLLM, tools, several generations, a KL anchor (`beta`), rewards to mix
+    in. What is added: a teacher, its own view of the prompt, and a divergence on a support of token ids. One student
+    forward and one teacher forward per micro-batch; no `[tokens, vocabulary]` tensor.
+
+        loss = distillation_coef * sum_t divergence_t / (kept tokens of the global batch)  [+ GRPO's policy loss]
+
+    Args:
+        model: the student, as in GRPOTrainer: path, hub id, model or `PeftModel`.
+        reward_funcs: optional; their policy loss is added with weight `args.policy_coef`.
+        args: an [`OPDConfig`].
+        train_dataset: rows with a `"prompt"` (text or messages) and, where the teacher sees more than the student, a
+            column `args.privileged_context_column`.
+        eval_dataset, processing_class: as in GRPOTrainer.
+        teacher_model: path, hub id or model; default `args.teacher_model_name_or_path`. It is frozen.
+        teacher_processing_class: the teacher's tokenizer, where it cannot be loaded from the teacher's path.
+        kwargs: any other argument of GRPOTrainer, such as `peft_config`, `callbacks`, `tools`.
+
+    Raises:
+        ValueError: data, tokenizers or options that cannot work; before anything is written.
+        TypeError: `args` is no OPDConfig.
+
+    Source: arXiv 2605.11182 (objective and losses); GRPOTrainer of TRL 1.16 (everything else).
+
+    Example:
+        ```python
+        trainer = OPDTrainer(
+            model="Qwen/Qwen3-1.7B",
+            teacher_model="Qwen/Qwen3-8B",
+            args=OPDConfig(output_dir="out"),
+            train_dataset=dataset,
+        )
+        trainer.train()
+        ```
+    """
+
+    _tag_names = ["trl", "opd"]  # noqa: RUF012 - TRL's own attribute
+    _name = "OPD"
+    _paper = {  # noqa: RUF012 - TRL's own attribute
+        "title": "The Many Faces of On-Policy Distillation: Pitfalls, Mechanisms, and Fixes",
+        "id": "2605.11182",
+        "citation": textwrap.dedent("""\
+            @article{manyfaces2026opd,
+                title  = {{The Many Faces of On-Policy Distillation: Pitfalls, Mechanisms, and Fixes}},
+                year   = 2026,
+                eprint = {arXiv:2605.11182},
+            }"""),
+    }
+    config_class = OPDConfig
+    requires_privileged_context = False
+
+    def __init__(
+        self,
+        model,
+        reward_funcs=None,
+        args: OPDConfig | None = None,
+        train_dataset=None,
+        eval_dataset=None,
+        processing_class=None,
+        *,
+        teacher_model=None,
+        teacher_processing_class=None,
+        **kwargs,
+    ):
+        args = check_args(args, model, self.config_class, self._name)
+        self._teacher_view = TeacherView(
+            builder=args.privileged_builder,
+            template=args.privileged_template,
+            column=args.privileged_context_column,
+            text=args.privileged_context,
+            file=args.privileged_context_file,
+        )
+        self._uses_context = check_data(
+            train_dataset,
+            eval_dataset,
+            column=args.privileged_context_column,
+            shared=args.has_shared_context,
+            required=self.requires_privileged_context,
+            environment=kwargs.get("environment_factory") is not None,
+        )
+        check_peft(model, kwargs.get("peft_config"))
+        processing_class = processing_class or load_processing_class(model, args)
+        check_student(model, args, tokenizer_of(processing_class))
+        self._check_teacher(model, teacher_model, args, processing_class, teacher_processing_class)
+        initial_copy = self._copy_student(model, args, kwargs)
+
+        super().__init__(
+            model=model,
+            reward_funcs=reward_funcs or no_reward,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        self._has_rewards = bool(reward_funcs) or self.reward_func_names != [no_reward.__name__]
+        if not self._has_rewards:
+            self.reward_func_names = []
+        elif self.num_generations == 1:
+            warnings.warn(
+                "reward functions with num_generations=1: a group of one has no advantage, so the rewards are only "
+                "logged. Set num_generations >= 2 to learn from them.",
+                UserWarning,
+                stacklevel=2,
+            )
+        # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
+        self._policy_is_active = self._has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
+        self._teacher_template_kwargs = (
+            self.chat_template_kwargs
+            if args.teacher_chat_template_kwargs is None
+            else args.teacher_chat_template_kwargs
+        )
+        self._forward_redirection = _ForwardRedirection()
+        self._warned_low_mass = False
+        self.teacher = self._build_teacher(teacher_model, initial_copy)
+        self._prepare_teacher()
+        self._check_teacher_prompts()
+
+    # Building the teacher
+
+    def _check_teacher(self, model, teacher_model, args, processing_class, teacher_processing_class) -> None:
+        check_teacher(
+            model,
+            teacher_model if teacher_model is not None else args.teacher_model_name_or_path,
+            args,
+            tokenizer_of(processing_class),
+            teacher_processing_class and tokenizer_of(teacher_processing_class),
+        )
+
+    def _copy_student(self, model, args, kwargs):
+        """A copy of the student at step 0, before TRL changes it; a separate teacher needs none."""
+        return None
+
+    def _build_teacher(self, teacher_model, initial_copy) -> Teacher:
+        teacher_model = teacher_model if teacher_model is not None else self.args.teacher_model_name_or_path
+        return ModelTeacher(
+            load_teacher(teacher_model, self.args) if isinstance(teacher_model, str) else teacher_model
+        )
+
+    def _prepare_teacher(self) -> None:
+        """Settle which rows of the heads are compared and how long a prompt may be; wrap the teacher's own model."""
+        config = self.model.config.get_text_config()
+        self._num_rows = config.vocab_size
+        if self.teacher.model is not None:
+            config = self.teacher.model.config.get_text_config()
+            self._num_rows = shared_rows(self._num_rows, config.vocab_size, self._tokenizer.get_vocab())
+            self.teacher.model = prepare_teacher(self, self.teacher.model)
+        window = getattr(config, "max_position_embeddings", None)
+        limits = [self.args.max_teacher_prompt_length, None if window is None else window - self.max_completion_length]
+        self._teacher_prompt_limit = min((limit for limit in limits if limit is not None), default=None)
+
+    # What the teacher reads
+
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        if self.args.privileged_context_column not in self._signature_columns:
+            self._signature_columns.append(self.args.privileged_context_column)
+
+    def _tokenize_teacher_prompts(self, rows: list[dict[str, Any]], names: list[str]) -> list[list[int]]:
+        """Token ids of the teacher's prompts; `names` tells the user which row an error is about."""
+        prompts = self._teacher_view.prompts(rows, names) if self._uses_context else [row["prompt"] for row in rows]
+        student_kwargs, self.chat_template_kwargs = self.chat_template_kwargs, self._teacher_template_kwargs
+        try:
+            prompt_ids, *_ = self._tokenize_prompts(prompts)
+        finally:
+            self.chat_template_kwargs = student_kwargs
+        check_lengths(prompt_ids, names, limit=self._teacher_prompt_limit)
+        return prompt_ids
+
+    @property
+    def _teacher_reads_another_prompt(self) -> bool:
+        return self._uses_context or self._teacher_template_kwargs != self.chat_template_kwargs
+
+    def _check_teacher_prompts(self) -> None:
+        """Where a limit is set, measure every teacher prompt of a map-style data set before training."""
+        if self.args.max_teacher_prompt_length is None or not self._teacher_reads_another_prompt:
+            return
+        if not hasattr(self.train_dataset, "__len__"):
+            return
+        for start in range(0, len(self.train_dataset), 256):
+            rows = [self.train_dataset[i] for i in range(start, min(start + 256, len(self.train_dataset)))]
+            self._tokenize_teacher_prompts(rows, [f"row {start + i} of the train set" for i in range(len(rows))])
+
+    # The batch
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        if self._has_rewards:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return torch.zeros(len(prompts) * self.accelerator.num_processes, 1, device=self.accelerator.device)
+
+    def _generate_and_score_completions(self, inputs):
+        output = super()._generate_and_score_completions(inputs)
+        if not self._has_rewards:
+            for name in ("reward", "reward_std", "frac_reward_zero_std"):
+                self._metrics["train" if self.model.training else "eval"].pop(name, None)
+        loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
+        loss_mask[:, : self.args.num_loss_tokens_to_skip] = 0
+        output["loss_mask"] = loss_mask
+        output["num_loss_tokens"] = self.accelerator.gather(loss_mask.sum()).sum()
+        if self._teacher_reads_another_prompt:
+            names = [f"row {i} of this batch (prompt {str(row['prompt'])[:80]!r})" for i, row in enumerate(inputs)]
+            output["teacher_prompt_ids"], output["teacher_prompt_mask"] = left_pad(
+                self._tokenize_teacher_prompts(inputs, names),
+                pad_token_id=self._tokenizer.pad_token_id,
+                device=self.accelerator.device,
+            )
+        return output
+
+    # The loss
+
+    def _compute_loss(self, model, inputs):
+        teacher_hidden_states, teacher_head = self._score_teacher(model, inputs)
+        student = self.accelerator.unwrap_model(model)
+        # Backbone, head and loss run inside the engine's own forward, so that DDP, DeepSpeed and FSDP see all uses of
+        # the parameters, the head's included.
+        result = self._forward_redirection(
+            model, student, self._student_pass, student, inputs, teacher_hidden_states, teacher_head
+        )
+        self._log_distillation(result.stats, inputs, teacher_hidden_states)
+        loss = self.args.distillation_coef * result.loss
+        if self._policy_is_active:
+            already_run = SimpleNamespace(
+                log_probs=result.per_token_logps, entropy=result.entropies, aux_loss=result.aux_loss
+            )
+            inputs = {**inputs, "advantages": self.args.policy_coef * inputs["advantages"]}
+            return loss + super()._compute_loss(lambda **_: already_run, inputs)
+        if self.aux_loss_enabled:
+            mode = "train" if self.model.training else "eval"
+            self._metrics[mode]["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())
+            loss = loss + self.router_aux_loss_coef * result.aux_loss / self._num_micro_batches()
+        return loss
+
+    def _score_teacher(self, model, inputs) -> tuple[Tensor, Head]:
+        """Hidden states `(B, T, H)` of the completion under the teacher, and its head."""
+        own_prompt = "teacher_prompt_ids" in inputs
+        prefix = "teacher_" if own_prompt else ""
+        input_ids, attention_mask = join(
+            inputs[f"{prefix}prompt_ids"],
+            inputs[f"{prefix}prompt_mask"],
+            inputs["completion_ids"],
+            inputs["completion_mask"],
+        )
+        multimodal = {} if own_prompt else {key: inputs[key] for key in MULTIMODAL_KEYS if key in inputs}
+        with self.teacher.scoring(model) as module, self.accelerator.autocast():
+            unwrapped = self.accelerator.unwrap_model(module)
+            hidden_states, _ = self._forward_redirection(
+                module,
+                unwrapped,
+                completion_hidden_states,
+                unwrapped,
+                input_ids,
+                attention_mask,
+                inputs["completion_ids"].size(1),
+                multimodal=multimodal,
+            )
+            return hidden_states, read_head(unwrapped)
+
+    def _student_pass(self, student, inputs, teacher_hidden_states: Tensor, teacher_head: Head) -> SimpleNamespace:
+        """The student's one forward: distillation loss, statistics, and GRPO's log-probs where its loss is active."""
+        input_ids, attention_mask = join(
+            inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], inputs["completion_mask"]
+        )
+        with self.accelerator.autocast():
+            hidden_states, aux_loss = completion_hidden_states(
+                student,
+                input_ids,
+                attention_mask,
+                inputs["completion_ids"].size(1),
+                router_loss=self.aux_loss_enabled,
+                multimodal={key: inputs[key] for key in MULTIMODAL_KEYS if key in inputs},
+            )
+            head = read_head(student)
+            weights = unique_tensors((head.weight, head.bias, teacher_head.weight, teacher_head.bias))
+            with maybe_gather_lm_head_ctx(*weights):
+                head, teacher_head = head.rows(self._num_rows), teacher_head.rows(self._num_rows)
+                loss, stats = self._distillation_loss(hidden_states, head, teacher_hidden_states, teacher_head, inputs)
+                per_token_logps = entropies = None
+                if self._policy_is_active:
+                    per_token_logps, entropies = self._policy_log_probs(hidden_states, head, inputs)
+        return SimpleNamespace(
+            loss=loss, stats=stats, aux_loss=aux_loss, per_token_logps=per_token_logps, entropies=entropies
+        )
+
+    def _distillation_loss(self, hidden_states, head: Head, teacher_hidden_states, teacher_head: Head, inputs):
+        kept = inputs["loss_mask"].bool()
+        args = self.args
+        normalizer = self._num_loss_tokens(inputs)
+        return chunked_support_loss(
+            hidden_states[kept],
+            head.weight,
+            teacher_hidden_states[kept],
+            teacher_head.weight,
+            torch.ones_like(kept[kept], dtype=torch.float32) / normalizer,
+            top_k=min(args.loss_top_k, self._num_rows),
+            support=args.loss_support,
+            divergence=args.divergence,
+            beta=args.divergence_beta,
+            tail=args.loss_tail,
+            stop_gradient=args.stop_gradient,
+            completion_ids=inputs["completion_ids"][kept],
+            temperature=self.temperature if args.loss_temperature is None else args.loss_temperature,
+            student_lm_head_bias=head.bias,
+            student_logit_scale=head.logit_scale,
+            student_final_logit_softcapping=head.final_logit_softcapping,
+            teacher_lm_head_bias=teacher_head.bias,
+            teacher_logit_scale=teacher_head.logit_scale,
+            teacher_final_logit_softcapping=teacher_head.final_logit_softcapping,
+        )
+
+    def _policy_log_probs(self, hidden_states, head: Head, inputs) -> tuple[Tensor, Tensor]:
+        """`(B, T)` log-probs of the sampled tokens and entropies, at the sampling temperature."""
+        kept = inputs["completion_mask"].bool()
+        log_probs, _, entropies = chunked_support_log_probs(
+            hidden_states[kept],
+            head.weight,
+            ids=inputs["completion_ids"][kept].unsqueeze(-1),
+            bias=head.bias,
+            temperature=self.temperature,
+            logit_scale=head.logit_scale,
+            final_logit_softcapping=head.final_logit_softcapping,
+        )
+        return scatter(log_probs.squeeze(-1), kept), scatter(entropies, kept)
+
+    def _num_micro_batches(self) -> int:
+        """Micro-batches whose gradients add up to one step."""
+        return self.current_gradient_accumulation_steps if self.model.training else 1
+
+    def _num_loss_tokens(self, inputs) -> Tensor:
+        """Kept tokens of the whole global batch, per process since engines average over processes.
+
+        `num_loss_tokens` counts a generation batch, which can feed several optimizer steps: each gets its share.
+        """
+        tokens = inputs["num_loss_tokens"].clamp(min=1) / self.accelerator.num_processes
+        if self.model.training:
+            tokens = tokens * self._num_micro_batches() / self.args.steps_per_generation
+        return tokens
+
+    def _log_distillation(self, stats: dict[str, Tensor], inputs, teacher_hidden_states: Tensor) -> None:
+        if not stats["teacher_mass"].isfinite().all():
+            self._stop_at_broken_teacher(inputs, teacher_hidden_states)
+        metrics = self._metrics["train" if self.model.training else "eval"]
+        means = token_means(self.accelerator.reduce(token_sums(stats), reduction="sum"))
+        if self._policy_is_active:
+            del means["entropy"]  # GRPO logs it
+        for name, value in means.items():
+            metrics[name].append(value)
+        if self.args.loss_tail == "drop" and self.args.loss_support in TOP_K_SUPPORTS and not self._warned_low_mass:
+            advice = dropped_tail_advice(means["support/student_mass"])
+            self._warned_low_mass = advice is not None
+            if advice:
+                logger.warning(advice)
+
+    def _stop_at_broken_teacher(self, inputs, teacher_hidden_states: Tensor) -> None:
+        kept = inputs["loss_mask"].bool().unsqueeze(-1)
+        finite = torch.where(kept, teacher_hidden_states, 0.0).isfinite().all(-1).all(-1)
+        rows = (~finite).nonzero().flatten().tolist() or list(range(len(finite)))
+        prompt = self._tokenizer.decode(inputs["prompt_ids"][rows[0]], skip_special_tokens=True)
+        raise FloatingPointError(broken_teacher_message(self.state.global_step, rows, prompt))

@@ -1,0 +1,104 @@
+"""OPSDTrainer: the student teaches itself, reading a privileged context that it will not see."""
+
+import copy
+from pathlib import Path
+
+from transformers import TrainerCallback
+from trl.trainer.utils import create_model_from_path, get_config_model_id
+
+from ..teachers import Teacher, self_teacher
+from .config import OPSDConfig
+from .opd import OPDTrainer
+from .placement import load_student_again
+
+
+# Folder of a moving teacher's own model inside a checkpoint (PEFT saves a teacher adapter under the same name).
+TEACHER_FOLDER = "teacher"
+
+
+class UpdateTeacher(TrainerCallback):
+    """Move an `ema` teacher every `teacher_sync_steps` optimizer steps; the trainer's step counter survives resume."""
+
+    def __init__(self, trainer: "OPSDTrainer"):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % args.teacher_sync_steps == 0:
+            self.trainer.teacher.update(self.trainer.accelerator.unwrap_model(model))
+
+
+class OPSDTrainer(OPDTrainer):
+    r"""On-policy self-distillation: teacher(y | x, I) is the student's own model with the privileged context I.
+
+    The student answers the bare prompt; the teacher scores those tokens after `privileged_builder(prompt, context)`.
+    With `teacher_model_kind="base"` and a fresh LoRA student the teacher is the same module with its adapters off: no
+    second copy of any weight. Everything else is [`OPDTrainer`].
+
+    It can internalise a rule that all contexts share (a system prompt, a persona, a format). It cannot learn what
+    differs per row, such as the answer to each question: see arXiv 2605.11182, mechanism 3.
+
+    Args:
+        model, reward_funcs, train_dataset, eval_dataset, processing_class, kwargs: as in [`OPDTrainer`].
+        args: an [`OPSDConfig`].
+
+    Raises:
+        ValueError: no privileged context, a separate teacher, or what OPDTrainer refuses.
+
+    Example:
+        ```python
+        trainer = OPSDTrainer(
+            model="Qwen/Qwen3-1.7B",
+            args=OPSDConfig(output_dir="out", privileged_context="Answer in one sentence."),
+            train_dataset=dataset,  # a column "prompt"
+            peft_config=LoraConfig(task_type="CAUSAL_LM"),
+        )
+        trainer.train()
+        ```
+    """
+
+    _tag_names = ["trl", "opsd"]  # noqa: RUF012 - TRL's own attribute
+    _name = "OPSD"
+    config_class = OPSDConfig
+    requires_privileged_context = True
+
+    def __init__(self, model, *args, **kwargs):
+        super().__init__(model, *args, **kwargs)
+        if self.teacher.moves:
+            self.add_callback(UpdateTeacher(self))
+
+    def _check_teacher(self, model, teacher_model, args, processing_class, teacher_processing_class) -> None:
+        if teacher_model is not None or teacher_processing_class is not None:
+            raise ValueError(
+                f"teacher_model together with teacher_model_kind={args.teacher_model_kind!r}: in OPSD the teacher is "
+                "the student itself. Use OPDTrainer for a separate teacher; it takes a privileged context too."
+            )
+
+    def _copy_student(self, model, args, kwargs):
+        lora = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
+        if lora or args.teacher_model_kind == "live" or isinstance(model, str):
+            return None
+        return copy.deepcopy(model)
+
+    def _build_teacher(self, teacher_model, initial_copy) -> Teacher:
+        kind = self.args.teacher_model_kind
+        student = self.accelerator.unwrap_model(self.model)
+        if initial_copy is None and kind != "live" and not hasattr(student, "peft_config"):
+            initial_copy = load_student_again(get_config_model_id(student.config), self.args)
+        return self_teacher(student, kind=kind, update_rate=self.args.teacher_update_rate, initial_copy=initial_copy)
+
+    # A moving teacher in checkpoints. PEFT saves and loads a teacher adapter with the student's by itself.
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.teacher.moves and self.teacher.model is not None:
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}" / TEACHER_FOLDER
+            state_dict = self.accelerator.get_state_dict(self.teacher.model)
+            if self.args.should_save:
+                self.accelerator.unwrap_model(self.teacher.model).save_pretrained(folder, state_dict=state_dict)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.teacher.moves and self.teacher.model is not None:
+            folder = Path(resume_from_checkpoint) / TEACHER_FOLDER
+            saved = create_model_from_path(str(folder), dtype="auto", device_map=None)
+            self.accelerator.unwrap_model(self.teacher.model).load_state_dict(saved.state_dict())

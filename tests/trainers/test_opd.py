@@ -1,0 +1,282 @@
+import pytest
+import torch
+
+from opd_trl.losses import support_divergence
+from tests import tiny
+from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
+
+
+def dense_log_probs(model, prompt_ids, prompt_mask, batch, temperature=1.0):
+    """The reference: the model's own logits, without any code of the trainer."""
+    ids = torch.cat([prompt_ids, batch["completion_ids"]], dim=1)
+    mask = torch.cat([prompt_mask, batch["completion_mask"]], dim=1)
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    length = batch["completion_ids"].size(1)
+    return (logits[:, -length - 1 : -1] / temperature).log_softmax(-1)
+
+
+def test_the_loss_is_the_divergence_of_both_models_own_logits(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, loss_temperature=1.3)
+    batch = fixed_batch(trainer)
+    loss = trainer._compute_loss(trainer.model, batch)
+
+    student = dense_log_probs(trainer.model, batch["prompt_ids"], batch["prompt_mask"], batch, 1.3)
+    teacher = dense_log_probs(trainer.teacher.model, batch["prompt_ids"], batch["prompt_mask"], batch, 1.3)
+    ids = student.topk(5, dim=-1).indices
+    per_token = support_divergence(student.gather(-1, ids), teacher.gather(-1, ids))
+    mask = batch["completion_mask"]
+    torch.testing.assert_close(loss, (per_token * mask).sum() / mask.sum(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_privileged_teacher_scores_its_own_prompt_and_exactly_the_same_completion(tmp_path, student_path):
+    rows = ["Say b.", "Say b and then c, at some length.", "x", "Say d."] * 2
+    trainer = opsd_trainer(tmp_path, student_path, dataset=tiny.questions(privileged_context=rows))
+    batch = fixed_batch(trainer)
+    tokenizer = trainer.processing_class
+    for i, context in enumerate(rows[:4]):
+        ids = batch["teacher_prompt_ids"][i][batch["teacher_prompt_mask"][i].bool()]
+        question = trainer.train_dataset[i]["prompt"]
+        expected = tokenizer.apply_chat_template(
+            [{"role": "system", "content": context}, *question], add_generation_prompt=True
+        )["input_ids"]
+        assert ids.tolist() == expected
+    loss = trainer._compute_loss(trainer.model, batch)
+
+    student = dense_log_probs(trainer.model, batch["prompt_ids"], batch["prompt_mask"], batch)
+    with trainer.model.disable_adapter():
+        teacher = dense_log_probs(trainer.model, batch["teacher_prompt_ids"], batch["teacher_prompt_mask"], batch)
+    ids = student.topk(5, dim=-1).indices
+    per_token = support_divergence(student.gather(-1, ids), teacher.gather(-1, ids))
+    mask = batch["completion_mask"]
+    assert loss > 0
+    torch.testing.assert_close(loss, (per_token * mask).sum() / mask.sum(), rtol=1e-5, atol=1e-6)
+
+
+def count_forwards(module) -> list[int]:
+    calls = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    return calls
+
+
+@pytest.mark.parametrize("rewards", [False, True])
+def test_one_student_forward_and_one_teacher_forward_per_micro_batch(tmp_path, student_path, teacher_path, rewards):
+    options = {"reward_funcs": lambda completions, **_: [len(c[0]["content"]) for c in completions]} if rewards else {}
+    trainer = opd_trainer(
+        tmp_path,
+        student_path,
+        teacher_path,
+        trainer_options=options,
+        num_generations=2,
+        gradient_accumulation_steps=2,
+        gradient_checkpointing=False,
+    )
+    batches = [{k: v[:4] if v.ndim else v for k, v in fixed_batch(trainer).items()} for _ in range(2)]
+    student = count_forwards(trainer.model.base_model)
+    teacher = count_forwards(trainer.teacher.model.base_model)
+    for batch in batches:
+        trainer._compute_loss(trainer.model, batch).backward()
+    assert (len(student), len(teacher)) == (2, 2)
+
+
+def test_a_self_teacher_runs_the_backbone_twice_per_micro_batch(tmp_path, student_path):
+    trainer = opsd_trainer(tmp_path, student_path, gradient_checkpointing=False)
+    batch = fixed_batch(trainer)
+    calls = count_forwards(trainer.model.get_base_model().base_model)
+    trainer._compute_loss(trainer.model, batch).backward()
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("rewards", [False, True])
+def test_the_gradient_does_not_depend_on_how_the_batch_is_split(tmp_path, student_path, teacher_path, rewards):
+    """1 x 8, 2 x 4 and 8 x 1 (batch x accumulation), completions of different lengths."""
+    options = {"reward_funcs": lambda completions, **_: [float(i) for i in range(len(completions))]} if rewards else {}
+    gradients = []
+    batch = None
+    for size, steps in [(8, 1), (4, 2), (2, 4), (1, 8)]:
+        trainer = opd_trainer(
+            tmp_path,
+            student_path,
+            teacher_path,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=steps,
+            num_generations=2 if rewards else 1,
+            trainer_options=options,
+        )
+        if batch is None:
+            batch = fixed_batch(trainer)
+            lengths = torch.tensor([8, 3, 5, 1, 8, 2, 7, 4])
+            batch["completion_mask"] = (torch.arange(8) < lengths[:, None]).long()
+            batch["loss_mask"] = batch["completion_mask"].clone()
+            batch["num_loss_tokens"] = batch["num_items_in_batch"] = batch["loss_mask"].sum()
+        trainer.model.train()
+        trainer.current_gradient_accumulation_steps = steps
+        for start in range(0, 8, size):
+            part = {k: v[start : start + size] if v.ndim else v for k, v in batch.items()}
+            trainer._compute_loss(trainer.model, part).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+    for gradient in gradients[1:]:
+        assert (gradient - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
+
+
+def test_training_lowers_the_divergence_and_logs_its_metrics(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(
+        tmp_path, student_path, teacher_path, max_steps=30, loss_support="full", divergence="forward_kl"
+    )
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    divergences = [entry["distillation/per_token_divergence"] for entry in history]
+    assert sum(divergences[-5:]) < 0.7 * sum(divergences[:5])
+    expected = {
+        "distillation/per_token_divergence",
+        "support/student_mass",
+        "support/teacher_mass",
+        "support/overlap",
+        "entropy",
+        "completions/mean_length",
+    }
+    assert expected <= history[0].keys()
+    assert not [name for name in history[0] if "reward" in name or "clip_ratio" in name]
+
+
+def test_rewards_are_logged_and_mixed_in_with_their_coefficient(tmp_path, student_path, teacher_path):
+    losses = {}
+    for coef in (0.0, 1.0, 2.0):
+        trainer = opd_trainer(
+            tmp_path,
+            student_path,
+            teacher_path,
+            num_generations=2,
+            policy_coef=coef,
+            trainer_options={"reward_funcs": lambda completions, **_: [1.0, 0.0] * (len(completions) // 2)},
+        )
+        torch.manual_seed(0)
+        batch = fixed_batch(trainer)
+        trainer._compute_loss(trainer.model, batch).backward()
+        losses[coef] = torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+        assert trainer._metrics["train"]["rewards/<lambda>/mean"] == [0.5]
+    policy = losses[1.0] - losses[0.0]
+    assert policy.norm() > 1e-3
+    torch.testing.assert_close(losses[2.0] - losses[0.0], 2 * policy, rtol=1e-3, atol=1e-5)
+
+
+def test_the_kl_anchor_to_the_initial_model_needs_no_reward(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, beta=0.5, max_steps=2)
+    trainer.train()
+    logged = [entry for entry in trainer.state.log_history if "kl" in entry]
+    assert logged
+    assert not [name for name in logged[0] if "reward" in name]
+
+
+def test_evaluation_reports_the_loss_and_the_same_metrics(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(
+        tmp_path,
+        student_path,
+        teacher_path,
+        trainer_options={"eval_dataset": tiny.questions(4)},
+        eval_strategy="steps",
+    )
+    metrics = trainer.evaluate()
+    logged = trainer.state.log_history[-1]
+    assert metrics["eval_loss"] > 0
+    assert {"eval_support/student_mass", "eval_distillation/per_token_divergence"} <= logged.keys()
+    assert abs(logged["eval_distillation/per_token_divergence"] - metrics["eval_loss"]) < 1e-5
+
+
+def test_skipped_tokens_truncated_completions_and_tool_results_are_left_out(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, num_loss_tokens_to_skip=3)
+    batch = fixed_batch(trainer)
+    assert batch["loss_mask"][:, :3].sum() == 0
+    assert batch["num_loss_tokens"] == batch["loss_mask"].sum() == batch["completion_mask"][:, 3:].sum()
+
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, mask_truncated_completions=True)
+    batch = fixed_batch(trainer)
+    truncated = batch["completion_mask"].sum(-1) == 0
+    assert truncated.any()  # a random model rarely stops within 8 tokens
+    assert batch["loss_mask"][truncated].sum() == 0
+
+    def rollout(prompts, trainer):
+        ids = trainer._tokenize_prompts(prompts)[0]
+        return {
+            "prompt_ids": ids,
+            "completion_ids": [[10, 11, 12, 2]] * len(ids),
+            "logprobs": None,
+            "env_mask": [[1, 0, 0, 1]] * len(ids),
+        }
+
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, trainer_options={"rollout_func": rollout})
+    assert fixed_batch(trainer)["loss_mask"].tolist() == [[1, 0, 0, 1]] * 4
+
+
+def test_a_batch_without_any_kept_token_gives_a_zero_that_keeps_its_graph(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, num_loss_tokens_to_skip=100)
+    loss = trainer._compute_loss(trainer.model, fixed_batch(trainer))
+    loss.backward()
+    assert loss == 0
+    assert all((p.grad == 0).all() for p in trainer.model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("support", ["student", "teacher", "intersection", "union", "full", "sampled"])
+def test_every_support_trains(tmp_path, student_path, teacher_path, support):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, loss_support=support)
+    before = trainer.model.lm_head.weight.clone()
+    trainer.train()
+    assert not torch.equal(before, trainer.model.lm_head.weight)
+
+
+def test_text_prompts_and_several_generations_work(tmp_path, student_path, teacher_path):
+    dataset = tiny.questions(conversational=False, privileged_context="b")
+    trainer = opd_trainer(
+        tmp_path, student_path, teacher_path, dataset=dataset, num_generations=4, privileged_builder="hint"
+    )
+    batch = fixed_batch(trainer, [dataset[0]] * 4)
+    text = trainer.processing_class.decode(batch["teacher_prompt_ids"][0])
+    assert text == f"{dataset[0]['prompt']}\n\nA hint, for you alone: b"
+    trainer.train()
+
+
+def test_a_teacher_with_a_wider_padded_head_is_cut_to_the_real_rows(tmp_path, student_path):
+    wide = tiny.build_model(seed=0, vocab_size=128)
+    narrow = tiny.build_model(seed=0)
+    wide.load_state_dict(
+        narrow.state_dict()
+        | {
+            k: torch.cat([narrow.state_dict()[k], torch.randn(25, 32)])
+            for k in ("lm_head.weight", "model.embed_tokens.weight")
+        }
+    )
+    trainer = opd_trainer(
+        tmp_path,
+        student_path,
+        wide,
+        trainer_options={"teacher_processing_class": tiny.build_tokenizer()},
+        gradient_checkpointing=False,
+    )
+    loss = trainer._compute_loss(trainer.model, fixed_batch(trainer))
+    assert abs(loss.item()) < 1e-6  # the same 103 rows: the teacher is the student
+
+
+def test_a_thinking_teacher_of_a_non_thinking_student_reads_another_prompt(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, teacher_chat_template_kwargs={"enable_thinking": True})
+    batch = fixed_batch(trainer)
+    decode = trainer.processing_class.decode
+    assert decode(batch["teacher_prompt_ids"][0]).endswith("assistant\n[think]")
+    assert decode(batch["prompt_ids"][0]).endswith("assistant\n")
+
+
+def test_nan_in_the_teacher_stops_with_step_and_row(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path)
+    batch = fixed_batch(trainer)
+    token = batch["completion_ids"][2, 0]
+    only_row_2 = (batch["prompt_ids"] == token).any(-1) | (batch["completion_ids"] == token).any(-1)
+    with torch.no_grad():
+        trainer.teacher.model.model.embed_tokens.weight[token] = torch.nan
+    rows = only_row_2.nonzero().flatten().tolist()
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite at step 0, rows \["):
+        trainer._compute_loss(trainer.model, batch)
+    assert 2 in rows
+
+
+def test_a_dropped_tail_with_little_student_mass_warns_once(tmp_path, student_path, teacher_path, caplog):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, loss_tail="drop", loss_top_k=2, max_steps=3)
+    trainer.train()
+    assert sum("leaks mass into the tail" in record.message for record in caplog.records) == 1
