@@ -16,9 +16,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, extra: str = "", pad_token: str | None = PAD) -> PreTrainedTokenizerFast:
-    """One id per printable ASCII character (plus `extra` ones) and three special tokens."""
-    vocab = {token: i for i, token in enumerate([PAD, START, END, *string.printable, *extra])}
+def build_tokenizer(*, reverse: bool = False, pad_token: str | None = PAD) -> PreTrainedTokenizerFast:
+    """One id per printable ASCII character and three special tokens; `reverse` gives the characters other ids."""
+    characters = string.printable[::-1] if reverse else string.printable
+    vocab = {token: i for i, token in enumerate([PAD, START, END, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

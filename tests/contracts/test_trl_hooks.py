@@ -1,0 +1,103 @@
+"""Everything private or subclassed of TRL that this package relies on, pinned.
+
+A failure here means: the installed TRL changed a hook. Read its diff, adapt the override that is named, then the pin.
+"""
+
+import inspect
+
+import pytest
+import trl
+from trl import GRPOConfig, GRPOTrainer, TrlParser
+from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.models.utils import _ForwardRedirection
+from trl.trainer import utils
+
+
+METHODS = {
+    "__init__": [
+        "self", "model", "reward_funcs", "args", "train_dataset", "eval_dataset", "processing_class",
+        "reward_processing_classes", "callbacks", "optimizers", "quantization_config", "peft_config", "tools",
+        "rollout_func", "environment_factory",
+    ],
+    "_set_signature_columns_if_needed": ["self"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_tokenize_prompts": ["self", "prompts"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
+    "_compute_loss": ["self", "model", "inputs"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+}  # fmt: skip
+FUNCTIONS = {
+    _ForwardRedirection.__call__: ["self", "wrapper_module", "original_module", "method", "args", "kwargs"],
+    utils.create_model_from_path: ["model_id", "architecture", "kwargs"],
+    utils.get_config_model_id: ["config"],
+    utils.maybe_gather_lm_head_ctx: ["params"],
+    prepare_deepspeed: ["model", "accelerator"],
+    prepare_fsdp: ["model", "accelerator"],
+    TrlParser.parse_args_and_config: [
+        "self", "args", "return_remaining_strings", "fail_with_unknown_args", "separate_remaining_strings",
+    ],
+    TrlParser.set_defaults_with_config: ["self", "kwargs"],
+}  # fmt: skip
+# What GRPOTrainer's methods read from `self` or the batch while ours run inside them.
+SOURCES = {
+    "__init__": [
+        "self.beta", "self.temperature", "self.chat_template_kwargs", "self._entropy_bonus_enabled",
+        "self.aux_loss_enabled", "self.router_aux_loss_coef", "self.reward_func_names", "self._metrics",
+        "self._tokenizer", "self.max_completion_length", "self.num_generations",
+    ],
+    "_generate_and_score_completions": [
+        '"prompt_ids"', '"prompt_mask"', '"completion_ids"', '"completion_mask"', '"advantages"', '"tool_mask"',
+        '["reward"]', '["reward_std"]', '["frac_reward_zero_std"]', "self._calculate_rewards(",
+    ],
+    # The policy loss runs on a forward that is already done: the model may be used for nothing but its log-probs.
+    "_compute_loss": ["self._get_per_token_logps_and_entropies(", 'inputs["advantages"]'],
+    "_get_per_token_logps_and_entropies": [
+        "model(**model_inputs, labels=labels, fused_lm_head=True)",
+        "outputs.log_probs[:, -logits_to_keep:]", "outputs.entropy[:, -logits_to_keep:]", "outputs.aux_loss",
+    ],
+}  # fmt: skip
+
+
+def parameters(function) -> list[str]:
+    return list(inspect.signature(inspect.unwrap(function)).parameters)
+
+
+def changed(name: str) -> str:
+    return f"TRL {trl.__version__} changed {name}; this package was written for 1.16"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_overridden_or_called_method_of_grpo_trainer_keeps_its_signature(name):
+    assert parameters(getattr(GRPOTrainer, name)) == METHODS[name], changed(f"GRPOTrainer.{name}")
+
+
+@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__qualname__)
+def test_a_private_helper_of_trl_keeps_its_signature(function):
+    assert parameters(function) == FUNCTIONS[function], changed(function.__qualname__)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_state_that_grpo_trainer_shares_with_ours_is_still_there(name):
+    source = inspect.getsource(inspect.unwrap(getattr(GRPOTrainer, name)))
+    for fragment in SOURCES[name]:
+        assert fragment in source, changed(f"GRPOTrainer.{name} ({fragment})")
+
+
+def test_grpo_loss_uses_its_model_argument_only_to_score_the_completion():
+    source = inspect.getsource(inspect.unwrap(GRPOTrainer._compute_loss))
+    uses = [line.strip() for line in source.splitlines()[1:] if "model" in line.replace("self.model", "")]
+    code = [line for line in uses if not line.startswith("#")]
+    assert code == ["model,"], changed("GRPOTrainer._compute_loss (its use of `model`)")
+
+
+def test_grpo_config_still_refuses_a_group_of_one_and_nothing_else_about_it(tmp_path):
+    with pytest.raises(ValueError, match="at least 2 generations"):
+        GRPOConfig(str(tmp_path), num_generations=1, use_cpu=True, bf16=False)
+    source = inspect.getsource(GRPOConfig.__post_init__)
+    assert "self.num_generations < 2" in source, changed("GRPOConfig.__post_init__ (the check of num_generations)")
+
+
+def test_the_loss_of_grpo_trainer_is_not_scaled_again_by_transformers():
+    assert GRPOTrainer.loss_is_scaled_for_ga is True, changed("GRPOTrainer.loss_is_scaled_for_ga")

@@ -1,0 +1,12 @@
+"""One thread for tensors of a few dozen numbers: waking a second one costs milliseconds a call on a busy machine."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
