@@ -10,11 +10,9 @@ from accelerate.logging import get_logger
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..diagnostics import broken_teacher_message, dropped_tail_advice, token_means, token_sums
-from ..losses import chunked_support_log_probs, chunked_support_loss
-from ..privileged import TeacherView, check_lengths, join, left_pad
+from ..privileged import TeacherView, check_lengths, left_pad
 from ..teachers import ModelTeacher, Teacher, shared_rows
 from .checks import (
     check_args,
@@ -26,14 +24,8 @@ from .checks import (
     tokenizer_of,
 )
 from .config import TOP_K_SUPPORTS, OPDConfig
-from .forward import (
-    MULTIMODAL_KEYS,
-    Head,
-    completion_hidden_states,
-    read_head,
-    scatter,
-    unique_tensors,
-)
+from .forward import Head, read_head
+from .passes import loss_options, student_pass, teacher_pass
 from .placement import load_teacher, prepare_teacher
 
 
@@ -194,6 +186,7 @@ class OPDTrainer(GRPOTrainer):
             config = self.teacher.model.config.get_text_config()
             self._num_rows = shared_rows(self._num_rows, config.vocab_size, self._tokenizer.get_vocab())
             self.teacher.model = prepare_teacher(self, self.teacher.model)
+        self._loss_options = loss_options(self.args, num_rows=self._num_rows, sampling_temperature=self.temperature)
         window = getattr(config, "max_position_embeddings", None)
         limits = [self.args.max_teacher_prompt_length, None if window is None else window - self.max_completion_length]
         self._teacher_prompt_limit = min((limit for limit in limits if limit is not None), default=None)
@@ -260,11 +253,21 @@ class OPDTrainer(GRPOTrainer):
     def _compute_loss(self, model, inputs):
         teacher_hidden_states, teacher_head = self._score_teacher(model, inputs)
         student = self.accelerator.unwrap_model(model)
-        # Backbone, head and loss run inside the engine's own forward, so that DDP, DeepSpeed and FSDP see all uses of
-        # the parameters, the head's included.
-        result = self._forward_redirection(
-            model, student, self._student_pass, student, inputs, teacher_hidden_states, teacher_head
-        )
+        with self.accelerator.autocast():
+            result = self._forward_redirection(
+                model,
+                student,
+                student_pass,
+                student,
+                inputs,
+                teacher_hidden_states,
+                teacher_head,
+                options=self._loss_options,
+                num_rows=self._num_rows,
+                num_loss_tokens=self._num_loss_tokens(inputs),
+                router_loss=self.aux_loss_enabled,
+                policy_temperature=self.temperature if self._policy_is_active else None,
+            )
         self._log_distillation(result.stats, inputs, teacher_hidden_states)
         loss = self.args.distillation_coef * result.loss
         if self._policy_is_active:
@@ -281,94 +284,10 @@ class OPDTrainer(GRPOTrainer):
 
     def _score_teacher(self, model, inputs) -> tuple[Tensor, Head]:
         """Hidden states `(B, T, H)` of the completion under the teacher, and its head."""
-        own_prompt = "teacher_prompt_ids" in inputs
-        prefix = "teacher_" if own_prompt else ""
-        input_ids, attention_mask = join(
-            inputs[f"{prefix}prompt_ids"],
-            inputs[f"{prefix}prompt_mask"],
-            inputs["completion_ids"],
-            inputs["completion_mask"],
-        )
-        multimodal = {} if own_prompt else {key: inputs[key] for key in MULTIMODAL_KEYS if key in inputs}
         with self.teacher.scoring(model) as module, self.accelerator.autocast():
-            unwrapped = self.accelerator.unwrap_model(module)
-            hidden_states, _ = self._forward_redirection(
-                module,
-                unwrapped,
-                completion_hidden_states,
-                unwrapped,
-                input_ids,
-                attention_mask,
-                inputs["completion_ids"].size(1),
-                multimodal=multimodal,
-            )
-            return hidden_states, read_head(unwrapped)
-
-    def _student_pass(self, student, inputs, teacher_hidden_states: Tensor, teacher_head: Head) -> SimpleNamespace:
-        """The student's one forward: distillation loss, statistics, and GRPO's log-probs where its loss is active."""
-        input_ids, attention_mask = join(
-            inputs["prompt_ids"], inputs["prompt_mask"], inputs["completion_ids"], inputs["completion_mask"]
-        )
-        with self.accelerator.autocast():
-            hidden_states, aux_loss = completion_hidden_states(
-                student,
-                input_ids,
-                attention_mask,
-                inputs["completion_ids"].size(1),
-                router_loss=self.aux_loss_enabled,
-                multimodal={key: inputs[key] for key in MULTIMODAL_KEYS if key in inputs},
-            )
-            head = read_head(student)
-            weights = unique_tensors((head.weight, head.bias, teacher_head.weight, teacher_head.bias))
-            with maybe_gather_lm_head_ctx(*weights):
-                head, teacher_head = head.rows(self._num_rows), teacher_head.rows(self._num_rows)
-                loss, stats = self._distillation_loss(hidden_states, head, teacher_hidden_states, teacher_head, inputs)
-                per_token_logps = entropies = None
-                if self._policy_is_active:
-                    per_token_logps, entropies = self._policy_log_probs(hidden_states, head, inputs)
-        return SimpleNamespace(
-            loss=loss, stats=stats, aux_loss=aux_loss, per_token_logps=per_token_logps, entropies=entropies
-        )
-
-    def _distillation_loss(self, hidden_states, head: Head, teacher_hidden_states, teacher_head: Head, inputs):
-        kept = inputs["loss_mask"].bool()
-        args = self.args
-        normalizer = self._num_loss_tokens(inputs)
-        return chunked_support_loss(
-            hidden_states[kept],
-            head.weight,
-            teacher_hidden_states[kept],
-            teacher_head.weight,
-            torch.ones_like(kept[kept], dtype=torch.float32) / normalizer,
-            top_k=min(args.loss_top_k, self._num_rows),
-            support=args.loss_support,
-            divergence=args.divergence,
-            beta=args.divergence_beta,
-            tail=args.loss_tail,
-            stop_gradient=args.stop_gradient,
-            completion_ids=inputs["completion_ids"][kept],
-            temperature=self.temperature if args.loss_temperature is None else args.loss_temperature,
-            student_lm_head_bias=head.bias,
-            student_logit_scale=head.logit_scale,
-            student_final_logit_softcapping=head.final_logit_softcapping,
-            teacher_lm_head_bias=teacher_head.bias,
-            teacher_logit_scale=teacher_head.logit_scale,
-            teacher_final_logit_softcapping=teacher_head.final_logit_softcapping,
-        )
-
-    def _policy_log_probs(self, hidden_states, head: Head, inputs) -> tuple[Tensor, Tensor]:
-        """`(B, T)` log-probs of the sampled tokens and entropies, at the sampling temperature."""
-        kept = inputs["completion_mask"].bool()
-        log_probs, _, entropies = chunked_support_log_probs(
-            hidden_states[kept],
-            head.weight,
-            ids=inputs["completion_ids"][kept].unsqueeze(-1),
-            bias=head.bias,
-            temperature=self.temperature,
-            logit_scale=head.logit_scale,
-            final_logit_softcapping=head.final_logit_softcapping,
-        )
-        return scatter(log_probs.squeeze(-1), kept), scatter(entropies, kept)
+            teacher = self.accelerator.unwrap_model(module)
+            hidden_states = self._forward_redirection(module, teacher, teacher_pass, teacher, inputs)
+            return hidden_states, read_head(teacher)
 
     def _num_micro_batches(self) -> int:
         """Micro-batches whose gradients add up to one step."""

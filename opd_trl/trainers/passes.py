@@ -1,0 +1,138 @@
+"""The two forwards of a step: the teacher's over its own prompt, the student's with the loss in the same pass."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from ..losses import chunked_support_log_probs, chunked_support_loss
+from ..privileged import join
+from .config import OPDConfig
+from .forward import MULTIMODAL_KEYS, Head, completion_hidden_states, read_head, scatter, unique_tensors
+
+
+class StudentPass(NamedTuple):
+    """What one student forward gives: the distillation loss and what GRPO's own loss needs."""
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+    aux_loss: Tensor | None
+    per_token_logps: Tensor | None
+    entropies: Tensor | None
+
+
+def loss_options(args: OPDConfig, *, num_rows: int, sampling_temperature: float) -> dict[str, Any]:
+    """Arguments of `chunked_support_loss` that stay the same for a whole run."""
+    return {
+        "top_k": min(args.loss_top_k, num_rows),
+        "support": args.loss_support,
+        "divergence": args.divergence,
+        "beta": args.divergence_beta,
+        "tail": args.loss_tail,
+        "stop_gradient": args.stop_gradient,
+        "temperature": sampling_temperature if args.loss_temperature is None else args.loss_temperature,
+    }
+
+
+def teacher_pass(teacher: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Hidden states `(B, T, H)` of the completion after the teacher's own prompt, or else after the student's.
+
+    Runs in `Teacher.scoring`, inside the engine's forward of `teacher`.
+    """
+    own_prompt = "teacher_prompt_ids" in inputs
+    prefix = "teacher_" if own_prompt else ""
+    input_ids, attention_mask = join(
+        inputs[f"{prefix}prompt_ids"],
+        inputs[f"{prefix}prompt_mask"],
+        inputs["completion_ids"],
+        inputs["completion_mask"],
+    )
+    hidden_states, _ = completion_hidden_states(
+        teacher,
+        input_ids,
+        attention_mask,
+        inputs["completion_ids"].size(1),
+        multimodal={} if own_prompt else multimodal_inputs(inputs),
+    )
+    return hidden_states
+
+
+def student_pass(
+    student: nn.Module,
+    inputs: dict[str, Any],
+    teacher_hidden_states: Tensor,
+    teacher_head: Head,
+    *,
+    options: dict[str, Any],
+    num_rows: int,
+    num_loss_tokens: Tensor,
+    router_loss: bool,
+    policy_temperature: float | None,
+) -> StudentPass:
+    """The student's one forward: distillation loss, statistics, and GRPO's log-probs.
+
+    Runs inside the engine's forward of `student`, so that DDP, DeepSpeed and FSDP see every use of its parameters,
+    the head's included. Only kept positions reach the head.
+
+    Args:
+        student: unwrapped.
+        inputs: the micro-batch.
+        teacher_hidden_states, teacher_head: from the teacher's pass.
+        options: see `loss_options`.
+        num_rows: rows of both heads that are compared.
+        num_loss_tokens: what the sum over tokens is divided by.
+        router_loss: also return the load-balancing loss of experts.
+        policy_temperature: temperature of GRPO's log-probs; None where its loss is not active.
+    """
+    completion_ids = inputs["completion_ids"]
+    input_ids, attention_mask = join(
+        inputs["prompt_ids"], inputs["prompt_mask"], completion_ids, inputs["completion_mask"]
+    )
+    hidden_states, aux_loss = completion_hidden_states(
+        student,
+        input_ids,
+        attention_mask,
+        completion_ids.size(1),
+        router_loss=router_loss,
+        multimodal=multimodal_inputs(inputs),
+    )
+    head, kept = read_head(student), inputs["loss_mask"].bool()
+    # ZeRO-3 gathers both heads once for the whole pass; a self-teacher's is the student's own.
+    weights = unique_tensors((head.weight, head.bias, teacher_head.weight, teacher_head.bias))
+    with maybe_gather_lm_head_ctx(*weights):
+        head, teacher_head = head.rows(num_rows), teacher_head.rows(num_rows)
+        loss, stats = chunked_support_loss(
+            hidden_states[kept],
+            head.weight,
+            teacher_hidden_states[kept],
+            teacher_head.weight,
+            torch.ones_like(completion_ids[kept], dtype=torch.float32) / num_loss_tokens,
+            completion_ids=completion_ids[kept],
+            student_lm_head_bias=head.bias,
+            student_logit_scale=head.logit_scale,
+            student_final_logit_softcapping=head.final_logit_softcapping,
+            teacher_lm_head_bias=teacher_head.bias,
+            teacher_logit_scale=teacher_head.logit_scale,
+            teacher_final_logit_softcapping=teacher_head.final_logit_softcapping,
+            **options,
+        )
+        per_token_logps = entropies = None
+        if policy_temperature is not None:
+            scored = inputs["completion_mask"].bool()
+            log_probs, _, entropy = chunked_support_log_probs(
+                hidden_states[scored],
+                head.weight,
+                ids=completion_ids[scored].unsqueeze(-1),
+                bias=head.bias,
+                temperature=policy_temperature,
+                logit_scale=head.logit_scale,
+                final_logit_softcapping=head.final_logit_softcapping,
+            )
+            per_token_logps, entropies = scatter(log_probs.squeeze(-1), scored), scatter(entropy, scored)
+    return StudentPass(loss, stats, aux_loss, per_token_logps, entropies)
+
+
+def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a batch that a vision-language backbone takes."""
+    return {key: inputs[key] for key in MULTIMODAL_KEYS if key in inputs}
