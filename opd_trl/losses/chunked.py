@@ -45,6 +45,13 @@ def transform_logits(
     return logits / temperature
 
 
+def check_rows(num_tokens: int, **shapes: tuple[int, ...]) -> None:
+    """Raise ValueError unless every named shape is `(num_tokens,)`: a slice or a gather would not notice."""
+    for name, shape in shapes.items():
+        if tuple(shape) != (num_tokens,):
+            raise ValueError(f"{name} must have one row for each of the {num_tokens} tokens, got {tuple(shape)} rows.")
+
+
 def project(hidden_states: Tensor, lm_head_weight: Tensor, bias: Tensor | None) -> Tensor:
     """Raw logits `(n, V)` in at least float32, multiplied in the dtype of the head (or of autocast)."""
     logits = F.linear(hidden_states.to(lm_head_weight.dtype), lm_head_weight, bias)
@@ -88,7 +95,7 @@ def chunked_support_log_probs(
         entropy: `(N,)` of the whole distribution, nats; differentiable.
 
     Raises:
-        ValueError: both or neither of `ids` and `top_k`, or `top_k` out of range.
+        ValueError: both or neither of `ids` and `top_k`, `top_k` out of range, or `ids` of another length.
 
     Example:
         >>> import torch
@@ -100,6 +107,8 @@ def chunked_support_log_probs(
         raise ValueError("give exactly one of ids (which tokens to score) and top_k (the K most probable ones).")
     if top_k is not None:
         check_top_k(top_k, lm_head_weight.size(0))
+    else:
+        check_rows(hidden_states.size(0), ids=ids.shape[:-1])
 
     def score(hidden_states: Tensor, lm_head_weight: Tensor, bias: Tensor | None, ids: Tensor | None):
         logits = transform_logits(
@@ -177,7 +186,7 @@ def chunked_support_loss(
 
     Raises:
         ValueError: an unknown option, `top_k` out of range, heads of different vocabularies, missing
-            `completion_ids`.
+            `completion_ids`, tensors of another length than `student_hidden_states`.
 
     Source: arXiv 2605.11182; forming head gradients in the forward as in Liger's fused linear losses.
 
@@ -199,6 +208,12 @@ def chunked_support_loss(
     check_top_k(top_k, student_lm_head_weight.size(0))
     if support == "sampled" and completion_ids is None:
         raise ValueError("support='sampled' needs completion_ids, the (N,) sampled tokens.")
+    check_rows(
+        student_hidden_states.size(0),
+        teacher_hidden_states=teacher_hidden_states.shape[:-1],
+        token_weights=token_weights.shape,
+        **({} if completion_ids is None else {"completion_ids": completion_ids.shape}),
+    )
 
     def student_log_probs(logits: Tensor) -> Tensor:
         return transform_logits(

@@ -17,7 +17,8 @@ def masked_mean(
         num_items_in_batch: kept tokens of the whole global batch; by default those of `loss_mask`.
 
     Returns:
-        scalar. An empty mask gives a zero that keeps its graph, so that every rank can run backward.
+        scalar, float32 (float64 for float64 inputs). An empty mask gives a zero that keeps its graph, so that every
+        rank can run backward.
 
     Raises:
         ValueError: the shapes differ.
@@ -35,4 +36,5 @@ def masked_mean(
         )
     kept = loss_mask.bool()
     count = kept.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-    return torch.where(kept, per_token_loss, 0.0).sum() / count.to(per_token_loss.device).clamp(min=1)
+    total = torch.where(kept, per_token_loss, 0.0).sum(dtype=torch.promote_types(per_token_loss.dtype, torch.float32))
+    return total / count.to(per_token_loss.device).clamp(min=1)

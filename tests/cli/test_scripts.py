@@ -1,0 +1,127 @@
+import pytest
+import trl.rewards
+
+from opd_trl.scripts import common, opd, opsd
+
+
+class FakeTrainer:
+    """Records what a script gives to the trainer and does with it."""
+
+    last = None
+
+    def __init__(self, **kwargs):
+        FakeTrainer.last = self
+        self.kwargs, self.calls = kwargs, []
+        self.accelerator = self
+
+    def print(self, *args):
+        pass
+
+    def train(self, resume_from_checkpoint=None):
+        self.calls.append(("train", resume_from_checkpoint))
+
+    def save_model(self, output_dir):
+        self.calls.append(("save_model", output_dir))
+
+    def end(self):
+        self.calls.append(("end",))
+
+
+@pytest.fixture
+def arguments(make_parser, write_rows):
+    """The four dataclasses of a script from flags, on a small local data set."""
+    write_rows("data/train.jsonl", 4)
+    write_rows("data/test.jsonl", 2)
+
+    def parse(*argv, name="opsd"):
+        required = ["--model_name_or_path", "m", "--dataset_name", "data", "--output_dir", "out", "--use_cpu"]
+        return make_parser(name).parse_args_and_config([*required, *argv])
+
+    return parse
+
+
+@pytest.fixture
+def train(arguments, monkeypatch):
+    """Run a script with FakeTrainer; return it."""
+
+    def run(*argv, name="opsd"):
+        parsed = arguments(*argv, name=name)
+        monkeypatch.setattr(f"opd_trl.{name.upper()}Trainer", FakeTrainer, raising=False)
+        {"opd": opd, "opsd": opsd}[name].main(*parsed)
+        return FakeTrainer.last
+
+    return run
+
+
+def test_a_run_trains_saves_and_ends(train):
+    trainer = train("--eval_strategy", "steps", "--eval_steps", "1", "--resume_from_checkpoint", "ckpt")
+    assert trainer.calls == [("train", "ckpt"), ("save_model", "out"), ("end",)]
+    assert trainer.kwargs["model"] == "m"
+    assert (len(trainer.kwargs["train_dataset"]), len(trainer.kwargs["eval_dataset"])) == (4, 2)
+    assert trainer.kwargs["reward_funcs"] is None
+    assert trainer.kwargs["peft_config"] is None
+
+
+def test_without_evaluation_no_test_split_is_given(train):
+    assert train().kwargs["eval_dataset"] is None
+
+
+def test_lora_and_init_arguments_reach_the_trainer(train):
+    trainer = train(
+        *("--use_peft", "--lora_r", "3", "--lora_target_modules", "q_proj", "v_proj", "--dtype", "bfloat16"),
+        *("--model_revision", "r1", "--attn_implementation", "sdpa", "--model_init_kwargs", '{"dtype": "float16"}'),
+    )
+    assert trainer.kwargs["peft_config"].r == 3
+    assert trainer.kwargs["peft_config"].target_modules == {"q_proj", "v_proj"}
+    given = trainer.kwargs["args"].model_init_kwargs
+    assert given["dtype"] == "float16"  # given by hand, so it wins over --dtype
+    assert (given["revision"], given["attn_implementation"]) == ("r1", "sdpa")
+
+
+def test_the_teacher_takes_the_students_attention_but_its_own_settings_win(train):
+    teacher = ["--teacher_model_name_or_path", "t", "--attn_implementation", "sdpa"]
+    args = train(*teacher, name="opd").kwargs["args"]
+    assert args.teacher_model_init_kwargs == {"attn_implementation": "sdpa"}
+    own = ["--teacher_model_init_kwargs", '{"attn_implementation": "eager"}']
+    args = train(*teacher, *own, name="opd").kwargs["args"]
+    assert args.teacher_model_init_kwargs == {"attn_implementation": "eager"}
+
+
+def test_rewards_come_by_name_and_by_import_path(train, here, monkeypatch):
+    (here / "my_rewards_of_test.py").write_text("def length(completions, **kwargs):\n    return [1.0]\n")
+    monkeypatch.syspath_prepend(here)
+    names = ("think_format_reward", "get_soft_overlong_punishment", "my_rewards_of_test.length")
+    rewards = train("--reward_funcs", *names).kwargs["reward_funcs"]
+    assert rewards[0] is trl.rewards.think_format_reward
+    assert callable(rewards[1])
+    assert rewards[2](["x"]) == [1.0]
+
+
+@pytest.mark.parametrize("name", ["accuracy_rewardd", "no.such.module", "os.path.nothing"])
+def test_an_unknown_reward_is_a_clear_error(name):
+    with pytest.raises(ValueError, match=rf"reward_funcs: '{name}' is none of accuracy_reward"):
+        common.reward_func(name)
+
+
+def test_opd_needs_a_teacher(arguments):
+    with pytest.raises(ValueError, match=r"no teacher is given\. Set teacher_model_name_or_path"):
+        opd.main(*arguments(name="opd"))
+
+
+def test_a_script_ends_with_one_line_on_faulty_data(make_parser, here, monkeypatch, capsys):
+    (here / "rows.csv").write_text("prompt\n")
+    argv = ["opsd.py", "--model_name_or_path", "m", "--dataset_name", "rows.csv", "--use_cpu", "--output_dir", "out"]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit) as exit_:
+        common.run(make_parser(), opsd.check_arguments, opsd.main)
+    assert exit_.value.code == 2
+    assert "at least one row" in capsys.readouterr().err
+    assert not (here / "out").exists()
+
+
+def test_the_scripts_have_the_shape_of_those_of_trl():
+    from trl.scripts import distillation
+
+    for script in (opd, opsd):
+        assert script.make_parser.__code__.co_varnames[:2] == distillation.make_parser.__code__.co_varnames[:2]
+        assert script.main.__code__.co_varnames[:4] == distillation.main.__code__.co_varnames[:4]
