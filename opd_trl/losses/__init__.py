@@ -3,8 +3,9 @@
 One value per token, keyword-only options, nats, float32. The gradients are proven in closed form in `tests/losses`.
 """
 
-from .chunked import chunked_support_log_probs, chunked_support_loss
+from .chunked import chunked_support_loss
 from .divergences import forward_kl, generalized_jsd, reverse_kl
+from .head import chunked_support_log_probs
 from .reduction import masked_mean
 from .sampled import sampled_token_loss
 from .support import select_support, support_divergence

@@ -11,7 +11,7 @@ def sampled_token_loss(
     """Policy gradient on the sampled token, -sg(w (log q_y - log p_y - baseline)) log p_y.
 
     Without options this is sg(log p_y - log q_y) log p_y. Its gradient in the logits is sg(r_y) (1[j=y] - p_j); the
-    expectation over y ~ p is the gradient of the full reverse KL. The value itself is not a divergence: log
+    expectation over y ~ p is the gradient of the full reverse KL. The value itself is not a divergence: report
     log p_y - log q_y instead, whose own backpropagation would be noise of zero mean.
 
     Args:

@@ -1,0 +1,1 @@
+"""The command line: `opd-trl opd|opsd|recipes|demo|env`."""

@@ -1,0 +1,127 @@
+"""What belongs to `accelerate launch`: its flags, its configuration files, and the launch itself."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from .recipes import ACCELERATE, accelerate_names, nearest, recipes_dir
+
+
+CONFIG = "accelerate_config"
+# Flags of `accelerate launch` that are ours to set, or no business of a training command.
+RESERVED = {"help", "module", "no_python", "training_script", "training_script_args"}
+
+
+def launch_arity() -> dict[str, int]:
+    """Return how many values each flag of `accelerate launch` takes (0 or 1), `accelerate_config` included."""
+    from accelerate.commands.launch import launch_command_parser
+
+    arity = {CONFIG: 1}
+    for action in launch_command_parser()._actions:
+        for option in action.option_strings:
+            name = flag_name(option)
+            if option.startswith("--") and name not in RESERVED:
+                arity[name] = 0 if action.nargs == 0 else 1
+    return arity
+
+
+def flag_name(token: str) -> str:
+    """Return the field that a flag sets: `--num-processes=2` -> `num_processes`."""
+    return token.lstrip("-").partition("=")[0].replace("-", "_")
+
+
+def as_flags(options: dict[str, Any], arity: dict[str, int]) -> list[str]:
+    """Return the launch flags of a recipe's keys; a switch that is false is left out.
+
+    >>> as_flags({"num_processes": 2, "multi_gpu": True, "quiet": False},
+    ...          {"num_processes": 1, "multi_gpu": 0, "quiet": 0})
+    ['--num_processes', '2', '--multi_gpu']
+    """
+    flags = []
+    for name, value in options.items():
+        if arity[name]:
+            flags += [f"--{name}", str(value)]
+        elif value:
+            flags.append(f"--{name}")
+    return flags
+
+
+def unknown_tokens(tokens: list[str], known: dict[str, int]) -> list[str]:
+    """Return the flags that are not `known` and the values that follow no flag; a known flag takes its value along.
+
+    >>> unknown_tokens(["--num_processes", "2", "--betta", "0.5", "--quiet", "x"], {"num_processes": 1, "quiet": 0})
+    ['--betta', 'x']
+    """
+    unknown, values_due = [], 0.0
+    for token in tokens:
+        if not token.startswith("--"):
+            if values_due < 1:
+                unknown.append(token)
+            values_due -= 1
+        elif flag_name(token) in known:
+            values_due = 0 if "=" in token else known[flag_name(token)]
+        else:
+            unknown.append(token)
+            values_due = float("inf")
+    return unknown
+
+
+def resolve_accelerate_config(flags: list[str]) -> list[str]:
+    """Replace `--accelerate_config NAME_OR_FILE` by accelerate's `--config_file`; the last one given wins.
+
+    A file of that path comes first, then our own configurations, then those of TRL.
+
+    Raises:
+        ValueError: there is none; the message lists the nearest names.
+    """
+    from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+    rest, name = [], None
+    tokens = iter(flags)
+    for token in tokens:
+        if not token.startswith("--") or flag_name(token) != CONFIG:
+            rest.append(token)
+            continue
+        _, given, name = token.partition("=")
+        name = name if given else next(tokens, "")
+    if name is None:
+        return rest
+    ours = recipes_dir() / ACCELERATE / f"{name}.yaml"
+    if not Path(name).is_file() and ours.is_file():
+        name = str(ours)
+    try:
+        return resolve_accelerate_config_argument([f"--{CONFIG}", name, *rest])
+    except ValueError:
+        names = accelerate_names()
+        raise ValueError(
+            f"--accelerate_config {name!r} is neither a file (looked in {Path.cwd()}) nor a configuration of opd_trl "
+            f"or TRL. Nearest: {', '.join(nearest(name, names) or names)}."
+        ) from None
+
+
+def launch(module: str, launch_flags: list[str], arguments: list[str]) -> int:
+    """Run a training module under `accelerate launch` and return its exit status.
+
+    Args:
+        module: import path, run as `python -m`, so that no place of files matters.
+        launch_flags: for `accelerate launch`, `--accelerate_config` among them.
+        arguments: for the module.
+
+    Raises:
+        ValueError: accelerate refuses a flag or a combination of them.
+    """
+    from accelerate.commands.launch import launch_command, launch_command_parser
+
+    parser = launch_command_parser()
+    parser.error = _refuse
+    args = parser.parse_args([*resolve_accelerate_config(launch_flags), "--module", module, *arguments])
+    try:
+        launch_command(args)
+    except subprocess.CalledProcessError as error:
+        return error.returncode  # the training process has printed its own error
+    return 0
+
+
+def _refuse(message: str):
+    """In place of argparse's own exit, which prints all of accelerate's flags first."""
+    raise ValueError(f"accelerate launch: {message}")

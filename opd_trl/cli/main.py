@@ -1,0 +1,73 @@
+"""`opd-trl`: dispatch to the commands. Each is imported when it is called, so that `--help` costs nothing."""
+
+import difflib
+import importlib
+import sys
+
+import opd_trl
+
+
+COMMANDS = {
+    "opd": "train a student on its own text, scored by a separate teacher",
+    "opsd": "train a student on its own text, scored by itself reading a privileged context",
+    "recipes": "list, show or copy the recipes (YAML files) that come with the package",
+    "demo": "the ten-minute CPU demo: a small model learns a system prompt",
+    "env": "print the versions to put into a bug report",
+}
+
+HELP = """\
+usage: opd-trl COMMAND [ARGUMENTS]
+
+On-policy distillation on top of Hugging Face TRL.
+
+commands
+{commands}
+
+Start here:
+  opd-trl demo                               see it work, no GPU needed
+  opd-trl recipes list                       what can be trained out of the box
+  opd-trl opsd --config system_prompt/demo   train with a recipe, by name or by path
+
+`opd-trl COMMAND --help` explains a command; `opd-trl --version` prints the version.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `opd-trl` with `argv` (those of the process by default) and return its exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(help_text(), end="")
+        return 0
+    if argv[0] == "--version":
+        print(opd_trl.__version__)
+        return 0
+    name, rest = argv[0], argv[1:]
+    if name not in COMMANDS:
+        print(f"opd-trl: error: {unknown_command(name)}", file=sys.stderr)
+        return 2
+    if name in ("opd", "opsd"):
+        from .training import main as train
+
+        return train(name, rest)
+    if name == "demo":
+        from .demo import main as demo
+
+        return demo(rest) or 0
+    return importlib.import_module(f"opd_trl.cli.{name}").main(rest)
+
+
+def help_text() -> str:
+    """The overview that `opd-trl --help` prints."""
+    width = max(map(len, COMMANDS))
+    return HELP.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def unknown_command(name: str) -> str:
+    """Say that there is no such command, and which ones there are."""
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
+    return f"unknown command {name!r}: {hint}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,147 @@
+"""What `opd.py` and `opsd.py` share: arguments, models, rewards, and the run from data set to saved model."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from trl.scripts.grpo import GRPOScriptArguments
+
+from .data import DataError, check_data_arguments, load_splits
+
+
+@dataclass
+class OPDScriptArguments(GRPOScriptArguments):
+    """Arguments of the training scripts: the data set, as in all of TRL's scripts, and rewards to mix in.
+
+    Args:
+        reward_funcs: names of TRL's reward functions (`accuracy_reward`, `reasoning_accuracy_reward`,
+            `think_format_reward`, `get_soft_overlong_punishment`) or dotted import paths. None: distillation alone.
+        reward_model_name_or_path: a reward model, used beside them.
+    """
+
+
+def make_parser(name: str, config_class: type, subparsers: argparse._SubParsersAction | None, prog: str | None):
+    """Return the strict parser of a training script: script, training, model and data-mixture arguments."""
+    from trl import DatasetMixtureConfig, ModelConfig
+
+    from opd_trl.cli.parser import StrictParser
+
+    dataclass_types = (OPDScriptArguments, config_class, ModelConfig, DatasetMixtureConfig)
+    if subparsers is not None:
+        return subparsers.add_parser(name, help=f"Run the {name} training script", dataclass_types=dataclass_types)
+    return StrictParser(dataclass_types, prog=prog)
+
+
+def check_arguments(script_args, training_args, model_args, dataset_args) -> None:
+    """Check what needs no model and no data to be read.
+
+    Raises:
+        ValueError: no student or no data set; a local data set, a file of the privileged context, a builder or a
+            reward function that does not exist.
+    """
+    from opd_trl.privileged import get_builder, read_shared_context
+
+    if os.getcwd() not in sys.path:  # for builders and reward functions of the user's own
+        sys.path.insert(0, os.getcwd())
+    if not model_args.model_name_or_path:
+        raise ValueError("no student is given. Set model_name_or_path to a hub id or a path, e.g. Qwen/Qwen3-1.7B.")
+    check_data_arguments(script_args, dataset_args)
+    read_shared_context(training_args.privileged_context, training_args.privileged_context_file)
+    get_builder(training_args.privileged_builder, template=training_args.privileged_template)
+    for name in script_args.reward_funcs or []:
+        reward_func(name)
+
+
+def reward_func(name: str) -> Callable:
+    """Return a reward function.
+
+    Args:
+        name: one of TRL's, or an import path `package.module.function`.
+
+    Raises:
+        ValueError: no such name or path.
+    """
+    import trl.rewards
+
+    ready = {
+        # The lengths of TRL's own GRPO script.
+        "get_soft_overlong_punishment": lambda: trl.rewards.get_soft_overlong_punishment(
+            max_completion_len=1280, soft_punish_cache=256
+        )
+    }
+    if name in ready:
+        return ready[name]()
+    plain = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
+    if name in plain:
+        return getattr(trl.rewards, name)
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"reward_funcs: {name!r} is none of {', '.join((*plain, *ready))} and cannot be imported as "
+            f"package.module.function ({error})."
+        ) from error
+
+
+def reward_funcs(script_args) -> list[Any] | None:
+    """Return the rewards to mix in, or None for distillation alone."""
+    models = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []
+    return models + [reward_func(name) for name in script_args.reward_funcs or []] or None
+
+
+def model_init_kwargs(training_args, model_args) -> dict[str, Any]:
+    """Return the student's `from_pretrained` arguments; what `model_init_kwargs` gives by hand wins."""
+    return {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
+    """Load the data, train, save, push where asked, and end the trackers and the process group.
+
+    Raises:
+        DataError: the data set is missing, unreadable or empty.
+    """
+    from trl import get_peft_config, get_quantization_config
+
+    evaluate = training_args.eval_strategy != "no"
+    train_dataset, eval_dataset = load_splits(script_args, dataset_args, evaluate=evaluate)
+    training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
+    trainer = trainer_class(
+        model=model_args.model_name_or_path,
+        reward_funcs=reward_funcs(script_args),
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        peft_config=get_peft_config(model_args),
+        quantization_config=get_quantization_config(model_args),
+    )
+    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.save_model(training_args.output_dir)
+    trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
+    if training_args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+    if hasattr(trainer, "end"):  # transformers >= 5.18: without it some runs abort at exit
+        trainer.end()
+
+
+def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
+    """Parse the command line and call `main`; a fault of the arguments or of the data is one line, status 2."""
+    parsed = parser.parse_args_and_config()
+    try:
+        check(*parsed)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        main(*parsed)
+    except DataError as error:
+        parser.error(str(error))

@@ -1,0 +1,48 @@
+"""On-policy distillation from a separate teacher.
+
+```bash
+accelerate launch -m opd_trl.scripts.opd \
+    --model_name_or_path Qwen/Qwen3-1.7B \
+    --teacher_model_name_or_path Qwen/Qwen3-8B \
+    --dataset_name trl-lib/ultrafeedback-prompt \
+    --output_dir runs/opd
+```
+
+`opd-trl opd` takes the same arguments and launches for you.
+"""
+
+import argparse
+
+from opd_trl.scripts import common
+
+
+def check_arguments(script_args, training_args, model_args, dataset_args) -> None:
+    """Check what needs no model and no data to be read; raise ValueError with the remedy."""
+    common.check_arguments(script_args, training_args, model_args, dataset_args)
+    if training_args.teacher_model_name_or_path is None:
+        raise ValueError(
+            "no teacher is given. Set teacher_model_name_or_path, e.g. to Qwen/Qwen3-8B, or use `opd-trl opsd` with a "
+            "privileged context, where the student is its own teacher."
+        )
+
+
+def main(script_args, training_args, model_args, dataset_args) -> None:
+    """Train with [`OPDTrainer`]. The teacher takes the student's attention unless `teacher_model_init_kwargs` says."""
+    check_arguments(script_args, training_args, model_args, dataset_args)
+    from opd_trl import OPDTrainer
+
+    if model_args.attn_implementation is not None:
+        given = training_args.teacher_model_init_kwargs or {}
+        training_args.teacher_model_init_kwargs = {"attn_implementation": model_args.attn_implementation, **given}
+    common.train(OPDTrainer, script_args, training_args, model_args, dataset_args)
+
+
+def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    """Return the parser of this script."""
+    from opd_trl import OPDConfig
+
+    return common.make_parser("opd", OPDConfig, subparsers, prog)
+
+
+if __name__ == "__main__":
+    common.run(make_parser(), check_arguments, main)

@@ -1,0 +1,38 @@
+"""On-policy self-distillation: the teacher is the student itself, reading a privileged context.
+
+```bash
+accelerate launch -m opd_trl.scripts.opsd \
+    --model_name_or_path Qwen/Qwen3-1.7B \
+    --dataset_name trl-lib/ultrafeedback-prompt \
+    --privileged_context "You answer in one short, friendly sentence." \
+    --output_dir runs/opsd
+```
+
+`opd-trl opsd` takes the same arguments and launches for you.
+"""
+
+import argparse
+
+from opd_trl.scripts import common
+
+
+check_arguments = common.check_arguments
+
+
+def main(script_args, training_args, model_args, dataset_args) -> None:
+    """Train with [`OPSDTrainer`]."""
+    check_arguments(script_args, training_args, model_args, dataset_args)
+    from opd_trl import OPSDTrainer
+
+    common.train(OPSDTrainer, script_args, training_args, model_args, dataset_args)
+
+
+def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    """Return the parser of this script."""
+    from opd_trl import OPSDConfig
+
+    return common.make_parser("opsd", OPSDConfig, subparsers, prog)
+
+
+if __name__ == "__main__":
+    common.run(make_parser(), check_arguments, main)
