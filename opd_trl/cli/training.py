@@ -6,7 +6,7 @@ import warnings
 
 def main(name: str, argv: list[str]) -> int:
     """Run the training command `name` (`opd` or `opsd`) and return its exit status."""
-    if "--help-all" not in argv and {"-h", "--help"} & set(argv):
+    if not argv or ("--help-all" not in argv and {"-h", "--help"} & set(argv)):
         from .help import short_help
 
         print(short_help(name))
@@ -28,7 +28,7 @@ def main(name: str, argv: list[str]) -> int:
         return launch(
             f"opd_trl.scripts.{name}", from_recipe + from_command_line, without(argv, flags=from_command_line)
         )
-    except ValueError as error:
+    except (ValueError, ImportError) as error:  # ImportError: DeepSpeed is asked for and not installed
         parser.error(str(error))
 
 

@@ -1,7 +1,17 @@
 """Floor 1: per-token tensors to figures, figures to pictures."""
 
 from .metrics import METRICS, token_means, token_sums
+from .plots import DISTILLATION_PANELS, Panel, plot_run
 from .rules import broken_teacher_message, dropped_tail_advice
 
 
-__all__ = ["METRICS", "broken_teacher_message", "dropped_tail_advice", "token_means", "token_sums"]
+__all__ = [
+    "DISTILLATION_PANELS",
+    "METRICS",
+    "Panel",
+    "broken_teacher_message",
+    "dropped_tail_advice",
+    "plot_run",
+    "token_means",
+    "token_sums",
+]

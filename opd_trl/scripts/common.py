@@ -105,8 +105,8 @@ def model_init_kwargs(training_args, model_args) -> dict[str, Any]:
     }
 
 
-def train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
-    """Load the data, train, save, push where asked, and end the trackers and the process group.
+def build_trainer(trainer_class: type, script_args, training_args, model_args, dataset_args, **options):
+    """Load the data and build the trainer; `options` are further arguments of it.
 
     Raises:
         DataError: the data set is missing, unreadable or empty.
@@ -116,7 +116,7 @@ def train(trainer_class: type, script_args, training_args, model_args, dataset_a
     evaluate = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_splits(script_args, dataset_args, evaluate=evaluate)
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)
-    trainer = trainer_class(
+    return trainer_class(
         model=model_args.model_name_or_path,
         reward_funcs=reward_funcs(script_args),
         args=training_args,
@@ -124,7 +124,13 @@ def train(trainer_class: type, script_args, training_args, model_args, dataset_a
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
+        **options,
     )
+
+
+def train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
+    """Train, save, push where asked, and end the trackers and the process group."""
+    trainer = build_trainer(trainer_class, script_args, training_args, model_args, dataset_args)
     trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")

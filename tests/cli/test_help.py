@@ -74,6 +74,12 @@ def test_the_short_help_fits_its_width_and_points_to_the_long_one(name, width):
     assert long_lines == []
 
 
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"], ["--config", "x", "--help"]])
+def test_help_and_a_bare_command_print_the_short_help(argv, capsys):
+    assert main(["opsd", *argv]) == 0
+    assert capsys.readouterr().out == short_help("opsd") + "\n"
+
+
 def test_help_all_prints_the_flags_of_trl_and_transformers(capsys):
     assert main(["opd", "--help-all"]) == 0
     printed = capsys.readouterr().out

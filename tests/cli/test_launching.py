@@ -122,6 +122,14 @@ def test_faults_are_found_before_anything_is_launched(argv, message, launched, w
     assert [path.name for path in here.iterdir()] == ["rows.jsonl"]
 
 
+def test_deepspeed_that_is_not_installed_is_one_line(write_rows, monkeypatch, capsys):
+    write_rows("rows.jsonl")
+    monkeypatch.setattr(accelerate_launch, "is_deepspeed_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["opsd", "--use_cpu", *MODEL, *ROWS, "--accelerate_config", "zero2"])
+    assert "opd-trl opsd: error: DeepSpeed is not installed" in capsys.readouterr().err
+
+
 def test_the_exit_status_is_that_of_the_training_process(monkeypatch):
     def fail(args):
         raise subprocess.CalledProcessError(returncode=3, cmd=["python"])

@@ -1,0 +1,205 @@
+"""`opd-trl demo`: a real language model learns a system prompt, on a CPU, in about ten minutes."""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from .demo_model import DemoError, prepare_model
+
+
+RECIPE = "system_prompt/demo"
+RULE = {"start": "Arr,", "end": "Aye!"}
+MAX_NEW_TOKENS = 32
+
+DESCRIPTION = """\
+Teach SmolLM2-135M to follow a system prompt that it does not see.
+
+The teacher is the same model, reading a system message and four worked examples; the student sees the bare question.
+On-policy self-distillation moves what the teacher does into a LoRA adapter. Before, after and teacher are judged on
+64 questions that training never sees. Needs about 3 GiB of memory and no GPU.
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Run the demo and return its exit status."""
+    args = make_parser().parse_args(argv)
+    # Threads that wait must not spin: with another process on the same cores a step takes ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from rich.console import Console
+
+    console = Console()
+    try:
+        model = args.model or str(prepare(console, Path(args.output) / "model"))
+    except DemoError as error:
+        console.print(f"[red]{error}")
+        return 1
+    if args.prepare_only:
+        console.print(f"Model in {model}. Train with: opd-trl opsd --config {RECIPE} --model_name_or_path {model}")
+        return 0
+    run(console, model, Path(args.output), steps=args.steps, seed=args.seed)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The demo's own arguments; everything else stands in the recipe."""
+    parser = argparse.ArgumentParser(
+        prog="opd-trl demo", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", default="runs/demo", help="folder for result, curves and adapter (%(default)s)")
+    parser.add_argument("--steps", type=int, default=None, help="optimizer steps (default: the recipe's)")
+    parser.add_argument("--seed", type=int, default=None, help="random seed (default: the recipe's)")
+    parser.add_argument("--model", default=None, help="another chat model in place of SmolLM2-135M-Instruct")
+    parser.add_argument("--prepare-only", action="store_true", help="fetch and convert the model, then stop")
+    return parser
+
+
+def prepare(console, folder: Path) -> Path:
+    """Fetch and convert the model with a spinner, and without the converter's own output."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
+        return prepare_model(folder)
+
+
+def run(console, model: str, output: Path, *, steps: int | None, seed: int | None) -> dict[str, Any]:
+    """Evaluate, train, evaluate again; write `result.json`, `curves.png`, `answers.json` and the adapter."""
+    start = time.perf_counter()
+    from opd_trl import OPSDTrainer
+    from opd_trl.diagnostics import DISTILLATION_PANELS, Panel, plot_run
+    from opd_trl.evaluation import compliance, starts_and_ends
+    from opd_trl.scripts import common, opsd
+
+    from .recipes import find_recipe
+
+    overrides = {"model_name_or_path": model, "output_dir": str(output / "adapter"), "max_steps": steps, "seed": seed}
+    flags = [text for name, value in overrides.items() if value is not None for text in (f"--{name}", str(value))]
+    parsed = opsd.make_parser(prog="opd-trl demo").parse_args_and_config(["--config", RECIPE, *flags])
+    rule = starts_and_ends(**RULE)
+    recorder = make_recorder(console, rule)
+    trainer = common.build_trainer(OPSDTrainer, *parsed, callbacks=[recorder])
+    recorder.attach(trainer)
+    folder = find_recipe(RECIPE).parent / "demo"
+    questions = [json.loads(line)["prompt"] for line in (folder / "test.jsonl").read_text().splitlines()]
+    context = json.loads((folder / "privileged_context.json").read_text())
+
+    before = answer(console, trainer, questions, "Student before")
+    teacher = answer(console, trainer, [context + question for question in questions], "Teacher (with the context)")
+    trainer.train()
+    after = answer(console, trainer, questions, "Student after")
+
+    trainer.save_model(str(output / "adapter"))
+    result = {
+        "compliance_before": compliance(before, rule),
+        "compliance_after": compliance(after, rule),
+        "compliance_teacher": compliance(teacher, rule),
+        "steps": trainer.state.global_step,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "held_out_questions": len(questions),
+        "rule": RULE,
+        "seed": trainer.args.seed,
+        "divergence": trainer.args.divergence,
+        "loss_support": trainer.args.loss_support,
+        "loss_tail": trainer.args.loss_tail,
+        "model": model,
+    }
+    (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    shown = [
+        {"question": question[-1]["content"], "before": b, "after": a, "teacher": t}
+        for question, b, a, t in zip(questions, before, after, teacher, strict=True)
+    ]
+    (output / "answers.json").write_text(json.dumps(shown, indent=2, ensure_ascii=False) + "\n")
+    rule_panel = Panel("follows the rule", {"samples": "samples (T=1)", "held_out": "held out, greedy"}, (-0.02, 1.02))
+    ends = [{"step": 0, "held_out": result["compliance_before"]}]
+    ends += [{"step": result["steps"], "held_out": result["compliance_after"]}]
+    plot_run(
+        [*recorder.history, *ends],
+        [rule_panel, *DISTILLATION_PANELS],
+        output / "curves.png",
+        title="SmolLM2-135M learns a system prompt by on-policy self-distillation",
+    )
+    report(console, result, shown, output)
+    return result
+
+
+def answer(console, trainer, prompts: list, title: str) -> list[str]:
+    """Greedy answers of the student as it is, with a progress bar."""
+    from rich.progress import Progress
+
+    from opd_trl.evaluation import greedy_answers
+
+    with Progress(console=console) as progress:
+        task = progress.add_task(f"{title:<28}", total=len(prompts))
+        return greedy_answers(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            prompts,
+            max_new_tokens=MAX_NEW_TOKENS,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+
+
+def make_recorder(console, rule):
+    """A callback that draws the progress bar and keeps the log lines, each with the share of samples that comply."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from transformers import PrinterCallback, TrainerCallback
+
+    from opd_trl.evaluation import compliance
+
+    class Recorder(TrainerCallback):
+        history: list[dict[str, Any]]
+
+        def attach(self, trainer) -> None:
+            self.trainer, self.history = trainer, []
+            trainer.remove_callback(PrinterCallback)
+            self.progress = Progress(
+                TextColumn(f"{'Training':<28}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.task = self.progress.add_task("", total=state.max_steps)
+            self.progress.start()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "distillation/per_token_divergence" not in logs:
+                return
+            batch = list(self.trainer._logs["completion"])[-args.generation_batch_size :]
+            samples = compliance([messages[0]["content"] for messages in batch], rule)
+            self.history.append({"step": state.global_step, "samples": samples, **logs})
+            self.progress.update(
+                self.task, completed=state.global_step, description=f"{samples:.0%} of samples follow the rule"
+            )
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.progress.stop()
+
+    return Recorder()
+
+
+def report(console, result: dict[str, Any], shown: list[dict[str, str]], output: Path) -> None:
+    """Print the table before / after and some answers."""
+    from rich.table import Table
+
+    table = Table(title=f"Held-out questions answered by the rule ({result['held_out_questions']} questions, greedy)")
+    for column in ("", "sees the system prompt", "follows it"):
+        table.add_column(column)
+    table.add_row("student before", "no", f"{result['compliance_before']:.0%}")
+    table.add_row("student after", "no", f"[bold]{result['compliance_after']:.0%}")
+    table.add_row("teacher", "yes", f"{result['compliance_teacher']:.0%}")
+    console.print(table)
+    for entry in shown[:4]:
+        console.print(f"[dim]{entry['question']}[/]\n  before  {entry['before']!r}\n  after   {entry['after']!r}")
+    console.print(
+        f"{result['steps']} steps, {result['wall_seconds']:.0f} s. Wrote {output}/result.json, curves.png, "
+        "answers.json and adapter/."
+    )
