@@ -1,0 +1,34 @@
+# The two commands of the README are `make demo` and `make test`. VENV=dir chooses the virtual environment.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+# Test workers; each needs about 1 GiB.
+WORKERS ?= 2
+
+.PHONY: install demo test lint check recipes clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[dev,demo]"
+	touch $@
+
+demo: install
+	$(BIN)/opd-trl demo
+
+test: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+recipes: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/cli/test_recipes.py
+
+# Ruff; then tests, doctests and the strict parsing of every recipe, all of which `make test` runs.
+check: lint test
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
