@@ -1,7 +1,5 @@
 """OPDTrainer: TRL's GRPOTrainer with a teacher and the distillation loss."""
 
-import textwrap
-import warnings
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +10,7 @@ from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
 from ..diagnostics import broken_teacher_message, dropped_tail_advice, token_means, token_sums
-from ..privileged import TeacherView, check_lengths, left_pad
+from ..privileged import TeacherView, left_pad
 from ..teachers import ModelTeacher, Teacher, shared_rows
 from .checks import (
     check_args,
@@ -25,8 +23,10 @@ from .checks import (
 )
 from .config import TOP_K_SUPPORTS, OPDConfig
 from .forward import Head, read_head
+from .paper import PAPER
 from .passes import loss_options, student_pass, teacher_pass
 from .placement import load_teacher, prepare_teacher
+from .teacher_prompts import TeacherPrompts
 
 
 logger = get_logger(__name__)
@@ -77,16 +77,7 @@ class OPDTrainer(GRPOTrainer):
 
     _tag_names = ["trl", "opd"]  # noqa: RUF012 - TRL's own attribute
     _name = "OPD"
-    _paper = {  # noqa: RUF012 - TRL's own attribute
-        "title": "The Many Faces of On-Policy Distillation: Pitfalls, Mechanisms, and Fixes",
-        "id": "2605.11182",
-        "citation": textwrap.dedent("""\
-            @article{manyfaces2026opd,
-                title  = {{The Many Faces of On-Policy Distillation: Pitfalls, Mechanisms, and Fixes}},
-                year   = 2026,
-                eprint = {arXiv:2605.11182},
-            }"""),
-    }
+    _paper = PAPER
     config_class = OPDConfig
     requires_privileged_context = False
 
@@ -104,14 +95,14 @@ class OPDTrainer(GRPOTrainer):
         **kwargs,
     ):
         args = check_args(args, model, self.config_class, self._name)
-        self._teacher_view = TeacherView(
+        view = TeacherView(
             builder=args.privileged_builder,
             template=args.privileged_template,
             column=args.privileged_context_column,
             text=args.privileged_context,
             file=args.privileged_context_file,
         )
-        self._uses_context = check_data(
+        uses_context = check_data(
             train_dataset,
             eval_dataset,
             column=args.privileged_context_column,
@@ -134,28 +125,39 @@ class OPDTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self._has_rewards = bool(reward_funcs) or self.reward_func_names != [no_reward.__name__]
-        if not self._has_rewards:
-            self.reward_func_names = []
-        elif self.num_generations == 1:
-            warnings.warn(
+        self._has_rewards = self._drop_stand_in_reward()
+        if self._has_rewards and self.num_generations == 1:
+            logger.warning(
                 "reward functions with num_generations=1: a group of one has no advantage, so the rewards are only "
-                "logged. Set num_generations >= 2 to learn from them.",
-                UserWarning,
-                stacklevel=2,
+                "logged. Set num_generations >= 2 to learn from them."
             )
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self._policy_is_active = self._has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
-        self._teacher_template_kwargs = (
-            self.chat_template_kwargs
-            if args.teacher_chat_template_kwargs is None
-            else args.teacher_chat_template_kwargs
-        )
         self._forward_redirection = _ForwardRedirection()
         self._warned_low_mass = False
         self.teacher = self._build_teacher(teacher_model, initial_copy)
-        self._prepare_teacher()
-        self._check_teacher_prompts()
+        window = self._prepare_teacher()
+        limits = [args.max_teacher_prompt_length, None if window is None else window - self.max_completion_length]
+        self._teacher_prompts = TeacherPrompts(
+            self,
+            view=view if uses_context else None,
+            template_kwargs=args.teacher_chat_template_kwargs,
+            limit=min((limit for limit in limits if limit is not None), default=None),
+        )
+        if args.max_teacher_prompt_length is not None:
+            self._teacher_prompts.check(train_dataset)
+
+    def _drop_stand_in_reward(self) -> bool:
+        """Are there rewards? The stand-in stays where there are none, but nothing is logged under its name."""
+        if no_reward not in self.reward_funcs:
+            return True
+        if len(self.reward_funcs) == 1:
+            self.reward_func_names = []
+            return False
+        # An environment brought a reward of its own.
+        del self.reward_funcs[0], self.reward_func_names[0], self.reward_processing_classes[0]
+        self.reward_weights = self.reward_weights[1:]
+        return True
 
     # Building the teacher
 
@@ -178,8 +180,8 @@ class OPDTrainer(GRPOTrainer):
             load_teacher(teacher_model, self.args) if isinstance(teacher_model, str) else teacher_model
         )
 
-    def _prepare_teacher(self) -> None:
-        """Settle which rows of the heads are compared and how long a prompt may be; wrap the teacher's own model."""
+    def _prepare_teacher(self) -> int | None:
+        """Settle which rows of the heads are compared, wrap the teacher's own model, return its context window."""
         config = self.model.config.get_text_config()
         self._num_rows = config.vocab_size
         if self.teacher.model is not None:
@@ -187,43 +189,14 @@ class OPDTrainer(GRPOTrainer):
             self._num_rows = shared_rows(self._num_rows, config.vocab_size, self._tokenizer.get_vocab())
             self.teacher.model = prepare_teacher(self, self.teacher.model)
         self._loss_options = loss_options(self.args, num_rows=self._num_rows, sampling_temperature=self.temperature)
-        window = getattr(config, "max_position_embeddings", None)
-        limits = [self.args.max_teacher_prompt_length, None if window is None else window - self.max_completion_length]
-        self._teacher_prompt_limit = min((limit for limit in limits if limit is not None), default=None)
+        return getattr(config, "max_position_embeddings", None)
 
-    # What the teacher reads
+    # The batch
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         if self.args.privileged_context_column not in self._signature_columns:
             self._signature_columns.append(self.args.privileged_context_column)
-
-    def _tokenize_teacher_prompts(self, rows: list[dict[str, Any]], names: list[str]) -> list[list[int]]:
-        """Token ids of the teacher's prompts; `names` tells the user which row an error is about."""
-        prompts = self._teacher_view.prompts(rows, names) if self._uses_context else [row["prompt"] for row in rows]
-        student_kwargs, self.chat_template_kwargs = self.chat_template_kwargs, self._teacher_template_kwargs
-        try:
-            prompt_ids, *_ = self._tokenize_prompts(prompts)
-        finally:
-            self.chat_template_kwargs = student_kwargs
-        check_lengths(prompt_ids, names, limit=self._teacher_prompt_limit)
-        return prompt_ids
-
-    @property
-    def _teacher_reads_another_prompt(self) -> bool:
-        return self._uses_context or self._teacher_template_kwargs != self.chat_template_kwargs
-
-    def _check_teacher_prompts(self) -> None:
-        """Where a limit is set, measure every teacher prompt of a map-style data set before training."""
-        if self.args.max_teacher_prompt_length is None or not self._teacher_reads_another_prompt:
-            return
-        if not hasattr(self.train_dataset, "__len__"):
-            return
-        for start in range(0, len(self.train_dataset), 256):
-            rows = [self.train_dataset[i] for i in range(start, min(start + 256, len(self.train_dataset)))]
-            self._tokenize_teacher_prompts(rows, [f"row {start + i} of the train set" for i in range(len(rows))])
-
-    # The batch
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         if self._has_rewards:
@@ -239,10 +212,10 @@ class OPDTrainer(GRPOTrainer):
         loss_mask[:, : self.args.num_loss_tokens_to_skip] = 0
         output["loss_mask"] = loss_mask
         output["num_loss_tokens"] = self.accelerator.gather(loss_mask.sum()).sum()
-        if self._teacher_reads_another_prompt:
+        if self._teacher_prompts.differ:
             names = [f"row {i} of this batch (prompt {str(row['prompt'])[:80]!r})" for i, row in enumerate(inputs)]
             output["teacher_prompt_ids"], output["teacher_prompt_mask"] = left_pad(
-                self._tokenize_teacher_prompts(inputs, names),
+                self._teacher_prompts.token_ids(inputs, names),
                 pad_token_id=self._tokenizer.pad_token_id,
                 device=self.accelerator.device,
             )

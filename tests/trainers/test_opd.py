@@ -280,3 +280,30 @@ def test_a_dropped_tail_with_little_student_mass_warns_once(tmp_path, student_pa
     trainer = opd_trainer(tmp_path, student_path, teacher_path, loss_tail="drop", loss_top_k=2, max_steps=3)
     trainer.train()
     assert sum("leaks mass into the tail" in record.message for record in caplog.records) == 1
+
+
+class Dice:
+    """An environment that brings its own reward and adds an observation to the prompt."""
+
+    def reset(self, **kwargs):
+        return " Roll."
+
+    def get_reward(self) -> float:
+        return 0.25
+
+    def roll(self) -> int:
+        """Roll the dice."""
+        return 4
+
+
+def test_an_environment_with_its_own_reward_needs_no_reward_function(
+    tmp_path, student_path, teacher_path, monkeypatch
+):
+    monkeypatch.setattr("trl.trainer.grpo_trainer.supports_tool_calling", lambda _: True)  # the tiny template has none
+    monkeypatch.setattr("trl.trainer.grpo_trainer.add_response_schema", lambda tokenizer: tokenizer)
+    monkeypatch.setattr("trl.trainer.grpo_trainer.is_chat_template_prefix_preserving", lambda _: True)
+    trainer = opd_trainer(
+        tmp_path, student_path, teacher_path, num_generations=2, trainer_options={"environment_factory": Dice}
+    )
+    assert trainer.reward_func_names == ["Dice"]
+    assert trainer._has_rewards
