@@ -1,7 +1,7 @@
 """Rules that turn figures into advice."""
 
-# A dropped tail visibly leaks mass once this much of the student's mass lies off the support: on 2-digit addition a
-# weak student with 0.93 to 0.97 on it hardly learned, one with 0.99 did (docs/losses.md).
+# Off the support the dropped-tail gradient is -p_j sum_S p r: it lifts the whole tail, whose share of the mass is what
+# this threshold bounds to 2 % (docs/losses.md).
 LOW_STUDENT_MASS = 0.98
 
 

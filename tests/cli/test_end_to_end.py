@@ -1,0 +1,70 @@
+"""The real thing in real processes: accelerate launches, a tiny model trains, an adapter is saved."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests import tiny
+
+
+def run(*command: str, cwd: Path) -> subprocess.CompletedProcess:
+    # Python's own folder first: accelerate launches `python`, which must be this environment's.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def write_questions(path: Path, **columns) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in tiny.questions(8, **columns)))
+
+
+COMMON = {
+    "use_cpu": True,
+    "bf16": False,
+    "max_steps": 2,
+    "per_device_train_batch_size": 4,
+    "max_completion_length": 6,
+    "logging_steps": 1,
+    "report_to": "none",
+    "save_strategy": "no",
+}
+
+
+def test_opsd_with_a_recipe_and_a_flag_trains_and_saves_an_adapter(tmp_path, student_path):
+    write_questions(tmp_path / "questions.jsonl")
+    recipe = COMMON | {
+        "model_name_or_path": student_path,
+        "dataset_name": "questions.jsonl",
+        "privileged_context": "Answer with b.",
+        "use_peft": True,
+        "lora_target_modules": "all-linear",
+        "output_dir": "out",
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    command = [sys.executable, "-m", "opd_trl.cli.main", "opsd", "--config", "recipe.yaml"]
+    result = run(*command, "--loss_top_k", "7", "--num_processes", "1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+    assert "distillation/per_token_divergence" in result.stdout
+
+
+def test_opd_runs_under_a_plain_accelerate_launch(tmp_path, student_path, teacher_path):
+    write_questions(tmp_path / "questions.jsonl")
+    options = COMMON | {
+        "model_name_or_path": student_path,
+        "teacher_model_name_or_path": teacher_path,
+        "dataset_name": "questions.jsonl",
+        "output_dir": "out",
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--cpu"]
+    result = run(*launch, "-m", "opd_trl.scripts.opd", *flags, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "README.md").read_text().count("2605.11182")  # the model card names the method
