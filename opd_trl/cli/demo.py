@@ -11,8 +11,9 @@ from .demo_model import DemoError, prepare_model
 
 
 RECIPE = "system_prompt/demo"
-RULE = {"start": "Arr,", "end": "Aye!"}
-MAX_NEW_TOKENS = 32
+START = "Arr,"
+RULE = f"one finished sentence that starts with {START!r}, does not repeat itself"
+MAX_NEW_TOKENS = 40
 
 DESCRIPTION = """\
 Teach SmolLM2-135M to follow a system prompt that it does not see.
@@ -72,7 +73,7 @@ def run(console, model: str, output: Path, *, steps: int | None, seed: int | Non
     start = time.perf_counter()
     from opd_trl import OPSDTrainer
     from opd_trl.diagnostics import DISTILLATION_PANELS, Panel, plot_run
-    from opd_trl.evaluation import compliance, starts_and_ends
+    from opd_trl.evaluation import compliance, one_sentence
     from opd_trl.scripts import common, opsd
 
     from .recipes import find_recipe
@@ -80,7 +81,7 @@ def run(console, model: str, output: Path, *, steps: int | None, seed: int | Non
     overrides = {"model_name_or_path": model, "output_dir": str(output / "adapter"), "max_steps": steps, "seed": seed}
     flags = [text for name, value in overrides.items() if value is not None for text in (f"--{name}", str(value))]
     parsed = opsd.make_parser(prog="opd-trl demo").parse_args_and_config(["--config", RECIPE, *flags])
-    rule = starts_and_ends(**RULE)
+    rule = one_sentence(START)
     recorder = make_recorder(console, rule)
     trainer = common.build_trainer(OPSDTrainer, *parsed, callbacks=[recorder])
     recorder.attach(trainer)

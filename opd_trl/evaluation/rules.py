@@ -7,26 +7,27 @@ from collections.abc import Callable, Iterable
 Rule = Callable[[str], bool]
 
 
-def starts_and_ends(start: str, end: str, *, min_words: int = 2, max_repetition: float = 0.34) -> Rule:
-    """A rule: the answer starts with `start`, ends with `end`, and says something in between.
+def one_sentence(start: str, *, min_words: int = 2, max_repetition: float = 0.34) -> Rule:
+    """A rule: one finished sentence that starts with `start`, and says something.
 
-    In between there are at least `min_words` words, neither `start` nor `end` comes again (in any case of letters),
-    and no single word makes up more than `max_repetition` of them. A looser check is satisfied by a student that has
-    collapsed to "Arr, aye, aye, aye".
+    After `start` there are at least `min_words` words and one full stop or exclamation mark, at the very end; `start`
+    does not come again (in any case of letters), and no single word makes up more than `max_repetition` of the rest.
+    A looser check is satisfied by a student that has collapsed to "Arr, aye, aye, aye".
 
     Example:
-        >>> rule = starts_and_ends("Arr,", "Aye!")
-        >>> rule("Arr, the capital be Oslo. Aye!"), rule("Arr, aye, aye, aye. Aye!"), rule("The capital is Oslo.")
+        >>> rule = one_sentence("Arr,")
+        >>> rule("Arr, the capital be Oslo."), rule("Arr, aye, aye, aye, aye."), rule("The capital is Oslo.")
         (True, False, False)
+        >>> rule("Arr, the capital be Oslo. It lies by the sea."), rule("Arr, the capital be")
+        (False, False)
     """
-    markers = {_word(start), _word(end)}
 
     def follows(answer: str) -> bool:
         answer = answer.strip()
-        if not (answer.startswith(start) and answer.endswith(end)) or len(answer) < len(start) + len(end):
+        if not (answer.startswith(start) and re.fullmatch(r"[^.!?]+[.!]", answer[len(start) :])):
             return False
-        words = [_word(word) for word in answer[len(start) : -len(end)].split()]
-        if len(words) < min_words or markers & set(words):
+        words = [_word(word) for word in answer[len(start) :].split()]
+        if len(words) < min_words or _word(start) in words:
             return False
         # Below four words one of them is always more than a third.
         return len(words) < 4 or max(map(words.count, words)) <= max_repetition * len(words)
@@ -38,7 +39,7 @@ def compliance(answers: Iterable[str], rule: Rule) -> float:
     """Share of the answers that follow the rule.
 
     Example:
-        >>> compliance(["Arr, it be so. Aye!", "Yes."], starts_and_ends("Arr,", "Aye!"))
+        >>> compliance(["Arr, it be so.", "It is so."], one_sentence("Arr,"))
         0.5
     """
     verdicts = [rule(answer) for answer in answers]

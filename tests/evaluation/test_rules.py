@@ -1,15 +1,15 @@
 import pytest
 
-from opd_trl.evaluation import compliance, greedy_answers, starts_and_ends
+from opd_trl.evaluation import compliance, greedy_answers, one_sentence
 from tests import tiny
 
 
-RULE = starts_and_ends("Arr,", "Aye!")
+RULE = one_sentence("Arr,")
 
 
 @pytest.mark.parametrize(
     "answer",
-    ["Arr, the capital be Oslo. Aye!", " Arr, seven times eight be fifty-six. Aye!\n", "Arr, it be. Aye!"],
+    ["Arr, the capital be Oslo.", " Arr, seven times eight be fifty-six!\n", "Arr, it be."],
 )
 def test_a_right_answer_passes(answer):
     assert RULE(answer)
@@ -19,24 +19,23 @@ def test_a_right_answer_passes(answer):
     "answer",
     [
         "",
+        "Arr,",
+        "Arr, Oslo.",
         "The capital is Oslo.",
-        "Arr, the capital be Oslo.",
-        "The capital be Oslo. Aye!",
-        "Arr, Aye!",
-        "Arr, aye, aye, aye. Aye!",
-        "Arr, matey matey matey matey matey. Aye!",
-        "Arr, arr, it be so. Aye!",
-        "arr, the capital be Oslo. Aye!",
-        "Arr, the capital be Oslo. Aye! And more",
-        "Aye!",
+        "The capital be Oslo, arr.",
+        "arr, the capital be Oslo.",
+        "Arrr, the capital be Oslo.",
+        "Arr, the capital be Oslo",
+        "Arr, the capital be Oslo?",
+        "Arr, the capital be Oslo. It lies by the sea.",
+        "Arr, the capital be Oslo. And",
+        "Arr, aye, aye, aye, aye.",
+        "Arr, matey matey matey matey matey.",
+        "Arr, arr, it be so.",
     ],
 )
 def test_a_wrong_or_collapsed_answer_fails(answer):
     assert not RULE(answer)
-
-
-def test_start_and_end_may_not_share_their_characters():
-    assert not starts_and_ends("aXa", "aXa", min_words=0)("aXaXa")
 
 
 def test_the_compliance_of_nothing_has_no_value():
