@@ -18,7 +18,7 @@ def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], tra
         return config_class(f"{name.split('/')[-1]}-{trainer}")
     if not isinstance(args, config_class):
         raise TypeError(
-            f"args must be a {config_class.__name__}, got {type(args).__name__}. Change the class and keep the "
+            f"args must be of class {config_class.__name__}, got {type(args).__name__}. Change the class and keep the "
             f"arguments: {config_class.__name__} takes every field of GRPOConfig."
         )
     return args
@@ -40,7 +40,7 @@ def check_data(train_dataset, eval_dataset, *, column: str, shared: bool, requir
     for name, dataset in named.items():
         if dataset is None:
             continue
-        columns = getattr(dataset, "column_names", None)
+        columns = column_names(dataset)
         if hasattr(dataset, "__len__") and len(dataset) == 0:
             raise ValueError(f"the {name} set is empty. Check its path, its split and its filters.")
         if columns is not None and "prompt" not in columns and not environment:
@@ -66,6 +66,13 @@ def check_data(train_dataset, eval_dataset, *, column: str, shared: bool, requir
             "environment adds to the student's. Put it into the privileged context, or leave one of them out."
         )
     return uses_context
+
+
+def column_names(dataset) -> list[str] | None:
+    """The columns of a data set; a stream that does not know its own is asked for its first row."""
+    if isinstance(dataset, IterableDataset) and dataset.column_names is None:
+        return list(next(iter(dataset), {}))
+    return getattr(dataset, "column_names", None)
 
 
 def check_peft(model, peft_config) -> None:

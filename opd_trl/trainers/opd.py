@@ -65,11 +65,9 @@ class OPDTrainer(GRPOTrainer):
 
     Example:
         ```python
+        args = OPDConfig(output_dir="out")
         trainer = OPDTrainer(
-            model="Qwen/Qwen3-1.7B",
-            teacher_model="Qwen/Qwen3-8B",
-            args=OPDConfig(output_dir="out"),
-            train_dataset=dataset,
+            "Qwen/Qwen3-1.7B", teacher_model="Qwen/Qwen3-8B", args=args, train_dataset=dataset
         )
         trainer.train()
         ```
@@ -111,7 +109,8 @@ class OPDTrainer(GRPOTrainer):
             environment=kwargs.get("environment_factory") is not None,
         )
         check_peft(model, kwargs.get("peft_config"))
-        processing_class = processing_class or load_processing_class(model, args)
+        if processing_class is None:
+            processing_class = load_processing_class(model, args)
         check_student(model, args, tokenizer_of(processing_class))
         self._check_teacher(model, teacher_model, args, processing_class, teacher_processing_class)
         initial_copy = self._copy_student(model, args, kwargs)
@@ -134,7 +133,7 @@ class OPDTrainer(GRPOTrainer):
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self._policy_is_active = self._has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
         self._forward_redirection = _ForwardRedirection()
-        self._warned_low_mass = False
+        self._may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teacher = self._build_teacher(teacher_model, initial_copy)
         window = self._prepare_teacher()
         limits = [args.max_teacher_prompt_length, None if window is None else window - self.max_completion_length]
@@ -167,7 +166,7 @@ class OPDTrainer(GRPOTrainer):
             teacher_model if teacher_model is not None else args.teacher_model_name_or_path,
             args,
             tokenizer_of(processing_class),
-            teacher_processing_class and tokenizer_of(teacher_processing_class),
+            None if teacher_processing_class is None else tokenizer_of(teacher_processing_class),
         )
 
     def _copy_student(self, model, args, kwargs):
@@ -285,10 +284,10 @@ class OPDTrainer(GRPOTrainer):
             del means["entropy"]  # GRPO logs it
         for name, value in means.items():
             metrics[name].append(value)
-        if self.args.loss_tail == "drop" and self.args.loss_support in TOP_K_SUPPORTS and not self._warned_low_mass:
+        if self._may_warn_of_dropped_tail and means["support/student_mass"] > 0:
             advice = dropped_tail_advice(means["support/student_mass"])
-            self._warned_low_mass = advice is not None
-            if advice:
+            if advice is not None:
+                self._may_warn_of_dropped_tail = False
                 logger.warning(advice)
 
     def _stop_at_broken_teacher(self, inputs, teacher_hidden_states: Tensor) -> None:

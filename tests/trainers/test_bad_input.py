@@ -143,7 +143,7 @@ def test_arguments_of_another_trainer(tmp_path, student_path, teacher_path):
     from trl import GRPOConfig
 
     args = GRPOConfig(str(tmp_path / "out"), use_cpu=True, bf16=False)
-    with pytest.raises(TypeError, match="args must be a OPDConfig, got GRPOConfig"):
+    with pytest.raises(TypeError, match="args must be of class OPDConfig, got GRPOConfig"):
         OPDTrainer(model=student_path, teacher_model=teacher_path, args=args, train_dataset=tiny.questions())
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from datasets import IterableDataset
 
 from opd_trl.losses import support_divergence
 from tests import tiny
@@ -280,6 +281,15 @@ def test_a_dropped_tail_with_little_student_mass_warns_once(tmp_path, student_pa
     trainer = opd_trainer(tmp_path, student_path, teacher_path, loss_tail="drop", loss_top_k=2, max_steps=3)
     trainer.train()
     assert sum("leaks mass into the tail" in record.message for record in caplog.records) == 1
+
+
+def test_a_streamed_data_set_brings_its_privileged_context_too(tmp_path, student_path, teacher_path):
+    rows = list(tiny.questions(8, privileged_context="Say b."))
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    assert stream.column_names is None
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, dataset=stream, max_steps=2)
+    assert "teacher_prompt_ids" in fixed_batch(trainer, rows[:4])
+    trainer.train()
 
 
 class Dice:

@@ -165,6 +165,22 @@ def test_scoring_uses_no_dropout_and_leaves_the_student_in_training_mode(tmp_pat
     assert [p.requires_grad for p in trainer.model.parameters()] == flags
 
 
+def test_scoring_does_not_checkpoint_activations_where_the_students_forward_does(tmp_path, student_path):
+    trainer = opsd_trainer(tmp_path, student_path, gradient_checkpointing=True)
+    batch = fixed_batch(trainer)
+    trainer.model.gradient_checkpointing_enable()
+    calls = []
+    for module in trainer.model.modules():
+        if hasattr(module, "_gradient_checkpointing_func"):
+            original = module._gradient_checkpointing_func
+            module._gradient_checkpointing_func = lambda *a, f=original, **k: calls.append(1) or f(*a, **k)
+    trainer.model.train()
+    trainer._score_teacher(trainer.model, batch)
+    assert calls == []
+    trainer._compute_loss(trainer.model, batch)
+    assert len(calls) == 2  # the student's two layers
+
+
 def test_a_student_that_sees_the_context_too_has_nothing_to_learn(tmp_path, student_path):
     trainer = opsd_trainer(tmp_path, student_path)
     batch = fixed_batch(trainer)
