@@ -37,20 +37,19 @@ def build_tokenizer(*, reverse: bool = False, pad_token: str | None = PAD) -> Pr
 def build_model(*, seed: int = 0, vocab_size: int = 103, hidden_size: int = 32, **options) -> Qwen3ForCausalLM:
     """A Qwen3 of two layers with random weights, sharp enough for its distributions to differ."""
     torch.manual_seed(seed)
-    config = Qwen3Config(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        initializer_range=0.2,
-        eos_token_id=2,
-        pad_token_id=0,
-        **{"tie_word_embeddings": True} | options,
-    )
+    defaults = {
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    sizes = {"vocab_size": vocab_size, "hidden_size": hidden_size, "intermediate_size": 2 * hidden_size}
+    config = Qwen3Config(**sizes, **defaults | options)
     return Qwen3ForCausalLM(config)
 
 

@@ -4,10 +4,12 @@ import argparse
 import json
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 from .demo_model import DemoError, prepare_model
+from .recipes import find_recipe
 
 
 RECIPE = "system_prompt/demo"
@@ -33,10 +35,11 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     console = Console()
+    silence_libraries()
     try:
         model = args.model or str(prepare(console, Path(args.output) / "model"))
     except DemoError as error:
-        console.print(f"[red]{error}")
+        console.print(str(error), style="red", markup=False)
         return 1
     if args.prepare_only:
         console.print(f"Model in {model}. Train with: opd-trl opsd --config {RECIPE} --model_name_or_path {model}")
@@ -58,12 +61,20 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(console, folder: Path) -> Path:
-    """Fetch and convert the model with a spinner, and without the converter's own output."""
+def silence_libraries() -> None:
+    """Leave the screen to the demo: no loading bars, no deprecations of transformers' own calls."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    os.environ["TQDM_DISABLE"] = "1"
+    import datasets
     import transformers
 
+    datasets.disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+
+
+def prepare(console, folder: Path) -> Path:
+    """Fetch and convert the model with a spinner."""
     with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
         return prepare_model(folder)
 
@@ -75,8 +86,6 @@ def run(console, model: str, output: Path, *, steps: int | None, seed: int | Non
     from opd_trl.diagnostics import DISTILLATION_PANELS, Panel, plot_run
     from opd_trl.evaluation import compliance, one_sentence
     from opd_trl.scripts import common, opsd
-
-    from .recipes import find_recipe
 
     overrides = {"model_name_or_path": model, "output_dir": str(output / "adapter"), "max_steps": steps, "seed": seed}
     flags = [text for name, value in overrides.items() if value is not None for text in (f"--{name}", str(value))]
@@ -177,9 +186,10 @@ def make_recorder(console, rule):
             batch = list(self.trainer._logs["completion"])[-args.generation_batch_size :]
             samples = compliance([messages[0]["content"] for messages in batch], rule)
             self.history.append({"step": state.global_step, "samples": samples, **logs})
-            self.progress.update(
-                self.task, completed=state.global_step, description=f"{samples:.0%} of samples follow the rule"
-            )
+            text = f"{samples:.0%} of samples follow the rule"
+            self.progress.update(self.task, completed=state.global_step, description=text)
+            if not console.is_terminal and state.global_step % 5 == 0:
+                console.print(f"step {state.global_step}/{state.max_steps}: {text}")
 
         def on_train_end(self, args, state, control, **kwargs):
             self.progress.stop()
