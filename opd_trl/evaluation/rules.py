@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 
 
 Rule = Callable[[str], bool]
 
 
-def one_sentence(start: str, *, min_words: int = 2, max_repetition: float = 0.34) -> Rule:
+def one_sentence(start: str, *, min_words: int = 2, max_repetition: float = 1 / 3) -> Rule:
     """A rule: one finished sentence that starts with `start`, and says something.
 
-    After `start` there are at least `min_words` words and one full stop or exclamation mark, at the very end; `start`
-    does not come again (in any case of letters), and no single word makes up more than `max_repetition` of the rest.
-    A looser check is satisfied by a student that has collapsed to "Arr, aye, aye, aye".
+    After `start` there are at least `min_words` words and one full stop or exclamation mark, at the very end (a
+    closing quotation mark may follow); `start` does not come again, in any case of letters; and at most
+    `max_repetition` of the word pairs have occurred before. A looser check is satisfied by a student that has collapsed to
+    "Arr, aye, aye, aye".
 
     Example:
         >>> rule = one_sentence("Arr,")
@@ -24,13 +26,12 @@ def one_sentence(start: str, *, min_words: int = 2, max_repetition: float = 0.34
 
     def follows(answer: str) -> bool:
         answer = answer.strip()
-        if not (answer.startswith(start) and re.fullmatch(r"[^.!?]+[.!]", answer[len(start) :])):
+        if not (answer.startswith(start) and re.fullmatch(r"[^.!?]+[.!][\"']?", answer[len(start) :])):
             return False
         words = [_word(word) for word in answer[len(start) :].split()]
-        if len(words) < min_words or _word(start) in words:
-            return False
-        # Below four words one of them is always more than a third.
-        return len(words) < 4 or max(map(words.count, words)) <= max_repetition * len(words)
+        pairs = list(pairwise(words))
+        repeated = len(pairs) - len(set(pairs))
+        return len(words) >= min_words and _word(start) not in words and repeated <= max_repetition * len(pairs)
 
     return follows
 

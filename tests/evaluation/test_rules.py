@@ -9,7 +9,13 @@ RULE = one_sentence("Arr,")
 
 @pytest.mark.parametrize(
     "answer",
-    ["Arr, the capital be Oslo.", " Arr, seven times eight be fifty-six!\n", "Arr, it be."],
+    [
+        "Arr, the capital be Oslo.",
+        " Arr, seven times eight be fifty-six!\n",
+        "Arr, it be.",
+        "Arr, the heart be the engine of the body, and the drum of the chest.",
+        "Arr, in German it be 'Katze.'",
+    ],
 )
 def test_a_right_answer_passes(answer):
     assert RULE(answer)
