@@ -13,8 +13,8 @@ def one_sentence(start: str, *, min_words: int = 2, max_repetition: float = 1 / 
 
     After `start` there are at least `min_words` words and one full stop or exclamation mark, at the very end (a
     closing quotation mark may follow); `start` does not come again, in any case of letters; and at most
-    `max_repetition` of the word pairs have occurred before. A looser check is satisfied by a student that has collapsed to
-    "Arr, aye, aye, aye".
+    `max_repetition` of the word pairs have occurred before. A looser check is satisfied by a student that has
+    collapsed to "Arr, aye, aye, aye".
 
     Example:
         >>> rule = one_sentence("Arr,")
