@@ -6,11 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from trl.scripts.grpo import GRPOScriptArguments
 
-from .data import DataError, check_data_arguments, load_splits
+from .data import DataError, check_data_arguments, load_splits, looks_local
 
 
 @dataclass
@@ -40,7 +41,7 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     """Check what needs no model and no data to be read.
 
     Raises:
-        ValueError: no student or no data set; a local data set, a file of the privileged context, a builder or a
+        ValueError: no student or no data set; a local model or data set, a file of the privileged context, a builder or a
             reward function that does not exist.
     """
     from opd_trl.privileged import get_builder, read_shared_context
@@ -49,6 +50,15 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
         sys.path.insert(0, os.getcwd())
     if not model_args.model_name_or_path:
         raise ValueError("no student is given. Set model_name_or_path to a hub id or a path, e.g. Qwen/Qwen3-1.7B.")
+    for field, model in (
+        ("model_name_or_path", model_args.model_name_or_path),
+        ("teacher_model_name_or_path", training_args.teacher_model_name_or_path),
+    ):
+        if model and looks_local(model) and not Path(model).expanduser().exists():
+            raise ValueError(
+                f"{field}={model!r} does not exist (looked in {Path.cwd()}). Give a folder with a saved model or a hub "
+                "id such as Qwen/Qwen3-1.7B. A recipe's header says how to make its model."
+            )
     check_data_arguments(script_args, dataset_args)
     read_shared_context(training_args.privileged_context, training_args.privileged_context_file)
     get_builder(training_args.privileged_builder, template=training_args.privileged_template)

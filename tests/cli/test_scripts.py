@@ -103,6 +103,13 @@ def test_an_unknown_reward_is_a_clear_error(name):
         common.reward_func(name)
 
 
+@pytest.mark.parametrize("field", ["model_name_or_path", "teacher_model_name_or_path"])
+def test_a_local_model_that_does_not_exist_is_named_before_anything_starts(arguments, field):
+    parsed = arguments(f"--{field}", "runs/demo/model", name="opd")
+    with pytest.raises(ValueError, match=f"{field}='runs/demo/model' does not exist.*A recipe's header"):
+        opd.check_arguments(*parsed)
+
+
 def test_opd_needs_a_teacher(arguments):
     with pytest.raises(ValueError, match=r"no teacher is given\. Set teacher_model_name_or_path"):
         opd.main(*arguments(name="opd"))
