@@ -41,8 +41,8 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     """Check what needs no model and no data to be read.
 
     Raises:
-        ValueError: no student or no data set; a local model or data set, a file of the privileged context, a builder or a
-            reward function that does not exist.
+        ValueError: no student or no data set; a local model or data set, a file of the privileged context, a builder
+            or a reward function that does not exist.
     """
     from opd_trl.privileged import get_builder, read_shared_context
 
@@ -56,8 +56,8 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     ):
         if model and looks_local(model) and not Path(model).expanduser().exists():
             raise ValueError(
-                f"{field}={model!r} does not exist (looked in {Path.cwd()}). Give a folder with a saved model or a hub "
-                "id such as Qwen/Qwen3-1.7B. A recipe's header says how to make its model."
+                f"{field}={model!r} does not exist (looked in {Path.cwd()}). Give a folder with a saved model or "
+                "a hub id such as Qwen/Qwen3-1.7B. A recipe's header says how to make its model."
             )
     check_data_arguments(script_args, dataset_args)
     read_shared_context(training_args.privileged_context, training_args.privileged_context_file)
