@@ -2,7 +2,7 @@ import pytest
 import torch
 from datasets import IterableDataset
 
-from opd_trl.losses import support_divergence
+from opd_trl.losses import masked_mean, support_divergence
 from tests import tiny
 from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
 
@@ -16,17 +16,36 @@ def dense_log_probs(model, prompt_ids, prompt_mask, batch, temperature=1.0):
     return (logits[:, -length - 1 : -1] / temperature).log_softmax(-1)
 
 
-def test_the_loss_is_the_divergence_of_both_models_own_logits(tmp_path, student_path, teacher_path):
-    trainer = opd_trainer(tmp_path, student_path, teacher_path, loss_temperature=1.3)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"loss_temperature": 1.3},
+        {"loss_tail": "drop"},
+        {"loss_tail": "drop", "stop_gradient": False},
+        {"loss_tail": "bucket", "divergence": "jsd", "divergence_beta": 0.2},
+        {"divergence": "mixed", "divergence_beta": 0.9},
+        {"divergence": "forward_kl", "distillation_coef": 0.5},
+    ],
+)
+def test_loss_and_gradient_are_those_of_both_models_own_logits(tmp_path, student_path, teacher_path, options):
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, **options)
     batch = fixed_batch(trainer)
     loss = trainer._compute_loss(trainer.model, batch)
+    (gradient,) = torch.autograd.grad(loss, trainer.model.lm_head.weight)
 
-    student = dense_log_probs(trainer.model, batch["prompt_ids"], batch["prompt_mask"], batch, 1.3)
-    teacher = dense_log_probs(trainer.teacher.model, batch["prompt_ids"], batch["prompt_mask"], batch, 1.3)
+    temperature = options.pop("loss_temperature", 1.0)
+    coef = options.pop("distillation_coef", 1.0)
+    student = dense_log_probs(trainer.model, batch["prompt_ids"], batch["prompt_mask"], batch, temperature)
+    teacher = dense_log_probs(trainer.teacher.model, batch["prompt_ids"], batch["prompt_mask"], batch, temperature)
     ids = student.topk(5, dim=-1).indices
-    per_token = support_divergence(student.gather(-1, ids), teacher.gather(-1, ids))
-    mask = batch["completion_mask"]
-    torch.testing.assert_close(loss, (per_token * mask).sum() / mask.sum(), rtol=1e-5, atol=1e-6)
+    names = {"loss_tail": "tail", "divergence_beta": "beta"}
+    options = {names.get(name, name): value for name, value in options.items()}
+    per_token = support_divergence(student.gather(-1, ids), teacher.gather(-1, ids), **options)
+    expected = coef * masked_mean(per_token, batch["completion_mask"])
+    (expected_gradient,) = torch.autograd.grad(expected, trainer.model.lm_head.weight)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradient, expected_gradient, rtol=1e-4, atol=1e-6)
 
 
 def test_a_privileged_teacher_scores_its_own_prompt_and_exactly_the_same_completion(tmp_path, student_path):
