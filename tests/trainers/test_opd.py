@@ -138,6 +138,45 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_split(tmp_path, studen
         assert (gradient - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
 
 
+def test_a_generation_batch_that_feeds_two_steps_gives_each_its_share(tmp_path, student_path, teacher_path):
+    trainer = opd_trainer(
+        tmp_path,
+        student_path,
+        teacher_path,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        steps_per_generation=4,
+    )
+    batch = fixed_batch(trainer)
+    losses = [
+        trainer._compute_loss(trainer.model, {k: v[i : i + 2] if v.ndim else v for k, v in batch.items()}).item()
+        for i in (0, 2, 4, 6)
+    ]
+    divergence = trainer._metrics["train"]["distillation/per_token_divergence"]
+    tokens = [batch["loss_mask"][i : i + 2].sum().item() for i in (0, 2, 4, 6)]
+    mean = sum(d * n for d, n in zip(divergence, tokens, strict=True)) / sum(tokens)
+    assert abs(sum(losses) - 2 * mean) < 1e-5  # two optimizer steps, each the mean over about half of the tokens
+
+
+def test_grpos_log_probs_are_those_at_the_sampling_temperature(tmp_path, student_path, teacher_path):
+    rewards = {"reward_funcs": lambda completions, **_: [1.0, 0.0] * (len(completions) // 2)}
+    trainer = opd_trainer(
+        tmp_path,
+        student_path,
+        teacher_path,
+        num_generations=2,
+        temperature=0.5,
+        loss_temperature=2.0,
+        trainer_options=rewards,
+    )
+    batch = fixed_batch(trainer)
+    trainer._compute_loss(trainer.model, batch)
+    log_probs = dense_log_probs(trainer.model, batch["prompt_ids"], batch["prompt_mask"], batch, 0.5)
+    mask = batch["completion_mask"].bool()
+    expected = -(log_probs.exp() * log_probs).sum(-1)[mask].mean().item()
+    assert abs(trainer._metrics["train"]["entropy"][0] - expected) < 1e-4
+
+
 def test_training_lowers_the_divergence_and_logs_its_metrics(tmp_path, student_path, teacher_path):
     trainer = opd_trainer(
         tmp_path, student_path, teacher_path, max_steps=30, loss_support="full", divergence="forward_kl"
