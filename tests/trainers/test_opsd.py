@@ -145,16 +145,15 @@ def test_resuming_restores_the_ema_teacher_and_the_student(tmp_path, student_pat
         assert torch.equal(parameter, parameters(resumed)[name]), name
 
 
-def test_scoring_uses_no_dropout_and_leaves_the_student_in_training_mode(tmp_path, student_path):
-    trainer = opsd_trainer(
-        tmp_path,
-        student_path,
-        teacher_model_kind="live",
-        trainer_options={"peft_config": lora_config(lora_dropout=0.5)},
-    )
+@pytest.mark.parametrize("kind", ["base", "live", "ema"])
+def test_scoring_uses_no_dropout_and_leaves_the_student_as_it_was(tmp_path, student_path, kind):
+    options = {"peft_config": lora_config(lora_dropout=0.5)}
+    trainer = opsd_trainer(tmp_path, student_path, teacher_model_kind=kind, trainer_options=options)
     batch = fixed_batch(trainer)
     trainer.model.train()
-    trainer.model.base_model.model.model.layers[0].eval()  # a part that the user froze stays so
+    # Parts that the user froze stay so.
+    trainer.model.base_model.model.model.layers[0].eval()
+    next(p for n, p in trainer.model.named_parameters() if "lora_A.default" in n).requires_grad_(False)
     modes = [module.training for module in trainer.model.modules()]
     flags = [p.requires_grad for p in trainer.model.parameters()]
     first, _ = trainer._score_teacher(trainer.model, batch)
