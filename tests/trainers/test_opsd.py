@@ -65,6 +65,10 @@ def test_a_trained_adapter_is_kept_as_the_step_0_teacher(tmp_path, student_path)
     assert isinstance(trainer.teacher, AdapterTeacher)
     assert not trainer.teacher.moves
     batch = fixed_batch(trainer)
+    same_prompt = {
+        name.removeprefix("teacher_"): batch[name] for name in ("teacher_prompt_ids", "teacher_prompt_mask")
+    }
+    assert trainer._compute_loss(trainer.model, batch | same_prompt) == 0  # teacher and student are one at step 0
     before, _ = trainer._score_teacher(trainer.model, batch)
     trainer.train()
     trainer.model.train()
