@@ -1,13 +1,13 @@
 """The distillation loss in chunks of tokens, its gradients formed in the forward."""
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .divergences import check_beta
-from .head import CHUNK_SIZE, check_rows, chunks, entropy_of, project, transform_logits
+from .fused import FusedHeadLoss, LogitGradient
+from .head import CHUNK_SIZE, check_rows, project, transform_logits, transform_slope
 from .sampled import sampled_token_loss
 from .support import (
     Divergence,
@@ -18,6 +18,7 @@ from .support import (
     is_member,
     support_divergence,
 )
+from .topk import top_ids
 
 
 LossSupport = Literal["student", "teacher", "intersection", "union", "full", "sampled"]
@@ -109,52 +110,70 @@ def chunked_support_loss(
         **({} if completion_ids is None else {"completion_ids": completion_ids.shape}),
     )
 
-    def student_log_probs(logits: Tensor) -> Tensor:
-        return transform_logits(
-            logits,
-            temperature=temperature,
-            logit_scale=student_logit_scale,
-            final_logit_softcapping=student_final_logit_softcapping,
-        ).log_softmax(-1)
+    student_convention = {
+        "temperature": temperature,
+        "logit_scale": student_logit_scale,
+        "final_logit_softcapping": student_final_logit_softcapping,
+    }
+    teacher_convention = {
+        "temperature": temperature,
+        "logit_scale": teacher_logit_scale,
+        "final_logit_softcapping": teacher_final_logit_softcapping,
+    }
 
-    def chunk_loss(student_logits: Tensor, rows: slice) -> tuple[Tensor, tuple[Tensor, ...]]:
-        student = student_log_probs(student_logits)
-        with torch.no_grad():
-            teacher = transform_logits(
-                project(teacher_hidden_states[rows], teacher_lm_head_weight, teacher_lm_head_bias),
-                temperature=temperature,
-                logit_scale=teacher_logit_scale,
-                final_logit_softcapping=teacher_final_logit_softcapping,
-            ).log_softmax(-1)
-            student_ids, teacher_ids = (x.topk(top_k, dim=-1).indices for x in (student, teacher))
-            overlap = is_member(student_ids, teacher_ids).to(student.dtype).mean(-1)
-            entropy = entropy_of(student)
-        mask = None
+    def per_token(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The loss of each token and the divergence that is reported, from log-probabilities on the support."""
         if support == "sampled":
-            student, teacher = (x.gather(-1, completion_ids[rows, None]) for x in (student, teacher))
-            per_token_loss = sampled_token_loss(student, teacher).squeeze(-1)
-            per_token_divergence = (student - teacher).squeeze(-1)
-        else:
-            if support != "full":
-                ids, mask = combine_supports(student_ids, teacher_ids, support=support)
-                student, teacher = student.gather(-1, ids), teacher.gather(-1, ids)
-            per_token_divergence = per_token_loss = support_divergence(
-                student,
-                teacher,
-                divergence=divergence,
-                beta=beta,
-                tail="drop" if support == "full" else tail,
-                stop_gradient=stop_gradient,
-                support_mask=mask,
-                pointwise_clip=pointwise_clip,
-            )
-        student_mass, teacher_mass = (
-            (x.detach().exp() if mask is None else x.detach().exp() * mask).sum(-1) for x in (student, teacher)
+            return sampled_token_loss(student, teacher).squeeze(-1), (student - teacher).squeeze(-1)
+        value = support_divergence(
+            student,
+            teacher,
+            divergence=divergence,
+            beta=beta,
+            tail="drop" if support == "full" else tail,
+            stop_gradient=stop_gradient,
+            support_mask=mask,
+            pointwise_clip=pointwise_clip,
         )
-        loss = (per_token_loss * token_weights[rows]).sum()
-        return loss, (per_token_divergence.detach(), entropy, student_mass, teacher_mass, overlap)
+        return value, value
 
-    loss, *stats = _FusedHeadLoss.apply(
+    def chunk_loss(raw: Tensor, rows: slice, want_gradient: bool):
+        logits = transform_logits(raw, **student_convention)
+        raw_teacher = project(teacher_hidden_states[rows], teacher_lm_head_weight, teacher_lm_head_bias)
+        teacher_logits = transform_logits(raw_teacher, **teacher_convention)
+        probs, student_ids, log_normalizer = normalize(logits, top_k)
+        _, teacher_ids, teacher_log_normalizer = normalize(teacher_logits, top_k)
+        overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
+        entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
+
+        mask = ids = None
+        if support == "sampled":
+            ids = completion_ids[rows, None]
+        elif support != "full":
+            ids, mask = combine_supports(student_ids, teacher_ids, support=support)
+        student, teacher = (
+            (x if ids is None else x.gather(-1, ids)) - y
+            for x, y in ((logits, log_normalizer), (teacher_logits, teacher_log_normalizer))
+        )
+        masses = ((x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher))
+
+        with torch.set_grad_enabled(want_gradient):
+            student.requires_grad_(want_gradient)
+            values, reported = per_token(student, teacher, mask)
+            loss = (values * token_weights[rows]).sum()
+        gradient = None
+        if want_gradient:
+            (by_log_prob,) = torch.autograd.grad(loss, student)
+            renormalized = tail == "renormalize" and support not in ("full", "sampled")
+            gradient = to_logits(by_log_prob, ids, probs, renormalized=renormalized, hidden_size=hidden_size)
+            at = logits if gradient.ids is None else logits.gather(-1, gradient.ids)
+            slope = transform_slope(at, **student_convention)
+            if not isinstance(slope, float) or slope != 1.0:
+                gradient = gradient._replace(values=gradient.values * slope)
+        return loss.detach(), gradient, (reported.detach(), entropy, *masses, overlap)
+
+    hidden_size = student_hidden_states.size(-1)
+    loss, *stats = FusedHeadLoss.apply(
         student_hidden_states,
         student_lm_head_weight,
         student_lm_head_bias,
@@ -165,49 +184,33 @@ def chunked_support_loss(
     return loss, dict(zip(STATS, stats, strict=True))
 
 
-class _FusedHeadLoss(torch.autograd.Function):
-    """Sum of a chunk-wise loss of raw logits, whose gradients are formed in the forward."""
+def normalize(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities `(n, V)`, TopK ids `(n, K)` and log sum exp `(n, 1)` of a chunk of logits.
 
-    @staticmethod
-    def forward(
-        ctx,
-        hidden_states: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        chunk_loss: Callable[[Tensor, slice], tuple[Tensor, tuple[Tensor, ...]]],
-        chunk_size: int,
-        grad_enabled: bool,
-    ):
-        want_hidden, want_weight, want_bias = (grad_enabled and need for need in ctx.needs_input_grad[:3])
-        dtype = torch.promote_types(hidden_states.dtype, torch.float32)
-        # Head gradients are summed over the chunks in float32, whatever the dtype of the head.
-        grad_hidden = torch.zeros_like(hidden_states) if want_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=dtype) if want_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=dtype) if want_bias else None
-        total = hidden_states.new_zeros((), dtype=dtype)
-        stats: list[tuple[Tensor, ...]] = []
-        for rows in chunks(hidden_states.size(0), chunk_size):
-            logits = project(hidden_states[rows], weight, bias)
-            with torch.set_grad_enabled(want_hidden or want_weight or want_bias):
-                logits.requires_grad_(torch.is_grad_enabled())
-                loss, chunk_stats = chunk_loss(logits, rows)
-                grad = torch.autograd.grad(loss, logits)[0].to(weight.dtype) if logits.requires_grad else None
-            total += loss.detach()
-            stats.append(chunk_stats)
-            if want_hidden:
-                grad_hidden[rows] = grad @ weight
-            if want_weight:
-                grad_weight += grad.mT @ hidden_states[rows].to(grad.dtype)
-            if want_bias:
-                grad_bias += grad.sum(0)
-        ctx.grads = [
-            None if grad is None else grad.to(like.dtype)
-            for grad, like in ((grad_hidden, hidden_states), (grad_weight, weight), (grad_bias, bias))
-        ]
-        outputs = [torch.cat(parts) for parts in zip(*stats, strict=True)]
-        ctx.mark_non_differentiable(*outputs)
-        return total, *outputs
+    The normaliser comes from the largest entry, whose probability is at least 1 / V: no further pass over the
+    vocabulary. Student and teacher go through the same arithmetic, so that equal models give exactly equal numbers.
+    """
+    probs, ids = logits.softmax(-1), top_ids(logits, top_k)
+    first = ids[:, :1]
+    return probs, ids, logits.gather(-1, first) - probs.gather(-1, first).log()
 
-    @staticmethod
-    def backward(ctx, grad_loss: Tensor, *_):
-        return *(None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.grads), None, None, None
+
+def to_logits(
+    by_log_prob: Tensor, ids: Tensor | None, probs: Tensor, *, renormalized: bool, hidden_size: int
+) -> LogitGradient:
+    """From the gradient in log-probabilities on the support to the one in logits.
+
+    With g_k = dL/dlog p_k: dL/dz_j = g_j 1_S(j) - p_j sum_k g_k. A renormalised loss does not feel the common
+    normaliser, sum_k g_k = 0, so its gradient is zero off the support and needs no product with the whole head.
+
+    Args:
+        by_log_prob: `(n, K)`, or `(n, V)` where `ids` is None.
+        ids: `(n, K)`, or None for the whole vocabulary.
+        probs: `(n, V)`; overwritten.
+        renormalized: does the sum of `by_log_prob` vanish in every row?
+        hidden_size: H; the sparse form holds `n K H` numbers, so it is used while K H <= V.
+    """
+    if renormalized and ids.size(-1) * hidden_size <= probs.size(-1):
+        return LogitGradient(by_log_prob, ids)
+    dense = probs.mul_(-by_log_prob.sum(-1, keepdim=True))
+    return LogitGradient(dense.add_(by_log_prob) if ids is None else dense.scatter_add_(-1, ids, by_log_prob))

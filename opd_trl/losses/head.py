@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .support import check_top_k
+from .topk import top_ids
 
 
 # Tokens projected at once. 256 x 49152 float32 logits are 48 MiB, 256 x 151936 are 148 MiB.
@@ -21,10 +22,21 @@ def transform_logits(
     logits: Tensor, *, temperature: float, logit_scale: float, final_logit_softcapping: float | None
 ) -> Tensor:
     """Scale, soft-cap (cap tanh(z / cap)) and temper raw head outputs `(..., V)`, in this order, as the models do."""
-    logits = logits * logit_scale
+    if logit_scale != 1.0:
+        logits = logits * logit_scale
     if final_logit_softcapping is not None:
         logits = final_logit_softcapping * torch.tanh(logits / final_logit_softcapping)
-    return logits / temperature
+    return logits if temperature == 1.0 else logits / temperature
+
+
+def transform_slope(
+    transformed: Tensor, *, temperature: float, logit_scale: float, final_logit_softcapping: float | None
+) -> Tensor | float:
+    """Derivative of `transform_logits`, from its result: scale (1 - tanh^2) / T."""
+    slope = logit_scale / temperature
+    if final_logit_softcapping is None:
+        return slope
+    return slope * (1 - (transformed * (temperature / final_logit_softcapping)) ** 2)
 
 
 def check_rows(num_tokens: int, **shapes: tuple[int, ...]) -> None:
@@ -101,7 +113,7 @@ def chunked_support_log_probs(
         )
         log_probs = logits.log_softmax(-1)
         if ids is None:
-            ids = log_probs.detach().topk(top_k, dim=-1).indices
+            ids = top_ids(log_probs.detach(), top_k)
         return log_probs.gather(-1, ids), ids, entropy_of(log_probs)
 
     results = [

@@ -1,0 +1,41 @@
+"""The K largest entries of long rows."""
+
+import torch
+from torch import Tensor
+
+
+# Shorter rows are sorted directly.
+SHORTEST_LONG_ROW = 4096
+
+
+def top_ids(values: Tensor, top_k: int) -> Tensor:
+    """Ids of the K largest entries of each row, largest first; the set and order of `torch.topk` up to ties.
+
+    A long row is cut into blocks: its K largest entries lie in the K blocks with the largest maxima, so only those
+    blocks (and the remainder of the row) are searched. Exact, and several times faster than `torch.topk` over a
+    vocabulary.
+
+    Args:
+        values: `(n, V)`.
+        top_k: K, at most V.
+
+    Returns:
+        `(n, K)` int64.
+
+    Example:
+        >>> top_ids(torch.tensor([[1.0, 3.0, 2.0]]), 2).tolist()
+        [[1, 2]]
+    """
+    n, width = values.shape
+    # Blocks of about sqrt(V / K) make both searches equally long.
+    size = max(8, 1 << round((width / top_k) ** 0.5).bit_length() - 1)
+    blocks = width // size
+    if width < SHORTEST_LONG_ROW or blocks <= 2 * top_k:
+        return values.topk(top_k, dim=-1).indices
+    body = values[:, : blocks * size].unflatten(-1, (blocks, size))
+    best = body.amax(-1).topk(top_k, dim=-1).indices
+    ids = (best.unsqueeze(-1) * size + torch.arange(size, device=values.device)).flatten(1)
+    if blocks * size < width:
+        rest = torch.arange(blocks * size, width, device=values.device)
+        ids = torch.cat([ids, rest.expand(n, -1)], dim=-1)
+    return ids.gather(-1, values.gather(-1, ids).topk(top_k, dim=-1).indices)
