@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test workers; each needs about 1 GiB.
 WORKERS ?= 2
 
-.PHONY: install demo test lint check recipes clean
+.PHONY: install demo test lint check recipes bench clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ lint: install
 
 recipes: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/cli/test_recipes.py
+
+# Loss step against TRL's kernel and dense autograd: ratios within one run, peak memory; runs/bench/loss.json.
+bench: install
+	$(BIN)/python benchmarks/loss.py
 
 # Ruff; then tests, doctests and the strict parsing of every recipe, all of which `make test` runs.
 check: lint test

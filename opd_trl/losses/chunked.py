@@ -138,23 +138,24 @@ def chunked_support_loss(
         return value, value
 
     def chunk_loss(raw: Tensor, rows: slice, want_gradient: bool):
+        # The teacher's logits are gone before the student's probabilities come: three (n, V) tensors at most.
         logits = transform_logits(raw, **student_convention)
+        student_ids = top_ids(logits, top_k)
         raw_teacher = project(teacher_hidden_states[rows], teacher_lm_head_weight, teacher_lm_head_bias)
-        teacher_logits = transform_logits(raw_teacher, **teacher_convention)
-        probs, student_ids, log_normalizer = normalize(logits, top_k)
-        _, teacher_ids, teacher_log_normalizer = normalize(teacher_logits, top_k)
-        overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
-        entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
-
+        teacher = transform_logits(raw_teacher, **teacher_convention)
+        teacher_ids = top_ids(teacher, top_k)
+        del raw_teacher
         mask = ids = None
         if support == "sampled":
             ids = completion_ids[rows, None]
         elif support != "full":
             ids, mask = combine_supports(student_ids, teacher_ids, support=support)
-        student, teacher = (
-            (x if ids is None else x.gather(-1, ids)) - y
-            for x, y in ((logits, log_normalizer), (teacher_logits, teacher_log_normalizer))
-        )
+        _, log_normalizer = normalize(teacher, teacher_ids)
+        teacher = (teacher if ids is None else teacher.gather(-1, ids)) - log_normalizer
+        probs, log_normalizer = normalize(logits, student_ids)
+        student = (logits if ids is None else logits.gather(-1, ids)) - log_normalizer
+        overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
+        entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
         masses = ((x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher))
 
         with torch.set_grad_enabled(want_gradient):
@@ -184,15 +185,14 @@ def chunked_support_loss(
     return loss, dict(zip(STATS, stats, strict=True))
 
 
-def normalize(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities `(n, V)`, TopK ids `(n, K)` and log sum exp `(n, 1)` of a chunk of logits.
+def normalize(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Probabilities `(n, V)` and log sum exp `(n, 1)` of a chunk of logits whose TopK `ids` are known.
 
     The normaliser comes from the largest entry, whose probability is at least 1 / V: no further pass over the
     vocabulary. Student and teacher go through the same arithmetic, so that equal models give exactly equal numbers.
     """
-    probs, ids = logits.softmax(-1), top_ids(logits, top_k)
-    first = ids[:, :1]
-    return probs, ids, logits.gather(-1, first) - probs.gather(-1, first).log()
+    probs, first = logits.softmax(-1), ids[:, :1]
+    return probs, logits.gather(-1, first) - probs.gather(-1, first).log()
 
 
 def to_logits(

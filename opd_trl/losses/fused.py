@@ -85,4 +85,11 @@ class FusedHeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor, *_):
-        return *(None if grad is None else grad * grad_loss.to(grad.dtype) for grad in ctx.grads), None, None, None
+        grads = ctx.grads
+        if grads is None:
+            raise RuntimeError("this loss was differentiated before. Call the first backward with retain_graph=True.")
+        if torch._C._autograd._get_current_graph_task_keep_graph():
+            grads = [None if grad is None else grad.clone() for grad in grads]
+        else:  # nobody needs them again: scale in place and hand them over, no second (V, H) tensor
+            ctx.grads = None
+        return *(None if grad is None else grad.mul_(grad_loss) for grad in grads), None, None, None

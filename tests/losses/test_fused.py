@@ -67,3 +67,23 @@ def test_the_renormalised_loss_has_the_gradient_of_the_dense_composition(vocab_s
     torch.testing.assert_close(loss, expected)
     for gradient, reference in zip(gradients, torch.autograd.grad(2 * expected, (student, head, bias)), strict=True):
         torch.testing.assert_close(gradient, reference, rtol=1e-9, atol=1e-11)
+
+
+def test_backward_twice_adds_up_with_a_retained_graph_and_is_refused_without():
+    student, head, _, teacher, teacher_head = inputs(60)
+    arguments = (student, head, teacher, teacher_head, torch.ones(7, dtype=torch.float64))
+    loss, _ = chunked_support_loss(*arguments, top_k=5)
+    (3 * loss).backward(retain_graph=True)
+    once = student.grad.clone(), head.grad.clone()
+    (3 * loss).backward()
+    torch.testing.assert_close((student.grad, head.grad), (2 * once[0], 2 * once[1]))
+    with pytest.raises(RuntimeError, match="retain_graph=True"):
+        loss.backward()
+
+
+def test_the_head_gradient_is_handed_over_not_copied():
+    student, head, _, teacher, teacher_head = inputs(60)
+    loss, _ = chunked_support_loss(student, head, teacher, teacher_head, torch.ones(7, dtype=torch.float64), top_k=5)
+    formed = loss.grad_fn.grads[1].data_ptr()
+    loss.backward()
+    assert head.grad.data_ptr() == formed
