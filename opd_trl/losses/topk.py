@@ -12,8 +12,8 @@ def top_ids(values: Tensor, top_k: int) -> Tensor:
     """Ids of the K largest entries of each row, largest first; the set and order of `torch.topk` up to ties.
 
     A long row is cut into blocks: its K largest entries lie in the K blocks with the largest maxima, so only those
-    blocks (and the remainder of the row) are searched. Exact, and several times faster than `torch.topk` over a
-    vocabulary.
+    blocks (and the remainder of the row) are searched. Exact, and faster than `torch.topk` over a vocabulary
+    (docs/performance.md).
 
     Args:
         values: `(n, V)`.
