@@ -17,7 +17,7 @@ START = "Arr,"
 RULE = f"one finished sentence that starts with {START!r} and does not repeat itself"
 MAX_NEW_TOKENS = 40
 # Steps between two looks at the held-out questions.
-LOOK_EVERY = 12
+LOOK_EVERY = 16
 
 DESCRIPTION = """\
 Teach SmolLM2-135M to follow a system prompt that it does not see.
