@@ -156,7 +156,7 @@ def chunked_support_loss(
         student = (logits if ids is None else logits.gather(-1, ids)) - log_normalizer
         overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
         entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
-        masses = ((x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher))
+        masses = [(x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher)]
 
         with torch.set_grad_enabled(want_gradient):
             student.requires_grad_(want_gradient)
