@@ -100,6 +100,8 @@ def chunked_support_loss(
             f"student and teacher heads must have the same vocabulary, got {student_lm_head_weight.size(0)} and "
             f"{teacher_lm_head_weight.size(0)} rows. Cut both to the rows that the tokenizer uses."
         )
+    if support in ("full", "sampled"):  # K serves the overlap figure alone
+        top_k = min(top_k, student_lm_head_weight.size(0))
     check_top_k(top_k, student_lm_head_weight.size(0))
     if support == "sampled" and completion_ids is None:
         raise ValueError("support='sampled' needs completion_ids, the (N,) sampled tokens.")

@@ -22,10 +22,10 @@ class StudentPass(NamedTuple):
     entropies: Tensor | None
 
 
-def loss_options(args: OPDConfig, *, num_rows: int, sampling_temperature: float) -> dict[str, Any]:
+def loss_options(args: OPDConfig, *, sampling_temperature: float) -> dict[str, Any]:
     """Arguments of `chunked_support_loss` that stay the same for a whole run."""
     return {
-        "top_k": min(args.loss_top_k, num_rows),
+        "top_k": args.loss_top_k,
         "support": args.loss_support,
         "divergence": args.divergence,
         "beta": args.divergence_beta,

@@ -87,3 +87,12 @@ def test_the_head_gradient_is_handed_over_not_copied():
     formed = loss.grad_fn.grads[1].data_ptr()
     loss.backward()
     assert head.grad.data_ptr() == formed
+
+
+@pytest.mark.parametrize("support", ["full", "sampled"])
+def test_a_vocabulary_smaller_than_the_default_k_is_no_error_where_k_is_not_used(support):
+    student, head, _, teacher, teacher_head = inputs(11)
+    ids = torch.randint(11, (7,))
+    weights = torch.ones(7, dtype=torch.float64)
+    _, stats = chunked_support_loss(student, head, teacher, teacher_head, weights, support=support, completion_ids=ids)
+    assert (stats["overlap"] == 1).all()  # the K of the figure is the whole vocabulary
