@@ -1,9 +1,9 @@
 """Floor 1: what only the teacher sees. Text and ids, no models."""
 
-from .alignment import completion_positions, join, left_pad
+from .alignment import check_lengths, completion_positions, join, left_pad
 from .builders import TEMPLATES, Builder, Context, Prompt, get_builder
 from .contexts import check_column, check_context, read_shared_context
-from .view import TeacherView, check_lengths
+from .view import TeacherView
 
 
 __all__ = [

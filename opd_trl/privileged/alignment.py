@@ -32,11 +32,12 @@ def completion_positions(hidden_states: Tensor, num_completion_tokens: int) -> T
     return hidden_states[:, -num_completion_tokens - 1 : -1]
 
 
-def check_teacher_prompt_length(length: int, *, limit: int, row: str) -> None:
-    """Raise ValueError for a teacher prompt that is longer than `limit` tokens."""
-    if length > limit:
-        raise ValueError(
-            f"the teacher's prompt in {row} has {length} tokens, at most {limit} fit. Shorten its privileged context, "
-            "filter the row out, or raise max_teacher_prompt_length (within the teacher's context window less "
-            "max_completion_length). It is never cut in silence."
-        )
+def check_lengths(prompt_ids: list[list[int]], names: list[str], *, limit: int | None) -> None:
+    """Raise ValueError for the first teacher prompt longer than `limit` tokens; None is no limit."""
+    for ids, name in zip(prompt_ids, names, strict=True):
+        if limit is not None and len(ids) > limit:
+            raise ValueError(
+                f"the teacher's prompt in {name} has {len(ids)} tokens, at most {limit} fit. Shorten its privileged "
+                "context, filter the row out, or raise max_teacher_prompt_length (within the teacher's context window "
+                "less max_completion_length). It is never cut in silence."
+            )

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from .alignment import check_teacher_prompt_length
 from .builders import Prompt, get_builder
 from .contexts import check_context, read_shared_context
 
@@ -46,10 +45,3 @@ class TeacherView:
             )
             for row, name in zip(rows, names, strict=True)
         ]
-
-
-def check_lengths(prompt_ids: list[list[int]], names: list[str], *, limit: int | None) -> None:
-    """Raise ValueError for the first prompt longer than `limit` tokens; None is no limit."""
-    for ids, name in zip(prompt_ids, names, strict=True):
-        if limit is not None:
-            check_teacher_prompt_length(len(ids), limit=limit, row=name)
