@@ -24,9 +24,14 @@ def read_shared_context(text: str | None, file: str | None) -> Context | None:
         path = Path(file)
         if not path.is_file():
             raise ValueError(f"privileged_context_file={file!r} does not exist (looked in {Path.cwd()}).")
-        context = path.read_text(encoding="utf-8")
-        if path.suffix == ".json":
-            context = json.loads(context)
+        try:
+            context = path.read_text(encoding="utf-8")
+            context = json.loads(context) if path.suffix == ".json" else context
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"privileged_context_file={file!r} cannot be read: {error}. Expected UTF-8 text, or a .json file with "
+                "a list of chat messages."
+            ) from error
     if is_empty(context):
         raise ValueError(
             f"{'privileged_context' if file is None else f'privileged_context_file={file!r}'} is empty: the teacher "

@@ -110,3 +110,10 @@ def test_shared_contexts_are_read_and_checked(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=match):
             TeacherView(builder="hint", column="tip", file=str(tmp_path / name))
+
+
+def test_a_file_that_is_no_json_or_no_utf8_is_named(tmp_path):
+    for name, content in [("a.json", b"[{"), ("b.txt", b"\xff\xfe rule")]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=f"privileged_context_file='.*{name}' cannot be read"):
+            TeacherView(builder="few_shot", column="tip", file=str(tmp_path / name))
