@@ -221,7 +221,9 @@ def report(console, result: dict[str, Any], rows: list[dict[str, str]], output: 
     table.add_row("teacher", "yes", f"{result['compliance_teacher']:.0%}")
     console.print(table)
     for entry in rows[:4]:
-        console.print(f"[dim]{entry['question']}[/]\n  before  {entry['before']!r}\n  after   {entry['after']!r}")
+        console.print(entry["question"], style="dim", markup=False)
+        # An answer may hold anything, square brackets included.
+        console.print(f"  before  {entry['before']!r}\n  after   {entry['after']!r}", markup=False)
     console.print(
         f"{result['steps']} steps, {result['wall_seconds']:.0f} s. Wrote {output}/result.json, curves.png, "
         "answers.json and adapter/."

@@ -97,3 +97,14 @@ def test_a_model_that_is_there_already_is_not_fetched_again(tmp_path, monkeypatc
     tiny.save(folder)
     monkeypatch.setattr(demo_model, "fetch_gguf", lambda scratch: pytest.fail("fetched again"))
     assert demo_model.prepare_model(folder) == folder
+
+
+def test_an_answer_that_looks_like_markup_is_printed_as_it_is(capsys, tmp_path):
+    from rich.console import Console
+
+    result = {f"compliance_{who}": 0.5 for who in ("before", "after", "teacher")}
+    result |= {"held_out_questions": 1, "steps": 1, "wall_seconds": 1.0}
+    row = {"question": "[b]What?", "before": "[/INST] [/]", "after": "[red]Arr, x.", "teacher": "t"}
+    demo.report(Console(width=200), result, [row], tmp_path)
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ("[b]What?", "[/INST] [/]", "[red]Arr, x."))

@@ -44,7 +44,7 @@ FUNCTIONS = {
 SOURCES = {
     "__init__": [
         "self.beta", "self.temperature", "self.chat_template_kwargs", "self._entropy_bonus_enabled",
-        "self.aux_loss_enabled", "self.router_aux_loss_coef", "self.reward_func_names", "self._metrics",
+        "self.aux_loss_enabled", "self.router_aux_loss_coef", "self.reward_func_names", "self._metrics", "self._logs",
         "self._tokenizer", "self.max_completion_length", "self.num_generations",
     ],
     "_generate_and_score_completions": [
