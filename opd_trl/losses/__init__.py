@@ -4,14 +4,16 @@ One value per token, keyword-only options, nats, float32. The gradients are prov
 """
 
 from .chunked import chunked_support_loss
+from .chunking import chunk_size_for
 from .divergences import forward_kl, generalized_jsd, reverse_kl
-from .head import chunked_support_log_probs
+from .log_probs import chunked_support_log_probs
 from .reduction import masked_mean
 from .sampled import sampled_token_loss
 from .support import select_support, support_divergence
 
 
 __all__ = [
+    "chunk_size_for",
     "chunked_support_log_probs",
     "chunked_support_loss",
     "forward_kl",

@@ -1,27 +1,19 @@
 """The distillation loss in chunks of tokens, its gradients formed in the forward."""
 
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from .chunking import block_size_for, chunk_size_for, chunks
 from .divergences import check_beta
-from .fused import FusedHeadLoss, LogitGradient
-from .head import CHUNK_SIZE, check_rows, project, transform_logits, transform_slope
-from .sampled import sampled_token_loss
-from .support import (
-    Divergence,
-    Tail,
-    check_choice,
-    check_top_k,
-    combine_supports,
-    is_member,
-    support_divergence,
-)
-from .topk import top_ids
+from .fused import FusedHeadLoss
+from .gradients import LogitGradient
+from .head import LogitTransform, check_rows, in_compute_dtype, project
+from .objective import LossSupport, Objective
+from .support import Divergence, Tail, check_choice, check_top_k
 
-
-LossSupport = Literal["student", "teacher", "intersection", "union", "full", "sampled"]
 
 STATS = ("per_token_divergence", "entropy", "student_mass", "teacher_mass", "overlap")
 
@@ -48,7 +40,7 @@ def chunked_support_loss(
     teacher_lm_head_bias: Tensor | None = None,
     teacher_logit_scale: float = 1.0,
     teacher_final_logit_softcapping: float | None = None,
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over tokens of weight x divergence, from the hidden states of student and teacher, in one pass.
 
@@ -71,7 +63,8 @@ def chunked_support_loss(
         student_lm_head_bias, teacher_lm_head_bias: `(V,)`.
         student_logit_scale, teacher_logit_scale, student_final_logit_softcapping, teacher_final_logit_softcapping:
             the logit conventions of each model.
-        chunk_size: tokens projected at once; the result does not depend on it.
+        chunk_size: tokens projected at once; the result does not depend on it. By default from a memory budget
+            (`opd_trl.losses.chunking`).
 
     Returns:
         loss: scalar, float32 (float64 for float64 inputs); an empty batch gives a zero that keeps its graph.
@@ -81,7 +74,7 @@ def chunked_support_loss(
 
     Raises:
         ValueError: an unknown option, `top_k` out of range, heads of different vocabularies, missing
-            `completion_ids`, tensors of another length than `student_hidden_states`.
+            `completion_ids`, tensors of another length than `student_hidden_states`, `chunk_size` below 1.
 
     Source: arXiv 2605.11182; forming head gradients in the forward as in Liger's fused linear losses.
 
@@ -112,70 +105,19 @@ def chunked_support_loss(
         **({} if completion_ids is None else {"completion_ids": completion_ids.shape}),
     )
 
-    student_convention = {
-        "temperature": temperature,
-        "logit_scale": student_logit_scale,
-        "final_logit_softcapping": student_final_logit_softcapping,
-    }
-    teacher_convention = {
-        "temperature": temperature,
-        "logit_scale": teacher_logit_scale,
-        "final_logit_softcapping": teacher_final_logit_softcapping,
-    }
-
-    def per_token(student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The loss of each token and the divergence that is reported, from log-probabilities on the support."""
-        if support == "sampled":
-            return sampled_token_loss(student, teacher).squeeze(-1), (student - teacher).squeeze(-1)
-        value = support_divergence(
-            student,
-            teacher,
-            divergence=divergence,
-            beta=beta,
-            tail="drop" if support == "full" else tail,
-            stop_gradient=stop_gradient,
-            support_mask=mask,
-            pointwise_clip=pointwise_clip,
-        )
-        return value, value
-
-    def chunk_loss(raw: Tensor, rows: slice, want_gradient: bool):
-        # The teacher's logits are gone before the student's probabilities come: three (n, V) tensors at most.
-        logits = transform_logits(raw, **student_convention)
-        student_ids = top_ids(logits, top_k)
-        raw_teacher = project(teacher_hidden_states[rows], teacher_lm_head_weight, teacher_lm_head_bias)
-        teacher = transform_logits(raw_teacher, **teacher_convention)
-        teacher_ids = top_ids(teacher, top_k)
-        del raw_teacher
-        mask = ids = None
-        if support == "sampled":
-            ids = completion_ids[rows, None]
-        elif support != "full":
-            ids, mask = combine_supports(student_ids, teacher_ids, support=support)
-        _, log_normalizer = normalize(teacher, teacher_ids)
-        teacher = (teacher if ids is None else teacher.gather(-1, ids)) - log_normalizer
-        probs, log_normalizer = normalize(logits, student_ids)
-        student = (logits if ids is None else logits.gather(-1, ids)) - log_normalizer
-        overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
-        entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
-        masses = [(x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher)]
-
-        with torch.set_grad_enabled(want_gradient):
-            student.requires_grad_(want_gradient)
-            values, reported = per_token(student, teacher, mask)
-            loss = (values * token_weights[rows]).sum()
-        gradient = None
-        if want_gradient:
-            (by_log_prob,) = torch.autograd.grad(loss, student)
-            renormalized = tail == "renormalize" and support not in ("full", "sampled")
-            gradient = to_logits(by_log_prob, ids, probs, renormalized=renormalized, hidden_size=hidden_size)
-            at = logits if gradient.ids is None else logits.gather(-1, gradient.ids)
-            slope = transform_slope(at, **student_convention)
-            if not isinstance(slope, float) or slope != 1.0:
-                gradient = gradient._replace(values=gradient.values * slope)
-        return loss.detach(), gradient, (reported.detach(), entropy, *masses, overlap)
-
-    hidden_size = student_hidden_states.size(-1)
+    if chunk_size is None:
+        chunk_size = chunk_size_for(student_lm_head_weight.size(0), student_lm_head_weight.device)
+    chunk_loss = BlockwiseLoss(
+        Objective(top_k, support, divergence, beta, tail, stop_gradient, pointwise_clip),
+        LogitTransform(temperature, student_logit_scale, student_final_logit_softcapping),
+        LogitTransform(temperature, teacher_logit_scale, teacher_final_logit_softcapping),
+        teacher_hidden_states,
+        in_compute_dtype(teacher_lm_head_weight.detach()),
+        teacher_lm_head_bias,
+        token_weights,
+        completion_ids,
+        hidden_size=student_hidden_states.size(-1),
+    )
     loss, *stats = FusedHeadLoss.apply(
         student_hidden_states,
         student_lm_head_weight,
@@ -187,32 +129,50 @@ def chunked_support_loss(
     return loss, dict(zip(STATS, stats, strict=True))
 
 
-def normalize(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities `(n, V)` and log sum exp `(n, 1)` of a chunk of logits whose TopK `ids` are known.
+@dataclass(frozen=True)
+class BlockwiseLoss:
+    """The loss of one chunk of student logits against the teacher's, worked off in blocks of rows.
 
-    The normaliser comes from the largest entry, whose probability is at least 1 / V: no further pass over the
-    vocabulary. Student and teacher go through the same arithmetic, so that equal models give exactly equal numbers.
+    Two `(chunk, V)` tensors live at a time, the logits of student and teacher; a dense gradient overwrites the
+    student's. What is computed element by element has the size of a block, which on a CPU stays in its caches.
     """
-    probs, first = logits.softmax(-1), ids[:, :1]
-    return probs, logits.gather(-1, first) - probs.gather(-1, first).log()
 
+    objective: Objective
+    student_transform: LogitTransform
+    teacher_transform: LogitTransform
+    teacher_hidden_states: Tensor
+    teacher_lm_head_weight: Tensor
+    teacher_lm_head_bias: Tensor | None
+    token_weights: Tensor
+    completion_ids: Tensor | None
+    hidden_size: int
 
-def to_logits(
-    by_log_prob: Tensor, ids: Tensor | None, probs: Tensor, *, renormalized: bool, hidden_size: int
-) -> LogitGradient:
-    """From the gradient in log-probabilities on the support to the one in logits.
-
-    With g_k = dL/dlog p_k: dL/dz_j = g_j 1_S(j) - p_j sum_k g_k. A renormalised loss does not feel the common
-    normaliser, sum_k g_k = 0, so its gradient is zero off the support and needs no product with the whole head.
-
-    Args:
-        by_log_prob: `(n, K)`, or `(n, V)` where `ids` is None.
-        ids: `(n, K)`, or None for the whole vocabulary.
-        probs: `(n, V)`; overwritten.
-        renormalized: does the sum of `by_log_prob` vanish in every row?
-        hidden_size: H; the sparse form holds `n K H` numbers, so it is used while K H <= V.
-    """
-    if renormalized and ids.size(-1) * hidden_size <= probs.size(-1):
-        return LogitGradient(by_log_prob, ids)
-    dense = probs.mul_(-by_log_prob.sum(-1, keepdim=True))
-    return LogitGradient(dense.add_(by_log_prob) if ids is None else dense.scatter_add_(-1, ids, by_log_prob))
+    def __call__(self, raw: Tensor, rows: slice, want_gradient: bool):
+        """See `ChunkLoss`; `raw` is overwritten."""
+        raw_teacher = project(self.teacher_hidden_states[rows], self.teacher_lm_head_weight, self.teacher_lm_head_bias)
+        weights = self.token_weights[rows]
+        completion_ids = None if self.completion_ids is None else self.completion_ids[rows]
+        losses, stats, sparse = [], [], []
+        for block in chunks(raw.size(0), block_size_for(raw.size(1), raw.device)):
+            logits = self.student_transform.apply(raw[block])
+            loss, gradient, block_stats = self.objective(
+                logits,
+                self.teacher_transform.apply(raw_teacher[block]),
+                weights[block],
+                None if completion_ids is None else completion_ids[block],
+                want_gradient=want_gradient,
+                hidden_size=self.hidden_size,
+            )
+            losses.append(loss)
+            stats.append(block_stats)
+            if gradient is not None:
+                at = logits if gradient.ids is None else logits.gather(-1, gradient.ids)
+                values = self.student_transform.chain(gradient.values, at)
+                if gradient.ids is None:
+                    raw[block] = values
+                else:
+                    sparse.append((values, gradient.ids))
+        gradient = None
+        if want_gradient:
+            gradient = LogitGradient(*map(torch.cat, zip(*sparse, strict=True))) if sparse else LogitGradient(raw)
+        return torch.stack(losses).sum(), gradient, tuple(map(torch.cat, zip(*stats, strict=True)))

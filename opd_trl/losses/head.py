@@ -1,42 +1,33 @@
-"""The LM head in chunks of tokens: log-probabilities from hidden states, without [tokens, vocabulary]."""
+"""The LM head: products in the head's dtype with float32 results, and what models do to raw logits."""
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-
-from .support import check_top_k
-from .topk import top_ids
 
 
-# Tokens projected at once. 256 x 49152 float32 logits are 48 MiB, 256 x 151936 are 148 MiB.
-CHUNK_SIZE = 256
+class LogitTransform(NamedTuple):
+    """From raw head outputs to the logits of a distribution, cap tanh(scale z / cap) / temperature."""
 
+    temperature: float = 1.0
+    logit_scale: float = 1.0
+    final_logit_softcapping: float | None = None
 
-def chunks(num_tokens: int, chunk_size: int) -> list[slice]:
-    """Row slices that cover `num_tokens`; one empty slice for an empty batch, which keeps its graph through it."""
-    return [slice(start, start + chunk_size) for start in range(0, max(num_tokens, 1), chunk_size)]
+    def apply(self, raw: Tensor) -> Tensor:
+        """Scale, soft-cap and temper raw outputs `(..., V)`, in this order."""
+        if self.logit_scale != 1.0:
+            raw = raw * self.logit_scale
+        if self.final_logit_softcapping is not None:
+            raw = self.final_logit_softcapping * torch.tanh(raw / self.final_logit_softcapping)
+        return raw if self.temperature == 1.0 else raw / self.temperature
 
-
-def transform_logits(
-    logits: Tensor, *, temperature: float, logit_scale: float, final_logit_softcapping: float | None
-) -> Tensor:
-    """Scale, soft-cap (cap tanh(z / cap)) and temper raw head outputs `(..., V)`, in this order, as the models do."""
-    if logit_scale != 1.0:
-        logits = logits * logit_scale
-    if final_logit_softcapping is not None:
-        logits = final_logit_softcapping * torch.tanh(logits / final_logit_softcapping)
-    return logits if temperature == 1.0 else logits / temperature
-
-
-def transform_slope(
-    transformed: Tensor, *, temperature: float, logit_scale: float, final_logit_softcapping: float | None
-) -> Tensor | float:
-    """Derivative of `transform_logits`, from its result: scale (1 - tanh^2) / T."""
-    slope = logit_scale / temperature
-    if final_logit_softcapping is None:
-        return slope
-    return slope * (1 - (transformed * (temperature / final_logit_softcapping)) ** 2)
+    def chain(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """From dL/dlogits to dL/draw: times scale (1 - tanh^2) / temperature, from the transformed `logits`."""
+        slope = self.logit_scale / self.temperature
+        if self.final_logit_softcapping is not None:
+            gradient = gradient * (1 - (logits * (self.temperature / self.final_logit_softcapping)) ** 2)
+        return gradient if slope == 1.0 else gradient * slope
 
 
 def check_rows(num_tokens: int, **shapes: tuple[int, ...]) -> None:
@@ -46,80 +37,34 @@ def check_rows(num_tokens: int, **shapes: tuple[int, ...]) -> None:
             raise ValueError(f"{name} must have one row for each of the {num_tokens} tokens, got {tuple(shape)} rows.")
 
 
+def in_compute_dtype(weight: Tensor) -> Tensor:
+    """The head in the dtype of its products: its own, or that of an active autocast; cast once for all chunks."""
+    device = weight.device.type
+    if torch.is_autocast_enabled(device) and weight.dtype != torch.float64:
+        return weight.to(torch.get_autocast_dtype(device))
+    return weight
+
+
 def project(hidden_states: Tensor, lm_head_weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Raw logits `(n, V)` in at least float32, multiplied in the dtype of the head (or of autocast)."""
-    logits = F.linear(hidden_states.to(lm_head_weight.dtype), lm_head_weight, bias)
+    """Raw logits `(n, V)` in at least float32, multiplied in the dtype of the head."""
+    hidden_states = hidden_states.to(lm_head_weight.dtype)
+    if rounds_products(lm_head_weight):  # bfloat16 logits near 20 would be multiples of 1/8
+        logits = torch.mm(hidden_states, lm_head_weight.mT, out_dtype=torch.float32)
+        return logits if bias is None else logits.add_(bias)
+    logits = F.linear(hidden_states, lm_head_weight, None if bias is None else bias.to(lm_head_weight.dtype))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def entropy_of(log_probs: Tensor) -> Tensor:
-    """-sum_v p_v log p_v over the last dimension, nats."""
-    return -(log_probs.exp() * log_probs).sum(-1)
-
-
-def chunked_support_log_probs(
-    hidden_states: Tensor,
-    lm_head_weight: Tensor,
-    *,
-    ids: Tensor | None = None,
-    top_k: int | None = None,
-    bias: Tensor | None = None,
-    temperature: float = 1.0,
-    logit_scale: float = 1.0,
-    final_logit_softcapping: float | None = None,
-    chunk_size: int = CHUNK_SIZE,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities of K ids per position, normalised over the full vocabulary, from hidden states.
-
-    log p = log_softmax(T^-1 cap tanh(scale (h W^T + b) / cap)), gathered at `ids` or at its own `top_k`. Chunks are
-    recomputed in backward, so that only `(chunk_size, V)` logits live at a time.
-
-    Args:
-        hidden_states: `(N, H)`; carries the gradient.
-        lm_head_weight: `(V, H)`; carries the gradient.
-        ids: `(N, K)` int64, the ids to score. Exactly one of `ids` and `top_k`.
-        top_k: score the K most probable ids of each position.
-        bias: `(V,)`, carries the gradient.
-        temperature, logit_scale, final_logit_softcapping: as above; the last two as TRL reads them from a config.
-        chunk_size: positions projected at once; memory is proportional to it, the result does not depend on it.
-
-    Returns:
-        log_probs: `(N, K)`, nats, float32 (float64 for float64 inputs); differentiable.
-        ids: `(N, K)`.
-        entropy: `(N,)` of the whole distribution, nats; differentiable.
-
-    Raises:
-        ValueError: both or neither of `ids` and `top_k`, `top_k` out of range, or `ids` of another length.
-
-    Example:
-        >>> import torch
-        >>> log_probs, ids, _ = chunked_support_log_probs(torch.eye(2), torch.eye(2), top_k=1)
-        >>> ids.tolist(), round(log_probs[0, 0].item(), 4)
-        ([[0], [1]], -0.3133)
-    """
-    if (ids is None) == (top_k is None):
-        raise ValueError("give exactly one of ids (which tokens to score) and top_k (the K most probable ones).")
-    if top_k is not None:
-        check_top_k(top_k, lm_head_weight.size(0))
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """total += a @ b; `total` in at least float32, `a` and `b` in the dtype of the head."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    elif rounds_products(a):
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
-        check_rows(hidden_states.size(0), ids=ids.shape[:-1])
+        total += a @ b
 
-    def score(hidden_states: Tensor, lm_head_weight: Tensor, bias: Tensor | None, ids: Tensor | None):
-        logits = transform_logits(
-            project(hidden_states, lm_head_weight, bias),
-            temperature=temperature,
-            logit_scale=logit_scale,
-            final_logit_softcapping=final_logit_softcapping,
-        )
-        log_probs = logits.log_softmax(-1)
-        if ids is None:
-            ids = top_ids(log_probs.detach(), top_k)
-        return log_probs.gather(-1, ids), ids, entropy_of(log_probs)
 
-    results = [
-        checkpoint(
-            score, hidden_states[rows], lm_head_weight, bias, None if ids is None else ids[rows], use_reentrant=False
-        )
-        for rows in chunks(hidden_states.size(0), chunk_size)
-    ]
-    return tuple(torch.cat(parts) for parts in zip(*results, strict=True))
+def rounds_products(matrix: Tensor) -> bool:
+    """Would a product be rounded to 16 bits that could be had in float32? PyTorch can on CUDA alone."""
+    return matrix.is_cuda and matrix.dtype in (torch.bfloat16, torch.float16)

@@ -40,7 +40,9 @@ def combine_supports(student_ids: Tensor, teacher_ids: Tensor, *, support: Suppo
 
 def is_member(ids: Tensor, of: Tensor) -> Tensor:
     """`(..., K)` bool: is each id found among `of`, row by row."""
-    return (ids.unsqueeze(-1) == of.unsqueeze(-2)).any(-1)
+    of = of.sort(-1).values
+    found_at = torch.searchsorted(of, ids.contiguous()).clamp(max=of.size(-1) - 1)
+    return of.gather(-1, found_at) == ids
 
 
 def check_top_k(top_k: int, vocab_size: int) -> None:

@@ -34,10 +34,14 @@ class Head:
     final_logit_softcapping: float | None
 
     def rows(self, num_rows: int) -> "Head":
-        """The first `num_rows` rows, gathered from all ranks where FSDP2 shards them."""
+        """The first `num_rows` rows, gathered from all ranks where FSDP2 shards them.
+
+        Views, never the parameters: a view still holds what ZeRO-3 gathered when the parameter is partitioned again,
+        so that a backward can project once more.
+        """
         weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (self.weight, self.bias))
         if weight.size(0) == num_rows:
-            return replace(self, weight=weight, bias=bias)
+            return replace(self, weight=weight.view_as(weight), bias=None if bias is None else bias.view_as(bias))
         return replace(self, weight=weight[:num_rows], bias=None if bias is None else bias[:num_rows])
 
 

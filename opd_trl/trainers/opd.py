@@ -187,7 +187,7 @@ class OPDTrainer(GRPOTrainer):
             config = self.teacher.model.config.get_text_config()
             self._num_rows = shared_rows(self._num_rows, config.vocab_size, self._tokenizer.get_vocab())
             self.teacher.model = prepare_teacher(self, self.teacher.model)
-        self._loss_options = loss_options(self.args, sampling_temperature=self.temperature)
+        self._loss_options = loss_options(self.args, self.temperature, self._num_rows, self.accelerator.device)
         return getattr(config, "max_position_embeddings", None)
 
     # The batch

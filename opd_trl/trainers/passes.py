@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..losses import chunked_support_log_probs, chunked_support_loss
+from ..losses import chunk_size_for, chunked_support_log_probs, chunked_support_loss
 from ..privileged import join
 from .config import OPDConfig
 from .forward import MULTIMODAL_KEYS, Head, completion_hidden_states, read_head, scatter, unique_tensors
@@ -22,8 +22,11 @@ class StudentPass(NamedTuple):
     entropies: Tensor | None
 
 
-def loss_options(args: OPDConfig, *, sampling_temperature: float) -> dict[str, Any]:
+def loss_options(
+    args: OPDConfig, sampling_temperature: float, vocab_size: int, device: torch.device
+) -> dict[str, Any]:
     """Arguments of `chunked_support_loss` that stay the same for a whole run."""
+    budget = None if args.loss_memory_mib is None else args.loss_memory_mib * 2**20
     return {
         "top_k": args.loss_top_k,
         "support": args.loss_support,
@@ -32,6 +35,7 @@ def loss_options(args: OPDConfig, *, sampling_temperature: float) -> dict[str, A
         "tail": args.loss_tail,
         "stop_gradient": args.stop_gradient,
         "temperature": sampling_temperature if args.loss_temperature is None else args.loss_temperature,
+        "chunk_size": chunk_size_for(vocab_size, device, budget=budget),
     }
 
 
@@ -128,6 +132,7 @@ def student_pass(
                 temperature=policy_temperature,
                 logit_scale=head.logit_scale,
                 final_logit_softcapping=head.final_logit_softcapping,
+                chunk_size=options["chunk_size"],
             )
             per_token_logps, entropies = scatter(log_probs.squeeze(-1), scored), scatter(entropy, scored)
     return StudentPass(loss, stats, aux_loss, per_token_logps, entropies)

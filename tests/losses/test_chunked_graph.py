@@ -1,5 +1,7 @@
 """chunked_support_loss as a node of the graph: who gets a gradient, how large a tensor gets, what is refused."""
 
+import weakref
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -167,6 +169,37 @@ def test_no_tensor_of_all_tokens_times_the_vocabulary_exists_in_forward_or_backw
         (log_probs.sum() + entropy.sum()).backward()
     for seen in (forward, backward):
         assert CHUNK * VOCAB <= seen.numel <= 2 * CHUNK * VOCAB < N * VOCAB
+
+
+class LargeStorages(TorchDispatchMode):
+    """Counts the storages of at least `nbytes` that live at a time."""
+
+    def __init__(self, nbytes):
+        super().__init__()
+        self.nbytes, self.alive, self.most = nbytes, {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().nbytes() >= self.nbytes:
+                storage = x.untyped_storage()
+                self.alive[storage.data_ptr()] = weakref.ref(storage)
+                del storage
+        self.alive = {key: ref for key, ref in self.alive.items() if ref() is not None}
+        self.most = max(self.most, len(self.alive))
+        return out
+
+
+@every_support
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_two_chunks_of_logits_live_at_a_time_and_no_more(support, tail, cap):
+    """Everything else (softmax, soft-capping, the divergence of a whole vocabulary) has the size of a block."""
+    arguments, keywords = inputs(N, HIDDEN, VOCAB)
+    options = {"support": support, "tail": tail, "student_final_logit_softcapping": cap}
+    with LargeStorages(CHUNK * VOCAB * 8) as mode:
+        chunked_support_loss(*arguments, **keywords, **options, chunk_size=CHUNK)
+    assert mode.most == 2
 
 
 REFUSED = {

@@ -119,6 +119,20 @@ def test_half_inputs_give_float32_within_the_error_of_their_dtype():
         assert (grad.double() - expected_grad).norm() < 0.03 * expected_grad.norm()
 
 
+def test_autocast_projects_in_bfloat16_and_gradients_come_back_in_float32():
+    leaves = head_inputs(16, 8, 32, dtype=torch.float32)
+    ids = torch.randint(32, (16, 4))
+    with torch.autocast("cpu", torch.bfloat16):
+        log_probs, _, _ = chunked_support_log_probs(*leaves[:2], bias=leaves[2], ids=ids, chunk_size=5)
+    expected = dense(*leaves, ids)[0]
+    assert log_probs.dtype == torch.float32
+    assert 0 < (log_probs - expected).abs().max() < 0.1
+    grads = torch.autograd.grad(log_probs.exp().sum(), leaves)
+    for grad, expected_grad in zip(grads, torch.autograd.grad(expected.exp().sum(), leaves), strict=True):
+        assert grad.dtype == torch.float32
+        assert (grad - expected_grad).norm() < 0.03 * expected_grad.norm()
+
+
 def test_a_frozen_head_gets_no_gradient_and_no_grad_builds_no_graph():
     hidden, weight, bias = head_inputs()
     weight.requires_grad_(False)
