@@ -1,0 +1,210 @@
+"""Whole training steps: OPDTrainer against TRL's DistillationTrainer, OPSDTrainer against TRL's SDFTTrainer.
+
+    make bench
+    python benchmarks/steps.py --rounds 5 --completion-tokens 128 --pair opsd
+
+Same model, prompts, seed, full fine-tuning in float32; every completion has the same length, since EOS is not sampled
+before it. Each trainer lives in a process of its own and they take turns, one optimizer step at a time: generation,
+teacher, student, backward, AdamW. Extra memory is the peak of loss and backward over what was resident before it.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from measure import conditions, print_table, resident_mib, write_json
+from rich.progress import track
+
+
+PAIRS = {
+    "opd": ("DistillationTrainer", "OPDTrainer, full vocabulary", "OPDTrainer (default)"),
+    "opsd": ("SDFTTrainer, topk_logits", "OPSDTrainer (default)"),
+}
+QUESTIONS = ("What is a comet?", "Why is the sea salty?", "Who wrote Hamlet?", "How do bees find their way home?")
+CONTEXT = "Answer in one short, friendly sentence that a child of six can understand, and name one example."
+# Lines with which a worker answers; libraries print others.
+ANSWER = "@"
+
+
+def common_options(args) -> dict:
+    return {
+        "output_dir": str(args.json.parent / "trainer"),
+        "max_steps": args.rounds + 1,
+        "per_device_train_batch_size": args.prompts,
+        "max_completion_length": args.completion_tokens,
+        "generation_kwargs": {"min_new_tokens": args.completion_tokens},
+        "learning_rate": 1e-6,
+        "use_cpu": True,
+        "bf16": False,
+        "model_init_kwargs": {"dtype": "float32"},
+        "report_to": "none",
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "seed": 0,
+    }
+
+
+def build_trainer(name: str, args):
+    """The trainer of a row, with the settings that make its work that of its pair."""
+    from datasets import Dataset
+
+    rows = [QUESTIONS[i % len(QUESTIONS)] for i in range(4 * args.prompts)]
+    data = {"prompt": [[{"role": "user", "content": question}] for question in rows]}
+    options = common_options(args)
+    teacher = {"teacher_model_init_kwargs": {"dtype": "float32"}}
+    if name == "DistillationTrainer":
+        from trl import DistillationConfig, DistillationTrainer
+
+        config = DistillationConfig(**options, **teacher, teacher_model_name_or_path=args.model, beta=1.0)
+        return DistillationTrainer(model=args.model, args=config, train_dataset=Dataset.from_dict(data))
+    if name.startswith("OPDTrainer"):
+        from opd_trl import OPDConfig, OPDTrainer
+
+        support = {"loss_support": "full"} if "full" in name else {}
+        config = OPDConfig(**options, **teacher, teacher_model_name_or_path=args.model, **support)
+        return OPDTrainer(model=args.model, args=config, train_dataset=Dataset.from_dict(data))
+    dataset = Dataset.from_dict(data | {"privileged_context": [CONTEXT] * len(rows)})
+    if name.startswith("SDFTTrainer"):
+        from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+        config = SDFTConfig(
+            **options,
+            teacher_model_kind="live",
+            num_generations=1,
+            distillation_mode="topk_logits",
+            distillation_topk=20,
+            distillation_alpha=1.0,
+        )
+        return SDFTTrainer(model=args.model, args=config, train_dataset=dataset)
+    from opd_trl import OPSDConfig, OPSDTrainer
+
+    template = "{{ prompt }}\n\n{{ context }}"  # SDFT's own
+    config = OPSDConfig(**options, teacher_model_kind="live", privileged_builder="hint", privileged_template=template)
+    return OPSDTrainer(model=args.model, args=config, train_dataset=dataset)
+
+
+def work(name: str, args) -> None:
+    """Train in this process, one step for every line read; answer each with seconds and MiB."""
+    from transformers import TrainerCallback
+
+    trainer = build_trainer(name, args)
+    answer: dict[str, float] = {}
+
+    class TakeTurns(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            sys.stdin.readline()
+            answer["start"] = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            seconds = time.perf_counter() - answer.pop("start")
+            print(ANSWER + json.dumps({"seconds": seconds, **answer}), flush=True)
+
+    # The batch is generated inside training_step, so the loss begins where compute_loss is called.
+    compute_loss, training_step = trainer.compute_loss, trainer.training_step
+
+    def compute_loss_from_here(*inputs, **options):
+        Path("/proc/self/clear_refs").write_text("5")
+        answer["resident"], answer["loss_from"] = resident_mib("VmRSS"), time.perf_counter()
+        return compute_loss(*inputs, **options)
+
+    def training_step_until_here(*inputs, **options):
+        loss = training_step(*inputs, **options)
+        answer["loss_seconds"] = time.perf_counter() - answer.pop("loss_from")
+        answer["extra_mib"] = resident_mib("VmHWM") - answer.pop("resident")
+        return loss
+
+    trainer.compute_loss, trainer.training_step = compute_loss_from_here, training_step_until_here
+    trainer.add_callback(TakeTurns())
+    trainer.train()
+
+
+class Worker:
+    """A trainer in a process of its own."""
+
+    def __init__(self, name: str, arguments: list[str]):
+        self.name = name
+        command = [sys.executable, __file__, *arguments, "--work", name]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.answers: list[dict[str, float]] = []
+
+    def step(self) -> None:
+        """One optimizer step; the answer is kept."""
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        output = []
+        for line in self.process.stdout:
+            if line.startswith(ANSWER):
+                self.answers.append(json.loads(line[len(ANSWER) :]))
+                return
+            output.append(line)
+        raise RuntimeError(f"{self.name} ended before its step did:\n{''.join(output)[-3000:]}")
+
+    def medians(self) -> dict[str, float]:
+        """Over the steps after the first, which warms up."""
+        return {key: statistics.median(x[key] for x in self.answers[1:]) for key in self.answers[0]}
+
+
+def compare(pair: str, args, arguments: list[str]) -> dict[str, dict[str, float]]:
+    workers = [Worker(name, arguments) for name in PAIRS[pair]]
+    try:
+        for _ in track(range(args.rounds + 1), description=f"measuring {pair}", transient=True):
+            for worker in workers:
+                worker.step()
+        rows = {worker.name: worker.medians() for worker in workers}
+    finally:
+        for worker in workers:
+            worker.process.kill()
+    first = next(iter(rows.values()))
+    print_table(
+        f"{args.prompts} prompts x {args.completion_tokens} completion tokens a step",
+        ("trainer", "step, ratio", "loss + backward, ratio", "extra memory, ratio", "step, s", "loss, s", "MiB"),
+        (
+            [
+                name,
+                *(row[key] / first[key] for key in ("seconds", "loss_seconds", "extra_mib")),
+                row["seconds"],
+                row["loss_seconds"],
+                int(row["extra_mib"]),
+            ]
+            for name, row in rows.items()
+        ),
+    )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="path; default: the demo's SmolLM2-135M, V=49152")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--completion-tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3, help="steps of every trainer after the one that warms up")
+    parser.add_argument("--pair", choices=sorted(PAIRS), help="default: both")
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/steps.json"))
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    if args.work:
+        work(args.work, args)
+        return
+    if args.model is None:
+        from opd_trl.cli.demo_model import prepare_model
+
+        args.model = str(prepare_model(Path("runs/demo/model")))
+    where = conditions("cpu")
+    print(", ".join(where.values()))
+    arguments = ["--model", args.model, "--prompts", str(args.prompts), "--rounds", str(args.rounds)]
+    arguments += ["--completion-tokens", str(args.completion_tokens), "--json", str(args.json)]
+    rows = {pair: compare(pair, args, arguments) for pair in ([args.pair] if args.pair else PAIRS)}
+    setting = {key: getattr(args, key) for key in ("model", "prompts", "completion_tokens", "rounds")}
+    write_json(args.json, conditions=where, setting=setting, rows=rows)
+
+
+if __name__ == "__main__":
+    main()

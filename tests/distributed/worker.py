@@ -1,0 +1,92 @@
+"""One process of a job: train for a few steps on fixed completions and write down what came out.
+
+    accelerate launch ... tests/distributed/worker.py '{"out": ..., "student": ..., "kind": "opd", ...}'
+
+Rank 0 writes `log.json` (loss and gradient norm of each step) and `model.pt` (the trained parameters, gathered).
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from tests import tiny
+from tests.trainers.build import lora_config
+
+
+ROWS_PER_STEP = 8
+
+
+def completion(prompt: str, lengths: list[int]) -> list[int]:
+    """The fixed completion of a prompt, ended by EOS: which ids and how many depends on the row's number alone."""
+    row = int(prompt.split("plus ")[1].split("?")[0])
+    generator = torch.Generator().manual_seed(row)
+    return torch.randint(3, 103, (lengths[row % len(lengths)] - 1,), generator=generator).tolist() + [2]
+
+
+def make_trainer(setting: dict):
+    """OPDTrainer for `kind` "opd", else OPSDTrainer with that `teacher_model_kind`."""
+    from opd_trl import OPDConfig, OPDTrainer, OPSDConfig, OPSDTrainer
+
+    def fixed_completions(prompts, trainer):
+        ids = trainer.processing_class.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True)
+        ids = ids["input_ids"] if not isinstance(ids, list) else ids
+        completions = [completion(prompt[-1]["content"], setting["lengths"]) for prompt in prompts]
+        return {"prompt_ids": ids, "completion_ids": completions, "logprobs": None}
+
+    options = {
+        "output_dir": setting["out"],
+        "use_cpu": True,
+        "bf16": False,
+        "max_steps": 3,
+        "per_device_train_batch_size": setting["per_device"],
+        "gradient_accumulation_steps": setting["accumulate"],
+        "max_completion_length": 16,
+        "shuffle_dataset": False,
+        "loss_top_k": 5,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "adam_epsilon": 1e-4,  # a gradient of rounding noise must not become a step of full length
+        "max_grad_norm": 1.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    } | setting.get("options", {})
+    context = {} if setting["kind"] == "opd" else {"privileged_context": "Answer with b."}
+    arguments = {
+        "model": setting["student"],
+        "train_dataset": tiny.questions(3 * ROWS_PER_STEP, **context),
+        "peft_config": lora_config() if setting["lora"] else None,
+        "rollout_func": fixed_completions,
+    }
+    torch.manual_seed(0)  # the initial adapter
+    if setting["kind"] == "opd":
+        return OPDTrainer(args=OPDConfig(**options, teacher_model_name_or_path=setting["teacher"]), **arguments)
+    return OPSDTrainer(args=OPSDConfig(**options, teacher_model_kind=setting["kind"]), **arguments)
+
+
+def main(setting: dict) -> None:
+    torch.set_num_threads(1)
+    trainer = make_trainer(setting)
+    trainer.train()
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.accelerator.is_main_process:
+        keys = ("loss", "grad_norm", "distillation/per_token_divergence", "entropy")
+        rows = [{key: row[key] for key in keys} for row in trainer.state.log_history if "loss" in row]
+        out = Path(setting["out"])
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.json").write_text(json.dumps(rows))
+        trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
+        torch.save({name: x.float().clone() for name, x in state.items() if name in trained}, out / "model.pt")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+    # Everything is written. Now and then a communication thread aborts while the interpreter shuts down.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
