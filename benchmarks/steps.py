@@ -60,8 +60,9 @@ def build_trainer(name: str, args):
     if name == "DistillationTrainer":
         from trl import DistillationConfig, DistillationTrainer
 
-        config = DistillationConfig(**options, **teacher, teacher_model_name_or_path=args.model, beta=1.0)
-        return DistillationTrainer(model=args.model, args=config, train_dataset=Dataset.from_dict(data))
+        config = DistillationConfig(**options, **teacher, beta=1.0)
+        dataset = Dataset.from_dict(data)
+        return DistillationTrainer(model=args.model, teacher_model=args.model, args=config, train_dataset=dataset)
     if name.startswith("OPDTrainer"):
         from opd_trl import OPDConfig, OPDTrainer
 

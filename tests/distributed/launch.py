@@ -69,13 +69,10 @@ def free_port() -> str:
 
 def deviation(outcome: Outcome, reference: Outcome) -> dict[str, float]:
     """Largest difference of loss, gradient norm and parameters, relative to the reference where it exceeds 1."""
-    assert len(outcome.log) == len(reference.log)
     assert outcome.parameters.keys() == reference.parameters.keys()
+    steps = list(zip(outcome.log, reference.log, strict=True))
     found = {
-        name: max(
-            abs(a[name] - b[name]) / max(1.0, abs(b[name])) for a, b in zip(outcome.log, reference.log, strict=True)
-        )
-        for name in ("loss", "grad_norm")
+        name: max(abs(a[name] - b[name]) / max(1.0, abs(b[name])) for a, b in steps) for name in ("loss", "grad_norm")
     }
     differences = [(outcome.parameters[k] - x).abs().max().item() for k, x in reference.parameters.items()]
     return found | {"parameters": max(differences)}

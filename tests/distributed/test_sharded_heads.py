@@ -1,4 +1,4 @@
-"""Heads that are sharded over two processes, each with its own number of tokens: no hang, the same loss and gradient."""
+"""Heads that are sharded over two processes, each with its own number of tokens: no hang, the same numbers."""
 
 import importlib.util
 from pathlib import Path

@@ -23,7 +23,8 @@ def completion(prompt: str, lengths: list[int]) -> list[int]:
     """The fixed completion of a prompt, ended by EOS: which ids and how many depends on the row's number alone."""
     row = int(prompt.split("plus ")[1].split("?")[0])
     generator = torch.Generator().manual_seed(row)
-    return torch.randint(3, 103, (lengths[row % len(lengths)] - 1,), generator=generator).tolist() + [2]
+    ids = torch.randint(3, 103, (lengths[row % len(lengths)] - 1,), generator=generator)
+    return [*ids.tolist(), 2]
 
 
 def make_trainer(setting: dict):
