@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test workers; each needs about 1 GiB.
 WORKERS ?= 2
 
-.PHONY: install demo test lint check recipes bench clean
+.PHONY: install demo test lint check recipes bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -27,9 +27,16 @@ lint: install
 recipes: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/cli/test_recipes.py
 
-# Loss step against TRL's kernel and dense autograd: ratios within one run, peak memory; runs/bench/loss.json.
+# Loss step and whole steps against TRL, dense autograd and Liger: tables, and JSON in runs/bench. About 20 minutes.
 bench: install
-	$(BIN)/python benchmarks/loss.py
+	-$(BIN)/python -m pip install --quiet --no-deps liger-kernel  # left out where it does not install
+	$(BIN)/python benchmarks/loss.py --chunk-size 256
+	$(BIN)/python benchmarks/steps.py
+
+# The loss step at the size of an 8B model, with CUDA events.
+bench-gpu: install
+	$(BIN)/python benchmarks/loss.py --device cuda --dtype bfloat16 --tokens 8192 --vocab 151936 --hidden 4096 \
+		--no-sweeps --json runs/bench/loss-gpu.json
 
 # Ruff; then tests, doctests and the strict parsing of every recipe, all of which `make test` runs.
 check: lint test

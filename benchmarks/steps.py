@@ -3,9 +3,10 @@
     make bench
     python benchmarks/steps.py --rounds 5 --completion-tokens 128 --pair opsd
 
-Same model, prompts, seed, full fine-tuning in float32; every completion has the same length, since EOS is not sampled
-before it. Each trainer lives in a process of its own and they take turns, one optimizer step at a time: generation,
-teacher, student, backward, AdamW. Extra memory is the peak of loss and backward over what was resident before it.
+Same model, prompts and seed, float32; full fine-tuning with a separate teacher (OPD), LoRA with the adapters off as
+teacher (OPSD). Every completion has the same length, since EOS is not sampled before it. Each trainer lives in a
+process of its own and they take turns, one optimizer step at a time: generation, teacher, student, backward, AdamW.
+Extra memory is the peak of loss and backward over what was resident before it.
 """
 
 import argparse
@@ -75,18 +76,24 @@ def build_trainer(name: str, args):
 
         config = SDFTConfig(
             **options,
-            teacher_model_kind="live",
+            teacher_model_kind="base",
             num_generations=1,
             distillation_mode="topk_logits",
             distillation_topk=20,
             distillation_alpha=1.0,
         )
-        return SDFTTrainer(model=args.model, args=config, train_dataset=dataset)
+        return SDFTTrainer(model=args.model, args=config, train_dataset=dataset, peft_config=lora())
     from opd_trl import OPSDConfig, OPSDTrainer
 
     template = "{{ prompt }}\n\n{{ context }}"  # SDFT's own
-    config = OPSDConfig(**options, teacher_model_kind="live", privileged_builder="hint", privileged_template=template)
-    return OPSDTrainer(model=args.model, args=config, train_dataset=dataset)
+    config = OPSDConfig(**options, privileged_builder="hint", privileged_template=template)
+    return OPSDTrainer(model=args.model, args=config, train_dataset=dataset, peft_config=lora())
+
+
+def lora():
+    from peft import LoraConfig
+
+    return LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def work(name: str, args) -> None:
@@ -183,7 +190,7 @@ def compare(pair: str, args, arguments: list[str]) -> dict[str, dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="path; default: the demo's SmolLM2-135M, V=49152")
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--completion-tokens", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3, help="steps of every trainer after the one that warms up")
     parser.add_argument("--pair", choices=sorted(PAIRS), help="default: both")
