@@ -1,6 +1,7 @@
 """Floor 1: who scores the completion, and whether its vocabulary is the student's."""
 
 from .scoring import scoring_mode
+from .sharding import whole_state_dict, write_whole
 from .teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher, Teacher, self_teacher
 from .vocabulary import check_same_vocabulary, shared_rows
 
@@ -14,4 +15,6 @@ __all__ = [
     "scoring_mode",
     "self_teacher",
     "shared_rows",
+    "whole_state_dict",
+    "write_whole",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .scoring import scoring_mode
+from .sharding import read_whole, whole, write_whole
 
 
 TEACHER_ADAPTER = "teacher"
@@ -86,7 +87,8 @@ class AdapterTeacher(Teacher):
         if TEACHER_ADAPTER not in peft_model.peft_config:
             peft_model.add_adapter(TEACHER_ADAPTER, copy.deepcopy(peft_model.peft_config[self.student_adapter]))
         for teacher, student in self._pairs():
-            teacher.data = student.data.clone()
+            with whole(student):
+                write_whole(teacher, student.data)
             teacher.requires_grad_(False)
 
     def _pairs(self) -> Iterable[tuple[Tensor, Tensor]]:
@@ -95,6 +97,13 @@ class AdapterTeacher(Teacher):
         for name, parameter in parameters.items():
             if f"{teacher}." in name or name.endswith(teacher):
                 yield parameter, parameters[name.replace(teacher, student)]
+
+    def load(self, state_dict: dict[str, Tensor]) -> None:
+        """Take up saved weights, under the names that PEFT saves an adapter with. All ranks must call it."""
+        for name, parameter in self.peft_model.named_parameters():
+            key = name.replace(f".{TEACHER_ADAPTER}", "")
+            if key != name:
+                write_whole(parameter, state_dict[key])
 
     @contextmanager
     def scoring(self, student: nn.Module) -> Iterator[nn.Module]:
@@ -114,7 +123,8 @@ class AdapterTeacher(Teacher):
 def move_towards(pairs: Iterable[tuple[Tensor, Tensor]], rate: float) -> None:
     """teacher <- (1 - rate) teacher + rate student, in place; a rate of 1 copies exactly."""
     for teacher, student in pairs:
-        teacher.lerp_(student.to(teacher.dtype), rate)
+        with whole(student), whole(teacher, write=True):
+            teacher.lerp_(student.to(teacher.dtype), rate)
 
 
 def self_teacher(student: nn.Module, *, kind: str, update_rate: float, initial_copy: nn.Module | None) -> Teacher:
@@ -148,4 +158,4 @@ def adapter_changes_nothing(peft_model: nn.Module) -> bool:
         for key, parameter in peft_model.named_parameters()
         if ("lora_B" in key or "lora_embedding_B" in key) and f".{name}" in key
     ]
-    return bool(outputs) and not any(parameter.any() for parameter in outputs)
+    return bool(outputs) and not any(read_whole(parameter).any() for parameter in outputs)

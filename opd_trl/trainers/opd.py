@@ -1,7 +1,6 @@
 """OPDTrainer: TRL's GRPOTrainer with a teacher and the distillation loss."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -26,15 +25,12 @@ from .forward import Head, read_head
 from .paper import PAPER
 from .passes import loss_options, student_pass, teacher_pass
 from .placement import load_teacher, prepare_teacher
+from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
+from .rewards import drop_stand_in, no_reward
 from .teacher_prompts import TeacherPrompts
 
 
 logger = get_logger(__name__)
-
-
-def no_reward(completions: list, **kwargs: Any) -> list[float]:
-    """Stand-in where no reward function is given: GRPOTrainer refuses to be built without one."""
-    return [0.0] * len(completions)
 
 
 class OPDTrainer(GRPOTrainer):
@@ -124,7 +120,7 @@ class OPDTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self._has_rewards = self._drop_stand_in_reward()
+        self._has_rewards = drop_stand_in(self)
         if self._has_rewards and self.num_generations == 1:
             logger.warning(
                 "reward functions with num_generations=1: a group of one has no advantage, so the rewards are only "
@@ -145,18 +141,6 @@ class OPDTrainer(GRPOTrainer):
         )
         if args.max_teacher_prompt_length is not None:
             self._teacher_prompts.check(train_dataset)
-
-    def _drop_stand_in_reward(self) -> bool:
-        """Are there rewards? The stand-in stays where there are none, but nothing is logged under its name."""
-        if no_reward not in self.reward_funcs:
-            return True
-        if len(self.reward_funcs) == 1:
-            self.reward_func_names = []
-            return False
-        # An environment brought a reward of its own.
-        del self.reward_funcs[0], self.reward_func_names[0], self.reward_processing_classes[0]
-        self.reward_weights = self.reward_weights[1:]
-        return True
 
     # Building the teacher
 
@@ -219,6 +203,20 @@ class OPDTrainer(GRPOTrainer):
                 device=self.accelerator.device,
             )
         return output
+
+    # Checkpoints
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(super()._get_train_sampler(dataset), self)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        save_generation_buffer(self, output_dir)
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            load_generation_buffer(self, checkpoint)
 
     # The loss
 

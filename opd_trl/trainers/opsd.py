@@ -1,19 +1,15 @@
 """OPSDTrainer: the student teaches itself, reading a privileged context that it will not see."""
 
 import copy
-from pathlib import Path
 
 from transformers import TrainerCallback
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from ..teachers import Teacher, self_teacher
 from .config import OPSDConfig
 from .opd import OPDTrainer
 from .placement import load_student_again
-
-
-# Folder of a moving teacher's own model inside a checkpoint (PEFT saves a teacher adapter under the same name).
-TEACHER_FOLDER = "teacher"
+from .resume import load_moving_teacher, save_moving_teacher
 
 
 class UpdateTeacher(TrainerCallback):
@@ -86,19 +82,13 @@ class OPSDTrainer(OPDTrainer):
             initial_copy = load_student_again(get_config_model_id(student.config), self.args)
         return self_teacher(student, kind=kind, update_rate=self.args.teacher_update_rate, initial_copy=initial_copy)
 
-    # A moving teacher in checkpoints. PEFT saves and loads a teacher adapter with the student's by itself.
+    # Checkpoints
 
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        if self.teacher.moves and self.teacher.model is not None:
-            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}" / TEACHER_FOLDER
-            state_dict = self.accelerator.get_state_dict(self.teacher.model)
-            if self.args.should_save:
-                self.accelerator.unwrap_model(self.teacher.model).save_pretrained(folder, state_dict=state_dict)
+    def _save_optimizer_and_scheduler(self, output_dir):
+        super()._save_optimizer_and_scheduler(output_dir)
+        save_moving_teacher(self, output_dir)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        if self.teacher.moves and self.teacher.model is not None:
-            folder = Path(resume_from_checkpoint) / TEACHER_FOLDER
-            saved = create_model_from_path(str(folder), dtype="auto", device_map=None)
-            self.accelerator.unwrap_model(self.teacher.model).load_state_dict(saved.state_dict())
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            load_moving_teacher(self, checkpoint)

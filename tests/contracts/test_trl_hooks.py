@@ -25,8 +25,11 @@ METHODS = {
     "_generate_and_score_completions": ["self", "inputs"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "_compute_loss": ["self", "model", "inputs"],
-    "_save_checkpoint": ["self", "model", "trial"],
-    "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
+    "_get_train_sampler": ["self", "dataset"],
+    "_save_optimizer_and_scheduler": ["self", "output_dir"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
+    "_save_rng_state": ["self", "output_dir"],
+    "_load_rng_state": ["self", "checkpoint"],
 }  # fmt: skip
 FUNCTIONS = {
     _ForwardRedirection.__call__: ["self", "wrapper_module", "original_module", "method", "args", "kwargs"],

@@ -1,5 +1,6 @@
 """Start a job of `worker.py` under one of the engines and read back what it wrote."""
 
+import importlib.util
 import json
 import os
 import socket
@@ -8,8 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 
+
+needs_deepspeed = pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
+)
 
 WORKER = Path(__file__).with_name("worker.py")
 ROOT = WORKER.parents[2]

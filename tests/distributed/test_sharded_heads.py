@@ -1,6 +1,5 @@
 """Heads that are sharded over two processes, each with its own number of tokens: no hang, the same numbers."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
@@ -9,12 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tests import tiny
-from tests.distributed.launch import deviation, free_port, run_job
-
-
-needs_deepspeed = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed: pip install '.[deepspeed]'"
-)
+from tests.distributed.launch import deviation, free_port, needs_deepspeed, run_job
 
 
 @needs_deepspeed

@@ -7,10 +7,12 @@ Rank 0 writes `log.json` (loss and gradient norm of each step) and `model.pt` (t
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
 import torch
+from transformers import TrainerCallback
 
 from tests import tiny
 from tests.trainers.build import lora_config
@@ -61,7 +63,7 @@ def make_trainer(setting: dict):
         "model": setting["student"],
         "train_dataset": tiny.questions(3 * ROWS_PER_STEP, **context),
         "peft_config": lora_config() if setting["lora"] else None,
-        "rollout_func": fixed_completions,
+        "rollout_func": None if setting["lengths"] is None else fixed_completions,
     }
     torch.manual_seed(0)  # the initial adapter
     if setting["kind"] == "opd":
@@ -69,10 +71,23 @@ def make_trainer(setting: dict):
     return OPSDTrainer(args=OPSDConfig(**options, teacher_model_kind=setting["kind"]), **arguments)
 
 
+class KillAfter(TrainerCallback):
+    """SIGKILL to every rank in the middle of the step after `step`: no handler, no clean-up."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main(setting: dict) -> None:
     torch.set_num_threads(1)
     trainer = make_trainer(setting)
-    trainer.train()
+    if "kill_after" in setting:
+        trainer.add_callback(KillAfter(setting["kill_after"]))
+    trainer.train(resume_from_checkpoint=setting.get("resume", False))
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         keys = ("loss", "grad_norm", "distillation/per_token_divergence", "entropy")

@@ -1,0 +1,45 @@
+"""Parameters that ZeRO-3 or FSDP2 keep in pieces, made whole for reading or writing."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def whole(parameter: Tensor, *, write: bool = False) -> AbstractContextManager:
+    """Context in which a parameter has its full shape on every rank; all ranks must enter it.
+
+    Only ZeRO-3 parameters need one. FSDP2's are DTensors, whose arithmetic is right as it is.
+
+    Args:
+        parameter: of a model in the hands of any engine, or of none.
+        write: keep what the first rank has written when the context ends.
+    """
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if write else None)
+
+
+@torch.no_grad()
+def read_whole(parameter: Tensor) -> Tensor:
+    """A copy of a parameter in its full shape, on the CPU; all ranks must call it."""
+    with whole(parameter):
+        return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().cpu().clone()
+
+
+@torch.no_grad()
+def write_whole(parameter: Tensor, value: Tensor) -> None:
+    """Give a parameter, sharded or not, the full `value`; all ranks must call it."""
+    with whole(parameter, write=True):
+        value = value.to(device=parameter.device, dtype=parameter.dtype)
+        if isinstance(parameter, DTensor):
+            value = distribute_tensor(value, parameter.device_mesh, parameter.placements)
+        parameter.copy_(value)
+
+
+def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a model in their full shapes, on the CPU, one at a time; all ranks must call it."""
+    return {name: read_whole(x) for name, x in model.state_dict(keep_vars=True).items()}

@@ -1,0 +1,90 @@
+"""What a checkpoint needs beyond TRL's, so that a resumed run equals an unbroken one."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import Sampler
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from trl.trainer.utils import create_model_from_path
+
+from ..teachers import whole_state_dict, write_whole
+
+
+# Folder of a moving teacher inside a checkpoint; PEFT saves a teacher adapter under the same name.
+TEACHER_FOLDER = "teacher"
+
+
+class EpochSampler(Sampler[int]):
+    """TRL's sampler of prompts, whose order depends on the seed and the epoch alone.
+
+    TRL's own shuffles with a generator that every epoch moves on and that a resumed run starts anew, so that it would
+    see the rows of the first epoch again.
+
+    Args:
+        sampler: TRL's `RepeatSampler`.
+        trainer: its `state.epoch` says which epoch begins.
+    """
+
+    def __init__(self, sampler: Sampler[int], trainer):
+        self.sampler = sampler
+        self.trainer = trainer
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed)
+            # The epoch of a finished pass is a whole number up to rounding.
+            for _ in range(int((self.trainer.state.epoch or 0) + 1e-6)):
+                torch.randperm(self.sampler.num_samples, generator=self.sampler.generator)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+def save_generation_buffer(trainer, folder: str) -> None:
+    """Save this rank's completions that later steps still learn from; nothing where the next step samples its own."""
+    if trainer._step % (trainer.args.steps_per_generation * trainer.num_iterations):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        torch.save({"step": trainer._step, "batches": trainer._buffered_inputs}, buffer_file(trainer, folder))
+
+
+def load_generation_buffer(trainer, folder: str) -> None:
+    """Take up the completions that `save_generation_buffer` left."""
+    path = buffer_file(trainer, folder)
+    if path.is_file():
+        saved = torch.load(path, map_location=trainer.accelerator.device, weights_only=True)
+        trainer._step, trainer._buffered_inputs = saved["step"], saved["batches"]
+
+
+def buffer_file(trainer, folder: str) -> Path:
+    return Path(folder) / f"generation_buffer_{trainer.accelerator.process_index}.pt"
+
+
+def save_moving_teacher(trainer, checkpoint: str) -> None:
+    """Save an EMA teacher's own model, loadable by itself. PEFT saves a teacher adapter with the student's."""
+    if trainer.teacher.moves and trainer.teacher.model is not None:
+        model = trainer.accelerator.unwrap_model(trainer.teacher.model)
+        state_dict = whole_state_dict(model)
+        if trainer.args.should_save:
+            model.save_pretrained(Path(checkpoint) / TEACHER_FOLDER, state_dict=state_dict)
+
+
+def load_moving_teacher(trainer, checkpoint: str) -> None:
+    """Give an EMA teacher, sharded or not, the weights in a checkpoint."""
+    folder = Path(checkpoint) / TEACHER_FOLDER
+    if not trainer.teacher.moves:
+        return
+    if trainer.teacher.model is None:
+        trainer.teacher.load(load_file(folder / "adapter_model.safetensors"))
+        return
+    # A plain model to read from: ZeRO-3 would shard what from_pretrained builds.
+    unset_hf_deepspeed_config()
+    try:
+        saved = create_model_from_path(str(folder), dtype="auto", device_map=None)
+    finally:
+        if trainer.is_deepspeed_enabled:
+            set_hf_deepspeed_config(trainer.args.hf_deepspeed_config)
+    for parameter, value in zip(trainer.teacher.model.parameters(), saved.parameters(), strict=True):
+        write_whole(parameter, value)
