@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Test workers; each needs about 1 GiB.
 WORKERS ?= 2
 
-.PHONY: install demo test lint check recipes bench bench-gpu clean
+.PHONY: install demo test lint check recipes matrix bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -26,6 +26,10 @@ lint: install
 
 recipes: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/cli/test_recipes.py
+
+# Every engine, teacher and batch split against one process: the table of docs/scale.md. About 20 minutes.
+matrix: install
+	$(BIN)/python -m tests.distributed.matrix
 
 # Loss step and whole steps against TRL, dense autograd and Liger: tables, and JSON in runs/bench. About 20 minutes.
 bench: install

@@ -24,9 +24,12 @@ TIME_LIMIT = 300  # seconds; a job that hangs is killed
 ZERO = ["--use_deepspeed", "--zero3_init_flag", "true", "--zero3_save_16bit_model", "true", "--zero_stage"]
 # Engine -> the launcher and its options, before the port and the script.
 ACCELERATE = ["accelerate.commands.launch", "--num_processes", "2"]
+FSDP2 = ["--use_fsdp", "--fsdp_version", "2", "--fsdp_auto_wrap_policy", "TRANSFORMER_BASED_WRAP"]
+FSDP2 += ["--fsdp_reshard_after_forward", "true", "--fsdp_state_dict_type", "FULL_STATE_DICT"]
 ENGINES = {
     "DDP": (["torch.distributed.run", "--nproc_per_node", "2"], "--master_port"),
     **{f"ZeRO-{stage}": ([*ACCELERATE, *ZERO, str(stage)], "--main_process_port") for stage in (1, 2, 3)},
+    "FSDP2": ([*ACCELERATE, *FSDP2], "--main_process_port"),
 }
 
 

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType, PartialState
 from transformers import TrainerCallback
 
 from tests import tiny
@@ -65,10 +66,15 @@ def make_trainer(setting: dict):
         "peft_config": lora_config() if setting["lora"] else None,
         "rollout_func": None if setting["lengths"] is None else fixed_completions,
     }
-    torch.manual_seed(0)  # the initial adapter
     if setting["kind"] == "opd":
-        return OPDTrainer(args=OPDConfig(**options, teacher_model_name_or_path=setting["teacher"]), **arguments)
-    return OPSDTrainer(args=OPSDConfig(**options, teacher_model_kind=setting["kind"]), **arguments)
+        trainer_class, args = OPDTrainer, OPDConfig(**options, teacher_model_name_or_path=setting["teacher"])
+    else:
+        trainer_class, args = OPSDTrainer, OPSDConfig(**options, teacher_model_kind=setting["kind"])
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        # accelerate switches FSDP on for accelerators alone; to PyTorch, gloo on a CPU is all the same.
+        PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
+    torch.manual_seed(0)  # the initial adapter
+    return trainer_class(args=args, **arguments)
 
 
 class KillAfter(TrainerCallback):

@@ -232,6 +232,17 @@ def test_bfloat16_inputs_stay_near_the_dense_float64_loss_and_get_gradients_of_t
         assert_near(leaf.grad, wide_leaf.grad, 0.02)
 
 
+def test_the_gradient_of_a_16_bit_head_is_summed_over_the_chunks_in_float32():
+    arguments, keywords = inputs(n=400, hidden=4, vocab=8, dtype=torch.bfloat16)
+    keywords["top_k"] = 8
+    wide, wide_keywords = in_float64(arguments, keywords)
+    loss, _ = chunked_support_loss(*arguments, **keywords, tail="drop", chunk_size=1)
+    expected, _ = dense(*wide, **wide_keywords, tail="drop")
+    gradient = torch.autograd.grad(loss, arguments[1])[0]
+    wide_gradient = torch.autograd.grad(expected, wide[1])[0]
+    assert_near(gradient, wide_gradient, 0.01)
+
+
 @pytest.mark.parametrize(("hidden_dtype", "head_dtype"), [("float32", "bfloat16"), ("bfloat16", "float32")])
 def test_hidden_states_and_head_can_differ_in_dtype(hidden_dtype, head_dtype):
     (student, head, teacher, teacher_head, weights), _ = inputs(n=16, hidden=8, vocab=32)

@@ -1,0 +1,24 @@
+"""A few cells of the equivalence matrix (`make matrix` runs all): an engine trains as one process does."""
+
+import pytest
+
+from tests.distributed.launch import deviation, needs_deepspeed, run_job
+
+
+CELLS = {
+    "micro-batches": ("1 process", 2, 4, {"kind": "base", "lora": False}),
+    "DDP, LoRA": ("DDP", 1, 4, {"kind": "base", "lora": True}),
+    "FSDP2, EMA copy": ("FSDP2", 4, 1, {"kind": "ema", "lora": False}),
+    "ZeRO-3, EMA adapter": ("ZeRO-3", 2, 2, {"kind": "ema", "lora": True}),
+}
+
+
+@pytest.mark.parametrize("cell", [pytest.param(x, marks=needs_deepspeed) if "ZeRO" in x else x for x in CELLS])
+def test_an_engine_gives_the_losses_and_weights_of_one_process(tmp_path, student_path, teacher_path, cell):
+    engine, per_device, accumulate, setting = CELLS[cell]
+    setting |= {"student": student_path, "teacher": teacher_path}
+    reference = run_job("1 process", tmp_path / "reference", per_device=8, accumulate=1, **setting)
+    outcome = run_job(engine, tmp_path / "engine", per_device=per_device, accumulate=accumulate, **setting)
+    assert reference.log[0]["loss"] > 0.1
+    assert reference.log[0]["loss"] != reference.log[2]["loss"]
+    assert max(deviation(outcome, reference).values()) < 1e-5
