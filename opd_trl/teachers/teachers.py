@@ -48,11 +48,24 @@ class ModelTeacher(Teacher):
         self.model = model.requires_grad_(False).eval()
         self.update_rate = update_rate
         self.moves = update_rate > 0
+        self.works_on: torch.device | None = None
+
+    def rest_on_cpu(self, works_on: torch.device) -> None:
+        """Keep the body of the model on the CPU except while it scores; the head stays where the loss reads it."""
+        self.works_on = works_on
+        self.model.get_output_embeddings().to(works_on)
+        move_body(self.model, torch.device("cpu"))
 
     @contextmanager
     def scoring(self, student: nn.Module) -> Iterator[nn.Module]:
-        with scoring_mode(self.model) as module:
-            yield module
+        if self.works_on is not None:
+            move_body(self.model, self.works_on)
+        try:
+            with scoring_mode(self.model) as module:
+                yield module
+        finally:
+            if self.works_on is not None:
+                move_body(self.model, torch.device("cpu"))
 
     def update(self, student: nn.Module) -> None:
         if self.moves:
@@ -117,6 +130,18 @@ class AdapterTeacher(Teacher):
     def update(self, student: nn.Module) -> None:
         if self.moves:
             move_towards(self._pairs(), self.update_rate)
+
+
+def body(model: nn.Module) -> list[Tensor]:
+    """Every parameter and buffer of a model but its LM head (and the embeddings tied to it)."""
+    head = {id(x) for x in model.get_output_embeddings().parameters()}
+    return [x for x in (*model.parameters(), *model.buffers()) if id(x) not in head]
+
+
+def move_body(model: nn.Module, device: torch.device) -> None:
+    """Move the `body` of a model."""
+    for tensor in body(model):
+        tensor.data = tensor.data.to(device)
 
 
 @torch.no_grad()

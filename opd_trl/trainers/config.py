@@ -73,6 +73,17 @@ class OPDConfig(GRPOConfig):
             "student's chat_template_kwargs."
         },
     )
+    teacher_batch_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Completions that a teacher with its own frozen weights scores at once, ahead of the student's "
+            "micro-batches. Default: with each of them."
+        },
+    )
+    teacher_offload: str | None = field(
+        default=None,
+        metadata={"help": "cpu: a teacher with its own frozen weights lies in CPU memory except while it scores."},
+    )
     max_teacher_prompt_length: int | None = field(
         default=None,
         metadata={"help": "Longest teacher prompt in tokens. A longer one is an error that names its row, never cut."},
@@ -170,6 +181,13 @@ class OPDConfig(GRPOConfig):
         """Is one privileged context shared by all rows?"""
         return self.privileged_context is not None or self.privileged_context_file is not None
 
+    @property
+    def teacher_rows_ahead(self) -> int | None:
+        """Completions that the teacher scores at once, ahead of the micro-batches; None: with each of them."""
+        if self.teacher_batch_size is None and self.teacher_offload is not None:
+            return self.per_device_train_batch_size
+        return self.teacher_batch_size
+
     def _check_choices(self) -> None:
         for name, choices in (("divergence", DIVERGENCES), ("loss_support", SUPPORTS), ("loss_tail", TAILS)):
             value = getattr(self, name)
@@ -186,7 +204,9 @@ class OPDConfig(GRPOConfig):
             raise ValueError(
                 f"loss_temperature must be > 0, got {self.loss_temperature}. Leave it unset for that of sampling."
             )
-        for name in ("max_teacher_prompt_length", "loss_memory_mib"):
+        if self.teacher_offload not in (None, "cpu"):
+            raise ValueError(f"teacher_offload must be cpu or unset, got {self.teacher_offload!r}.")
+        for name in ("max_teacher_prompt_length", "loss_memory_mib", "teacher_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be >= 1, got {value}. Leave it unset for the default.")

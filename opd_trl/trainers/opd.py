@@ -8,7 +8,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
-from ..diagnostics import broken_teacher_message, dropped_tail_advice, token_means, token_sums
+from ..diagnostics import dropped_tail_advice, token_means, token_sums
 from ..privileged import TeacherView, left_pad
 from ..teachers import ModelTeacher, Teacher, shared_rows
 from .checks import (
@@ -21,12 +21,12 @@ from .checks import (
     tokenizer_of,
 )
 from .config import TOP_K_SUPPORTS, OPDConfig
-from .forward import Head, read_head
 from .paper import PAPER
-from .passes import loss_options, student_pass, teacher_pass
-from .placement import load_teacher, prepare_teacher
+from .passes import loss_options, student_pass
+from .placement import check_placement, load_teacher, prepare_teacher
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
 from .rewards import drop_stand_in, no_reward
+from .scoring import score_ahead, score_teacher, stop_at_broken_teacher
 from .teacher_prompts import TeacherPrompts
 
 
@@ -131,6 +131,7 @@ class OPDTrainer(GRPOTrainer):
         self._forward_redirection = _ForwardRedirection()
         self._may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teacher = self._build_teacher(teacher_model, initial_copy)
+        check_placement(self)
         window = self._prepare_teacher()
         limits = [args.max_teacher_prompt_length, None if window is None else window - self.max_completion_length]
         self._teacher_prompts = TeacherPrompts(
@@ -202,6 +203,8 @@ class OPDTrainer(GRPOTrainer):
                 pad_token_id=self._tokenizer.pad_token_id,
                 device=self.accelerator.device,
             )
+        if self.args.teacher_rows_ahead is not None:
+            output["teacher_hidden_states"] = score_ahead(self, output, self.args.teacher_rows_ahead)
         return output
 
     # Checkpoints
@@ -221,7 +224,7 @@ class OPDTrainer(GRPOTrainer):
     # The loss
 
     def _compute_loss(self, model, inputs):
-        teacher_hidden_states, teacher_head = self._score_teacher(model, inputs)
+        teacher_hidden_states, teacher_head = score_teacher(self, model, inputs)
         student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             result = self._forward_redirection(
@@ -252,13 +255,6 @@ class OPDTrainer(GRPOTrainer):
             loss = loss + self.router_aux_loss_coef * result.aux_loss / self._num_micro_batches()
         return loss
 
-    def _score_teacher(self, model, inputs) -> tuple[Tensor, Head]:
-        """Hidden states `(B, T, H)` of the completion under the teacher, and its head."""
-        with self.teacher.scoring(model) as module, self.accelerator.autocast():
-            teacher = self.accelerator.unwrap_model(module)
-            hidden_states = self._forward_redirection(module, teacher, teacher_pass, teacher, inputs)
-            return hidden_states, read_head(teacher)
-
     def _num_micro_batches(self) -> int:
         """Micro-batches whose gradients add up to one step."""
         return self.current_gradient_accumulation_steps if self.model.training else 1
@@ -275,7 +271,7 @@ class OPDTrainer(GRPOTrainer):
 
     def _log_distillation(self, stats: dict[str, Tensor], inputs, teacher_hidden_states: Tensor) -> None:
         if not stats["teacher_mass"].isfinite().all():
-            self._stop_at_broken_teacher(inputs, teacher_hidden_states)
+            stop_at_broken_teacher(self, inputs, teacher_hidden_states)
         metrics = self._metrics["train" if self.model.training else "eval"]
         means = token_means(self.accelerator.reduce(token_sums(stats), reduction="sum"))
         if self._policy_is_active:
@@ -287,10 +283,3 @@ class OPDTrainer(GRPOTrainer):
             if advice is not None:
                 self._may_warn_of_dropped_tail = False
                 logger.warning(advice)
-
-    def _stop_at_broken_teacher(self, inputs, teacher_hidden_states: Tensor) -> None:
-        kept = inputs["loss_mask"].bool().unsqueeze(-1)
-        finite = torch.where(kept, teacher_hidden_states, 0.0).isfinite().all(-1).all(-1)
-        rows = (~finite).nonzero().flatten().tolist() or list(range(len(finite)))
-        prompt = self._tokenizer.decode(inputs["prompt_ids"][rows[0]], skip_special_tokens=True)
-        raise FloatingPointError(broken_teacher_message(self.state.global_step, rows, prompt))

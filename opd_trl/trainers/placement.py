@@ -28,8 +28,39 @@ def one_device(args: OPDConfig) -> dict[str, Any]:
     return {"device_map": None} if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}
 
 
+def check_placement(trainer) -> None:
+    """Refuse what a kind of teacher or an engine cannot do.
+
+    Raises:
+        ValueError: scoring ahead with the student's own weights or a moving teacher; offloading a sharded teacher.
+    """
+    args, teacher = trainer.args, trainer.teacher
+    if args.teacher_rows_ahead is None:
+        return
+    fields = "teacher_offload" if args.teacher_offload else "teacher_batch_size"
+    if teacher.model is None or teacher.moves:
+        raise ValueError(
+            f"{fields} needs a teacher with frozen weights of its own, and this one "
+            f"{'is the student with other adapters' if teacher.model is None else 'moves with the student'}. Leave it "
+            "unset: such a teacher scores the student's micro-batches."
+        )
+    if args.teacher_offload and (trainer.is_fsdp_enabled or is_zero3(trainer)):
+        raise ValueError(
+            "teacher_offload='cpu' moves a whole teacher, and this engine shards it. Use the engine's own offloading "
+            "(offload_param_device: cpu, fsdp_offload_params: true), or ZeRO-2 or DDP."
+        )
+
+
+def is_zero3(trainer) -> bool:
+    """Does DeepSpeed shard the weights?"""
+    return trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+
+
 def prepare_teacher(trainer, model: nn.Module) -> nn.Module:
-    """Wrap the teacher as TRL wraps GRPO's reference model."""
+    """Wrap the teacher as TRL wraps GRPO's reference model; an offloaded one stays a plain module on the CPU."""
+    if trainer.args.teacher_offload:
+        trainer.teacher.rest_on_cpu(trainer.accelerator.device)
+        return model
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)
     if trainer.is_fsdp_enabled:

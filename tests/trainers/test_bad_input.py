@@ -76,6 +76,8 @@ def test_no_teacher_or_the_student_as_its_own_teacher(tmp_path, student_path):
         ({"loss_temperature": 0.0}, "loss_temperature must be > 0"),
         ({"num_loss_tokens_to_skip": -1}, "num_loss_tokens_to_skip must be >= 0"),
         ({"max_teacher_prompt_length": 0}, "max_teacher_prompt_length must be >= 1"),
+        ({"teacher_batch_size": 0}, "teacher_batch_size must be >= 1, got 0"),
+        ({"teacher_offload": "disk"}, "teacher_offload must be cpu or unset, got 'disk'"),
         ({"loss_memory_mib": 0}, "loss_memory_mib must be >= 1, got 0"),
         ({"teacher_model_kind": "frozen"}, "teacher_model_kind must be one of base, live, ema"),
         ({"teacher_update_rate": 0.0}, "teacher_update_rate must lie in"),
