@@ -19,8 +19,9 @@ class OPDScriptArguments(GRPOScriptArguments):
     """Arguments of the training scripts: the data set, as in all of TRL's scripts, and rewards to mix in.
 
     Args:
-        reward_funcs: names of TRL's reward functions (`accuracy_reward`, `reasoning_accuracy_reward`,
-            `think_format_reward`, `get_soft_overlong_punishment`) or dotted import paths. None: distillation alone.
+        reward_funcs: `math_accuracy` (column `answer`), names of TRL's reward functions (`accuracy_reward`,
+            `reasoning_accuracy_reward`, `think_format_reward`, `get_soft_overlong_punishment`) or dotted import
+            paths. None: distillation alone.
         reward_model_name_or_path: a reward model, used beside them.
     """
 
@@ -70,18 +71,21 @@ def reward_func(name: str) -> Callable:
     """Return a reward function.
 
     Args:
-        name: one of TRL's, or an import path `package.module.function`.
+        name: `math_accuracy`, one of TRL's, or an import path `package.module.function`.
 
     Raises:
         ValueError: no such name or path.
     """
     import trl.rewards
 
+    from opd_trl.evaluation import math_accuracy
+
     ready = {
+        "math_accuracy": lambda: math_accuracy,
         # The lengths of TRL's own GRPO script.
         "get_soft_overlong_punishment": lambda: trl.rewards.get_soft_overlong_punishment(
             max_completion_len=1280, soft_punish_cache=256
-        )
+        ),
     }
     if name in ready:
         return ready[name]()

@@ -12,6 +12,14 @@ TOP_K_SUPPORTS = ("student", "teacher", "intersection", "union")
 SUPPORTS = (*TOP_K_SUPPORTS, "full", "sampled")
 TAILS = ("drop", "bucket", "renormalize")
 TEACHER_KINDS = ("base", "live", "ema")
+CHOICES = {
+    "divergence": DIVERGENCES,
+    "loss_support": SUPPORTS,
+    "loss_tail": TAILS,
+    "teacher_offload": (None, "cpu"),
+    "distillation_coef_schedule": ("constant", "linear"),
+    "distillation_gate": (None, "correct", "incorrect"),
+}
 
 
 class _SingleGeneration(int):
@@ -160,6 +168,20 @@ class OPDConfig(GRPOConfig):
         default=0, metadata={"help": "First completion tokens left out of the distillation loss."}
     )
     distillation_coef: float = field(default=1.0, metadata={"help": "Weight of the distillation loss."})
+    distillation_coef_schedule: str = field(
+        default="constant",
+        metadata={"help": "constant, or linear: from distillation_coef to distillation_coef_end over the run."},
+    )
+    distillation_coef_end: float = field(
+        default=0.0, metadata={"help": "Weight of the distillation loss at the end of a linear schedule."}
+    )
+    distillation_gate: str | None = field(
+        default=None,
+        metadata={"help": "Distil only completions that the rewards call correct, or only incorrect ones."},
+    )
+    distillation_gate_threshold: float = field(
+        default=0.5, metadata={"help": "Weighted sum of rewards from which a completion counts as correct."}
+    )
     policy_coef: float = field(
         default=1.0, metadata={"help": "Weight of GRPO's policy loss where reward functions are given."}
     )
@@ -189,13 +211,13 @@ class OPDConfig(GRPOConfig):
         return self.teacher_batch_size
 
     def _check_choices(self) -> None:
-        for name, choices in (("divergence", DIVERGENCES), ("loss_support", SUPPORTS), ("loss_tail", TAILS)):
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-        for name, lowest in (("num_loss_tokens_to_skip", 0), ("distillation_coef", 0), ("policy_coef", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be >= {lowest}, got {getattr(self, name)}.")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+        for name in ("num_loss_tokens_to_skip", "distillation_coef", "distillation_coef_end", "policy_coef"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
         if not 0.0 <= self.divergence_beta <= 1.0:
             raise ValueError(
                 f"divergence_beta must lie in [0, 1], got {self.divergence_beta}. 0 is the forward KL, 1 the reverse."
@@ -204,8 +226,6 @@ class OPDConfig(GRPOConfig):
             raise ValueError(
                 f"loss_temperature must be > 0, got {self.loss_temperature}. Leave it unset for that of sampling."
             )
-        if self.teacher_offload not in (None, "cpu"):
-            raise ValueError(f"teacher_offload must be cpu or unset, got {self.teacher_offload!r}.")
         for name in ("max_teacher_prompt_length", "loss_memory_mib", "teacher_batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

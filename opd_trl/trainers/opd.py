@@ -25,7 +25,7 @@ from .paper import PAPER
 from .passes import loss_options, student_pass
 from .placement import check_placement, load_teacher, prepare_teacher
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
-from .rewards import drop_stand_in, no_reward
+from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward
 from .scoring import score_ahead, score_teacher, stop_at_broken_teacher
 from .teacher_prompts import TeacherPrompts
 
@@ -121,11 +121,9 @@ class OPDTrainer(GRPOTrainer):
             **kwargs,
         )
         self._has_rewards = drop_stand_in(self)
-        if self._has_rewards and self.num_generations == 1:
-            logger.warning(
-                "reward functions with num_generations=1: a group of one has no advantage, so the rewards are only "
-                "logged. Set num_generations >= 2 to learn from them."
-            )
+        warning = check_rewards(args, has_rewards=self._has_rewards)
+        if warning is not None:
+            logger.warning(warning)
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self._policy_is_active = self._has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
         self._forward_redirection = _ForwardRedirection()
@@ -184,7 +182,8 @@ class OPDTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         if self._has_rewards:
-            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            return self._rewards
         return torch.zeros(len(prompts) * self.accelerator.num_processes, 1, device=self.accelerator.device)
 
     def _generate_and_score_completions(self, inputs):
@@ -194,6 +193,13 @@ class OPDTrainer(GRPOTrainer):
                 self._metrics["train" if self.model.training else "eval"].pop(name, None)
         loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
         loss_mask[:, : self.args.num_loss_tokens_to_skip] = 0
+        if self.args.distillation_gate is not None:
+            is_open = gate(self.args, self._rewards, self.reward_weights)
+            self._metrics["train" if self.model.training else "eval"]["distillation/gate_open"].append(
+                is_open.float().mean().item()
+            )
+            own = self.accelerator.process_index * len(inputs)  # rewards are gathered from all processes
+            loss_mask = loss_mask * is_open[own : own + len(inputs), None]
         output["loss_mask"] = loss_mask
         output["num_loss_tokens"] = self.accelerator.gather(loss_mask.sum()).sum()
         if self._teacher_prompts.differ:
@@ -242,7 +248,7 @@ class OPDTrainer(GRPOTrainer):
                 policy_temperature=self.temperature if self._policy_is_active else None,
             )
         self._log_distillation(result.stats, inputs, teacher_hidden_states)
-        loss = self.args.distillation_coef * result.loss
+        loss = distillation_coef(self.args, self.state) * result.loss
         if self._policy_is_active:
             already_run = SimpleNamespace(
                 log_probs=result.per_token_logps, entropy=result.entropies, aux_loss=result.aux_loss

@@ -1,10 +1,15 @@
-"""GRPOTrainer refuses to be built without a reward function; distillation needs none."""
+"""Rewards beside distillation: none needed, a gate on what is distilled, a weight that changes over the run."""
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from .config import OPDConfig
+
 
 def no_reward(completions: list, **kwargs: Any) -> list[float]:
-    """Stand-in where no reward function is given."""
+    """Stand-in where no reward function is given: GRPOTrainer refuses to be built without one."""
     return [0.0] * len(completions)
 
 
@@ -19,3 +24,46 @@ def drop_stand_in(trainer) -> bool:
     del trainer.reward_funcs[0], trainer.reward_func_names[0], trainer.reward_processing_classes[0]
     trainer.reward_weights = trainer.reward_weights[1:]
     return True
+
+
+def check_rewards(args: OPDConfig, *, has_rewards: bool) -> str | None:
+    """Refuse a gate that nothing opens; return a warning where rewards cannot teach.
+
+    Raises:
+        ValueError: `distillation_gate` without rewards.
+    """
+    if args.distillation_gate is not None and not has_rewards:
+        raise ValueError(
+            f"distillation_gate={args.distillation_gate!r} needs reward_funcs that say which completions are correct, "
+            "e.g. math_accuracy (opd_trl.evaluation). Give one, or leave the gate unset."
+        )
+    if has_rewards and args.num_generations == 1 and args.distillation_gate is None:
+        return (
+            "reward functions with num_generations=1: a group of one has no advantage, so the rewards are only "
+            "logged. Set num_generations >= 2 to learn from them."
+        )
+    return None
+
+
+def gate(args: OPDConfig, rewards_per_func: Tensor, reward_weights: Tensor) -> Tensor:
+    """`(B,)` bool: which completions are distilled.
+
+    Args:
+        args: `distillation_gate` opens for correct or for incorrect completions; correct is a weighted sum of rewards
+            of at least `distillation_gate_threshold`.
+        rewards_per_func: `(B, number of reward functions)`; NaN where a function left a completion out. One that all
+            left out is not distilled.
+        reward_weights: one per function.
+    """
+    reward = (rewards_per_func * reward_weights.to(rewards_per_func.device)).nansum(-1)
+    correct = reward >= args.distillation_gate_threshold
+    scored = ~torch.isnan(rewards_per_func).all(-1)
+    return scored & (correct if args.distillation_gate == "correct" else ~correct)
+
+
+def distillation_coef(args: OPDConfig, state) -> float:
+    """Weight of the distillation loss at a step: constant, or on a line from the first step to the end of the run."""
+    if args.distillation_coef_schedule == "constant":
+        return args.distillation_coef
+    progress = min(state.global_step / max(state.max_steps, 1), 1.0)
+    return args.distillation_coef + (args.distillation_coef_end - args.distillation_coef) * progress
