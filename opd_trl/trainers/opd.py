@@ -126,6 +126,8 @@ class OPDTrainer(GRPOTrainer):
             logger.warning(warning)
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self._policy_is_active = self._has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
+        if not self._policy_is_active:  # it corrects the policy loss alone
+            self.vllm_importance_sampling_correction = False
         self._forward_redirection = _ForwardRedirection()
         self._may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teacher = self._build_teacher(teacher_model, initial_copy)
@@ -212,6 +214,12 @@ class OPDTrainer(GRPOTrainer):
         if self.args.teacher_rows_ahead is not None:
             output["teacher_hidden_states"] = score_ahead(self, output, self.args.teacher_rows_ahead)
         return output
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        """The old log-probs of a policy loss; where there is none, that forward is spared."""
+        if not self._policy_is_active:
+            return None, None, None
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
     # Checkpoints
 

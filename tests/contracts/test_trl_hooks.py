@@ -53,6 +53,8 @@ SOURCES = {
     "_generate_and_score_completions": [
         '"prompt_ids"', '"prompt_mask"', '"completion_ids"', '"completion_mask"', '"advantages"', '"tool_mask"',
         '["reward"]', '["reward_std"]', '["frac_reward_zero_std"]', "self._calculate_rewards(",
+        "old_per_token_logps, _, _ = self._get_per_token_logps_and_entropies(",
+        "if old_per_token_logps is not None:", "self.use_vllm and self.vllm_importance_sampling_correction",
     ],
     # The policy loss runs on a forward that is already done: the model may be used for nothing but its log-probs.
     "_compute_loss": ["self._get_per_token_logps_and_entropies(", 'inputs["advantages"]'],
