@@ -202,6 +202,35 @@ def test_two_chunks_of_logits_live_at_a_time_and_no_more(support, tail, cap):
     assert mode.most == 2
 
 
+class NumbersFetched(TorchDispatchMode):
+    """Counts the operations that make a GPU wait for the host: `.item()`, and sizes that depend on values."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += [name for name in self.WAITING if name in str(func)]
+        return func(*args, **(kwargs or {}))
+
+
+@every_support
+@pytest.mark.parametrize("tail", TAILS)
+def test_forward_and_backward_never_wait_for_a_number(support, tail):
+    arguments, keywords = inputs(N, HIDDEN, VOCAB)
+    with NumbersFetched() as mode:
+        loss, _ = chunked_support_loss(*arguments, **keywords, support=support, tail=tail, chunk_size=CHUNK)
+        loss.backward()
+        log_probs, _, entropy = chunked_support_log_probs(arguments[0], arguments[1], top_k=3, chunk_size=CHUNK)
+        (log_probs.sum() + entropy.sum()).backward()
+    assert mode.seen == []
+    with NumbersFetched() as mode:
+        loss.item()
+    assert mode.seen == ["_local_scalar_dense"]
+
+
 REFUSED = {
     "unknown support": ({"support": "both"}, "support must be one of 'student', .* 'full', 'sampled', got 'both'"),
     "unknown divergence": ({"divergence": "kl"}, "divergence must be one of 'reverse_kl', .* got 'kl'"),
