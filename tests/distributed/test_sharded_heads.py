@@ -76,7 +76,7 @@ def fsdp2_rank(rank: int, port: str, kept: tuple[int, int], tied: bool, folder: 
     for model in models:
         for layer in model.model.layers:
             fully_shard(layer, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)  # the teacher's head is in pieces after its pass
     # FSDP averages gradients over the ranks: each divides by half of the tokens, as the trainer does.
     loss = one_pass(*models, batch(kept[rank], seed=rank), sum(kept) / 2)
     dist.all_reduce(loss)
