@@ -1,5 +1,6 @@
 """What belongs to `accelerate launch`: its flags, its configuration files, and the launch itself."""
 
+import argparse
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -110,16 +111,27 @@ def launch(module: str, launch_flags: list[str], arguments: list[str]) -> int:
     Raises:
         ValueError: accelerate refuses a flag or a combination of them.
     """
-    from accelerate.commands.launch import launch_command, launch_command_parser
+    from accelerate.commands.launch import launch_command
 
-    parser = launch_command_parser()
-    parser.error = _refuse
-    args = parser.parse_args([*resolve_accelerate_config(launch_flags), "--module", module, *arguments])
+    args = launch_arguments(launch_flags, "--module", module, *arguments)
     try:
         launch_command(args)
     except subprocess.CalledProcessError as error:
         return error.returncode  # the training process has printed its own error
     return 0
+
+
+def launch_arguments(launch_flags: list[str], *rest: str) -> argparse.Namespace:
+    """Return what `accelerate launch` makes of its flags and of `rest`, the script and its arguments.
+
+    Raises:
+        ValueError: accelerate refuses a flag, or there is no such configuration.
+    """
+    from accelerate.commands.launch import launch_command_parser
+
+    parser = launch_command_parser()
+    parser.error = _refuse
+    return parser.parse_args([*resolve_accelerate_config(launch_flags), *rest])
 
 
 def _refuse(message: str):

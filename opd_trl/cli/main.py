@@ -10,6 +10,7 @@ import opd_trl
 COMMANDS = {
     "opd": "train a student on its own text, scored by a separate teacher",
     "opsd": "train a student on its own text, scored by itself reading a privileged context",
+    "plan": "size a training run before it starts: what each GPU holds, and which setting to change",
     "recipes": "list, show or copy the recipes (YAML files) that come with the package",
     "demo": "the ten-minute CPU demo: a small model learns a system prompt",
     "env": "print the versions to put into a bug report",
@@ -26,6 +27,7 @@ commands
 Start here:
   opd-trl demo                               see it work, no GPU needed
   opd-trl recipes list                       what can be trained out of the box
+  opd-trl plan --config math/opd_qwen3_1.7b_from_8b   would it fit?
   opd-trl opsd --config system_prompt/demo   train with a recipe, by name or by path
 
 `opd-trl COMMAND --help` explains a command; `opd-trl --version` prints the version.

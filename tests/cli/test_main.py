@@ -23,7 +23,7 @@ def test_an_unknown_command_names_the_nearest_one(capsys):
     assert main(["opds"]) == 2
     assert "unknown command 'opds': did you mean op" in capsys.readouterr().err
     assert main(["x"]) == 2
-    assert "the commands are opd, opsd, recipes, demo, env" in capsys.readouterr().err
+    assert "the commands are opd, opsd, plan, recipes, demo, env" in capsys.readouterr().err
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -42,7 +42,16 @@ def test_demo_gets_the_rest_of_the_command_line_help_included(argv, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["opd", "--help"], ["opsd", "-h"], ["opsd", "--config", "x", "--help"], ["recipes", "list"]]
+    "argv",
+    [
+        ["--help"],
+        ["opd", "--help"],
+        ["opsd", "-h"],
+        ["opsd", "--config", "x", "--help"],
+        ["plan", "--help"],
+        ["plan", "--config", "x", "-h"],
+        ["recipes", "list"],
+    ],
 )
 def test_help_and_the_list_of_recipes_import_neither_torch_nor_trl(argv):
     code = f"import sys; from opd_trl.cli.main import main; main({argv}); print(sorted(sys.modules))"

@@ -1,0 +1,87 @@
+"""Which setting to change so that a run takes less memory: every figure comes from sizing the changed run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from .sizing import GIB, estimate, total, verdict
+from .workload import Engine, Workload
+
+
+FOUR_BITS = 4.5  # of a weight in blocks of 64 with a float32 scale each, arXiv 2305.14314
+WORTH_SAYING = 0.05 * GIB
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change, the bytes that it saves on each GPU, the bytes and the verdict after it."""
+
+    change: str
+    saves: float
+    total: float
+    verdict: str
+
+
+def advice(work: Workload, engine: Engine, engines: list[Engine]) -> list[Advice]:
+    """The changes that save memory, largest first; `engines` are those to compare with."""
+    before = total(estimate(work, engine))
+    found = []
+    for change, changed_work, changed_engine in changes(work, engine, engines):
+        after = total(estimate(changed_work, changed_engine))
+        found.append(Advice(change, before - after, after, verdict(after, work.gpu_memory)))
+    return sorted((a for a in found if a.saves >= WORTH_SAYING), key=lambda a: a.saves, reverse=True)
+
+
+def changes(work: Workload, engine: Engine, engines: list[Engine]) -> Iterator[tuple[str, Workload, Engine]]:
+    """Every single change that could save memory: what to write, and the workload and engine after it."""
+    for other in engines:
+        if 0 < other.stage < (3 if work.teacher_offload else 4):  # a sharded teacher is not offloaded
+            yield f"--accelerate_config {other.name}", work, other
+    if engine.deepspeed:
+        yield "--offload_optimizer_device cpu", work, replace(engine, offload_optimizer=True)
+    for change, fields in (*model_changes(work), *batch_changes(work), *generation_changes(work)):
+        yield change, replace(work, **fields), engine
+
+
+def model_changes(work: Workload) -> Iterator[tuple[str, dict]]:
+    """What is trained, and in which dtype the frozen weights are."""
+    if not work.use_peft and work.adapter_parameters is not None:
+        yield "use_peft: true", {"use_peft": True}
+    if work.use_peft:
+        yield "dtype: bfloat16", {"student": replace(work.student, width=2)}
+        if work.linear_bits is None and work.device == "cuda":
+            yield "load_in_4bit: true", {"linear_bits": FOUR_BITS}
+    if work.teacher is not None:
+        yield "teacher_model_init_kwargs: {dtype: bfloat16}", {"teacher": replace(work.teacher, width=2)}
+    if work.has_own_teacher and work.teacher_kind != "ema" and not work.teacher_offload:
+        rows = work.teacher_batch_size or work.batch_size
+        yield "teacher_offload: cpu", {"teacher_offload": True, "teacher_batch_size": rows}
+    if work.reference_model:
+        yield "beta: 0.0", {"reference_model": False}
+
+
+def batch_changes(work: Workload) -> Iterator[tuple[str, dict]]:
+    """How much goes through the model at a time."""
+    if not work.gradient_checkpointing:
+        yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
+    if work.teacher_batch_size is not None:
+        yield "teacher_batch_size: 1", {"teacher_batch_size": 1}
+    batch, length = work.batch_size, work.completion_length
+    if batch > 1:
+        half = batch // 2
+        change = f"per_device_train_batch_size {batch} -> {half}, gradient_accumulation_steps x {batch // half}"
+        yield change, {"batch_size": half}
+    yield f"max_completion_length {length} -> {length // 2}", {"completion_length": length // 2}
+    yield "loss_memory_mib: 256", {"loss_memory_mib": 256}
+
+
+def generation_changes(work: Workload) -> Iterator[tuple[str, dict]]:
+    """Where completions come from."""
+    if work.generation == "colocate":
+        yield "vllm_enable_sleep_mode: true", {"vllm_sleeps": True}
+        yield "vllm_mode: server, on GPUs of its own", {"generation": "server"}
+    if work.generation == "transformers":
+        steps = work.generation_batch_size // work.batch_size
+        if steps > 1:
+            fields = {"generation_batch_size": work.batch_size * (steps // 2)}
+            yield f"steps_per_generation {steps} -> {steps // 2}", fields
+        yield "ds3_gather_for_generation: false", {"gather_for_generation": False}

@@ -1,0 +1,106 @@
+"""Count a model from its config.json, without memory for its weights."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from trl import ModelConfig, get_peft_config
+
+from .workload import ModelSize
+
+
+def read_config(field: str, name: str | None, folder: str | None, *, trust_remote_code: bool) -> PretrainedConfig:
+    """Read the config.json of a model.
+
+    Args:
+        field: `student` or `teacher`, for the message.
+        name: the model of the recipe, a path or hub id.
+        folder: of `--student-config` or `--teacher-config`; wins over `name`.
+        trust_remote_code: as for loading the model.
+
+    Raises:
+        ValueError: there is no readable config.json.
+    """
+    if name is None and folder is None:
+        raise ValueError(f"no {field} is given. Name it in the recipe, or give --{field}-config DIR.")
+    try:
+        return AutoConfig.from_pretrained(folder or name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"no config.json can be read for the {field} {folder or name!r}: it is neither a folder that holds one "
+            f"nor a model of the hub that can be reached. Give --{field}-config DIR, a folder with the config.json of "
+            "the model."
+        ) from error
+
+
+def build(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The causal language model of a config on the `meta` device: shapes alone."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def measure(model: PreTrainedModel, *, dtype: str | torch.dtype | None) -> ModelSize:
+    """Count a causal language model.
+
+    Args:
+        model: on any device.
+        dtype: in which it is loaded; `auto` or None: that of its config.
+
+    Raises:
+        ValueError: its config lacks what that of a transformer decoder has.
+    """
+    config = model.config.get_text_config()
+    tables = {id(module.weight) for module in (model.get_input_embeddings(), model.get_output_embeddings())}
+    decoder = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+    try:
+        heads, hidden = config.num_attention_heads, config.hidden_size
+        inner = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+        return ModelSize(
+            parameters=count(model.parameters()),
+            linear_parameters=count(parameter for parameter in decoder if parameter.dim() > 1),
+            layer_parameters=-(-count(decoder) // config.num_hidden_layers),
+            vocab_size=config.vocab_size,
+            hidden_size=hidden,
+            intermediate_size=inner * (getattr(config, "num_experts_per_tok", None) or 1),
+            num_layers=config.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or hidden // heads,
+            has_qk_norm=any(name.endswith("q_norm") for name, _ in model.named_modules()),
+            width=width_of(dtype, config),
+        )
+    except AttributeError as error:
+        raise ValueError(
+            f"a {config.model_type} model is no transformer decoder that can be sized: {error}."
+        ) from error
+
+
+def count(parameters: Iterable[nn.Parameter]) -> int:
+    """How many numbers there are; `Module.parameters` gives tied weights once."""
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def width_of(dtype: str | torch.dtype | None, config: PretrainedConfig) -> int:
+    """Bytes of a weight; a config that names no dtype counts as float32."""
+    if dtype in (None, "auto"):
+        dtype = config.dtype or torch.float32
+    return (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
+
+
+def adapter_parameters(model: PreTrainedModel, model_args: ModelConfig) -> int | None:
+    """What the recipe's LoRA trains on `model`, which gets the adapter.
+
+    Returns:
+        None where LoRA is off and PEFT does not know which layers of the model to take.
+    """
+    from peft import get_peft_model
+
+    try:
+        peft_model = get_peft_model(model, get_peft_config(dataclasses.replace(model_args, use_peft=True)))
+    except ValueError:
+        if model_args.use_peft:
+            raise
+        return None
+    return count(parameter for parameter in peft_model.parameters() if parameter.requires_grad)
