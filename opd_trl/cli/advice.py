@@ -53,8 +53,7 @@ def model_changes(work: Workload) -> Iterator[tuple[str, dict]]:
     if work.teacher is not None:
         yield "teacher_model_init_kwargs: {dtype: bfloat16}", {"teacher": replace(work.teacher, width=2)}
     if work.has_own_teacher and work.teacher_kind != "ema" and not work.teacher_offload:
-        rows = work.teacher_batch_size or work.batch_size
-        yield "teacher_offload: cpu", {"teacher_offload": True, "teacher_batch_size": rows}
+        yield "teacher_offload: cpu", {"teacher_offload": True}
     if work.reference_model:
         yield "beta: 0.0", {"reference_model": False}
 
@@ -63,7 +62,7 @@ def batch_changes(work: Workload) -> Iterator[tuple[str, dict]]:
     """How much goes through the model at a time."""
     if not work.gradient_checkpointing:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
-    if work.teacher_batch_size is not None:
+    if work.teacher_scores_ahead:
         yield "teacher_batch_size: 1", {"teacher_batch_size": 1}
     batch, length = work.batch_size, work.completion_length
     if batch > 1:

@@ -25,10 +25,10 @@ commands
 {commands}
 
 Start here:
-  opd-trl demo                               see it work, no GPU needed
-  opd-trl recipes list                       what can be trained out of the box
-  opd-trl plan --config math/opd_qwen3_1.7b_from_8b   would it fit?
-  opd-trl opsd --config system_prompt/demo   train with a recipe, by name or by path
+  opd-trl demo                                       see it work, no GPU needed
+  opd-trl recipes list                               what can be trained out of the box
+  opd-trl plan --config math/opd_qwen3_1.7b_from_8b  does it fit my GPUs?
+  opd-trl opsd --config system_prompt/demo           train with a recipe, by name or by path
 
 `opd-trl COMMAND --help` explains a command; `opd-trl --version` prints the version.
 """

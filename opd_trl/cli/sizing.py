@@ -248,7 +248,7 @@ def hidden_states(work: Workload, engine: Engine) -> list[Component]:
     """
     tokens, width = work.batch_size * work.completion_length, work.compute_width
     per_token = 3 * stream_width(work, engine) * work.student.hidden_size + 2 * width * work.scorer.hidden_size
-    ahead = 0 if work.teacher_batch_size is None else work.generation_batch_size * work.completion_length
+    ahead = work.generation_batch_size * work.completion_length if work.teacher_scores_ahead else 0
     stored = work.scorer.hidden_size * width
     return [
         Component("hidden states", tokens * per_token, f"{tokens:,} tokens x {per_token:,} B", STUDENT),

@@ -50,7 +50,7 @@ class Workload:
         mixed_precision: bf16 or fp16.
         reference_model: GRPO's own, for `beta` above 0.
         teacher_offload: does a teacher with frozen weights of its own rest on the CPU?
-        teacher_batch_size: completions that it scores at once, ahead of the micro-batches; None: with each of them.
+        teacher_batch_size: completions that it scores at once, ahead of the micro-batches; None: those of one.
         batch_size: completions of one micro-batch.
         generation_batch_size: completions generated at a time.
         prompt_length, teacher_prompt_length, completion_length: tokens.
@@ -98,6 +98,11 @@ class Workload:
     def has_own_teacher(self) -> bool:
         """Has the teacher weights of its own? A LoRA student is its own base with the adapter switched."""
         return self.teacher is not None or (not self.use_peft and self.teacher_kind in ("base", "ema"))
+
+    @property
+    def teacher_scores_ahead(self) -> bool:
+        """Does the teacher score a whole generation batch before the micro-batches?"""
+        return self.teacher_offload or self.teacher_batch_size is not None
 
     @property
     def dense_log_probs(self) -> int:

@@ -7,6 +7,7 @@ import pytest
 import yaml
 from transformers import MambaConfig, Qwen3Config
 
+from opd_trl.cli import plan_report
 from opd_trl.cli.main import main
 from opd_trl.cli.plan import HELP, OWN_FLAGS, spellings
 from opd_trl.cli.recipes import find_recipe, recipe_names
@@ -130,6 +131,11 @@ def test_advice_is_what_planning_the_change_gives(plan):
     assert f"{batch} saves {saved / 2**30:.2f} GiB" in plan.text
 
 
+def test_warnings_are_left_to_the_training_process(plan, recwarn):
+    plan("--use_peft")  # PEFT asks transformers for a name that goes away
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 def test_lora_is_planned_with_the_adapter_of_the_recipe(plan):
     full, lora = plan(), plan("--use_peft", "--lora_r", "2", "--lora_target_modules", "q_proj", "o_proj")
     assert full["trained_parameters"] == full["student_parameters"]
@@ -149,6 +155,8 @@ def test_the_dtypes_are_those_that_training_loads(plan):
     assert component(figures, "student weights") == 4 * figures["student_parameters"]  # TRL's default, float32
     flags = ["--dtype", "bfloat16", "--teacher_model_init_kwargs", '{"dtype": "bfloat16"}']
     half = plan("--accelerate_config", "single_gpu", *flags)
+    by_hand = plan("--accelerate_config", "single_gpu", "--model_init_kwargs", '{"dtype": "bfloat16"}')
+    assert component(by_hand, "student weights") == component(half, "student weights")
     assert component(half, "student weights") == 2 * half["student_parameters"]
     assert component(half, "teacher weights") == 2 * half["teacher_parameters"]
 
@@ -161,11 +169,50 @@ def test_the_prompts_are_as_long_as_told(plan):
     assert component(capped, "checkpoints") == component(short, "checkpoints")
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", {"reference_model": False, "eight_bit_optimizer": False, "linear_bits": None, "mixed_precision": True}),
+        ("", {"gradient_checkpointing": True, "attention": "sdpa", "loss_memory_mib": None, "device": "cuda"}),
+        ("", {"generation": "colocate", "vllm_share": 0.25, "vllm_sleeps": False, "gpu_memory": 80 * 2**30}),
+        ("", {"batch_size": 2, "generation_batch_size": 8, "completion_length": 4096, "prompt_length": 512}),
+        ("--beta 0.1", {"reference_model": True}),
+        ("--optim adamw_8bit", {"eight_bit_optimizer": True}),
+        ("--use_peft --load_in_4bit", {"linear_bits": 4.5, "use_peft": True}),
+        ("--use_peft --load_in_8bit", {"linear_bits": 8.0}),
+        ("--bf16 false", {"mixed_precision": False}),
+        ("--bf16 false --fp16", {"mixed_precision": True}),
+        ("--gradient_checkpointing false", {"gradient_checkpointing": False}),
+        ("--attn_implementation eager", {"attention": "eager"}),
+        ("--loss_memory_mib 64", {"loss_memory_mib": 64}),
+        ("--vllm_gpu_memory_utilization 0.4 --vllm_enable_sleep_mode", {"vllm_share": 0.4, "vllm_sleeps": True}),
+        ("--vllm_mode server", {"generation": "server"}),
+        (
+            "--use_vllm false --gradient_accumulation_steps 3",
+            {"generation": "transformers", "generation_batch_size": 6},
+        ),
+        ("--ds3_gather_for_generation false", {"gather_for_generation": False}),
+        ("--teacher_offload cpu", {"teacher_offload": True, "teacher_batch_size": None}),
+        ("--teacher_batch_size 4", {"teacher_offload": False, "teacher_batch_size": 4}),
+        ("--lora_target_modules x_proj y_proj", {"adapter_parameters": None}),
+    ],
+)
+def test_the_fields_of_a_recipe_reach_the_workload(flags, expected, plan, monkeypatch):
+    seen, size = [], plan_report.size
+    monkeypatch.setattr(plan_report, "size", lambda work, *engines: seen.append(work) or size(work, *engines))
+    plan(*flags.split())
+    assert {name: getattr(seen[0], name) for name in expected} == expected
+
+
 def test_a_teacher_may_rest_on_the_cpu(plan):
     figures = plan("--teacher_offload", "cpu")
     weights = component(figures, "teacher's head") + component(figures, "teacher's body")
     assert weights == component(plan(), "teacher weights")
     assert component(figures, "scored ahead") > 0
+    assert component(plan("--teacher_batch_size", "8"), "scored ahead") == component(figures, "scored ahead")
+    assert component(plan("--teacher_batch_size", "8"), "teacher's forward") == 4 * component(
+        figures, "teacher's forward"
+    )
 
 
 def test_a_gpu_generates_its_share_of_the_generation_batch(plan):
@@ -194,6 +241,12 @@ def test_the_engine_and_its_gpus_are_those_of_accelerate(plan, here):
     (here / "mine.yaml").write_text(yaml.safe_dump(mine))
     figures = plan("--accelerate_config", "mine.yaml")
     assert (figures["engine"], figures["gpus"], component(figures, "optimizer state")) == ("ZeRO-2", 32, 0)
+    fsdp = yaml.safe_load(find_recipe("accelerate_configs/fsdp2").read_text())
+    fsdp["fsdp_config"]["fsdp_offload_params"] = True
+    (here / "mine.yaml").write_text(yaml.safe_dump(fsdp))
+    figures = plan("--accelerate_config", "mine.yaml")
+    assert figures["engine"] == "FSDP2"
+    assert component(figures, "optimizer state") == component(figures, "teacher weights") == 0
 
 
 def test_a_recipe_may_name_its_engine(plan, here):
@@ -226,6 +279,10 @@ def test_a_recipe_may_name_its_engine(plan, here):
         (
             ["--config", OPD, "--accelerate_config", "zero3", "--teacher_offload", "cpu"],
             "teacher_offload='cpu' moves a whole teacher, and ZeRO-3 shards it",
+        ),
+        (
+            ["--config", OPSD, "--student-config", "student", "--use_peft", "--lora_target_modules", "x", "y"],
+            "Target modules .* not found in the base model",
         ),
         (["--config", "gpus.yaml"], "gpus is no key of a recipe. Give it as a flag"),
         (["--config", "list.yaml"], "must contain a YAML mapping"),

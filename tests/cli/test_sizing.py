@@ -108,6 +108,7 @@ def test_the_parameters_of_a_tiny_qwen3_are_those_counted_by_hand(tied):
     size = sized(tiny.build_model(tie_word_embeddings=tied).config, "float32")
     assert size.parameters == 2 * (attention + mlp + norms) + 32 + 103 * 32 * (1 if tied else 2)
     assert size.linear_parameters == 2 * (attention + mlp)
+    assert size.layer_parameters == attention + mlp + norms + 32 / 2  # its share of the last norm
     assert (size.query_size, size.kv_size, size.has_qk_norm, size.width) == (32, 16, True, 4)
 
 
@@ -282,7 +283,7 @@ def test_an_8_bit_optimizer_keeps_two_bytes_a_weight(work, student):
 
 
 def test_an_offloaded_teacher_leaves_its_head_and_comes_for_its_forward(work, teacher):
-    offloaded = replace(work, teacher_offload=True, teacher_batch_size=2)
+    offloaded = replace(work, teacher_offload=True)
     parts = {part.name: part for part in estimate(offloaded, ZERO2)}
     head = 2 * 151936 * 4096
     assert (parts["teacher's head"].bytes, parts["teacher's head"].moments) == (head, MOMENTS)
@@ -442,7 +443,7 @@ def test_each_change_of_the_advice_is_the_workload_that_it_names(work, student):
         "max_completion_length 4096 -> 2048": after(replace(work, completion_length=2048)),
         "vllm_enable_sleep_mode: true": after(replace(work, vllm_sleeps=True)),
         "vllm_mode: server, on GPUs of its own": after(replace(work, generation="server")),
-        "teacher_offload: cpu": after(replace(work, teacher_offload=True, teacher_batch_size=2)),
+        "teacher_offload: cpu": after(replace(work, teacher_offload=True)),
     }
     assert {change: told.get(change) for change in expected} == expected
 
@@ -457,7 +458,15 @@ def test_a_frozen_float32_base_is_advised_into_16_or_4_bits(work, student):
 def test_advice_leaves_out_what_saves_nothing(work):
     told = [line.change for line in advice(replace(work, use_peft=True), ZERO2, engines(8))]
     assert not {"use_peft: true", "gradient_checkpointing: true", "dtype: bfloat16", "beta: 0.0"} & set(told)
+
+
+def test_fewer_gpus_and_what_training_refuses_are_no_advice(work):
+    told = [line.change for line in advice(work, DDP, engines(8))]
     assert not any("single_gpu" in change or "multi_gpu" in change for change in told)
+    moving = replace(work, teacher=None, teacher_kind="ema")
+    frozen = replace(work, teacher=None, teacher_kind="base")
+    offloads = [any("offload: cpu" in a.change for a in advice(run, DDP, engines(8))) for run in (moving, frozen)]
+    assert offloads == [False, True]
 
 
 def test_no_sharding_engine_is_advised_to_a_run_with_an_offloaded_teacher(work):
