@@ -6,6 +6,7 @@ One value per token, keyword-only options, nats, float32. The gradients are prov
 from .chunked import chunked_support_loss
 from .chunking import chunk_size_for
 from .divergences import forward_kl, generalized_jsd, reverse_kl
+from .from_log_probs import chunked_loss_from_log_probs
 from .log_probs import chunked_support_log_probs
 from .reduction import masked_mean
 from .sampled import sampled_token_loss
@@ -14,6 +15,7 @@ from .support import select_support, support_divergence
 
 __all__ = [
     "chunk_size_for",
+    "chunked_loss_from_log_probs",
     "chunked_support_log_probs",
     "chunked_support_loss",
     "forward_kl",

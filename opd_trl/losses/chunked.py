@@ -1,21 +1,20 @@
 """The distillation loss in chunks of tokens, its gradients formed in the forward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
 import torch
 from torch import Tensor
 
-from .chunking import block_size_for, chunk_size_for, chunks
+from .blockwise import STATS, BlockwiseLoss
+from .chunking import chunk_size_for
+from .distribution import FromLogits, TeacherBlock
 from .divergences import check_beta
 from .fused import FusedHeadLoss
-from .gradients import LogitGradient
 from .head import LogitTransform, check_rows, in_compute_dtype, project
 from .objective import LossSupport, Objective
 from .support import Divergence, Tail, check_choice, check_top_k
-
-
-STATS = ("per_token_divergence", "entropy", "student_mass", "teacher_mass", "overlap")
 
 
 def chunked_support_loss(
@@ -107,13 +106,17 @@ def chunked_support_loss(
 
     if chunk_size is None:
         chunk_size = chunk_size_for(student_lm_head_weight.size(0), student_lm_head_weight.device)
-    chunk_loss = BlockwiseLoss(
-        Objective(top_k, support, divergence, beta, tail, stop_gradient, pointwise_clip),
-        LogitTransform(temperature, student_logit_scale, student_final_logit_softcapping),
+    teacher = TeacherHead(
         LogitTransform(temperature, teacher_logit_scale, teacher_final_logit_softcapping),
         teacher_hidden_states,
         in_compute_dtype(teacher_lm_head_weight.detach()),
         teacher_lm_head_bias,
+        top_k,
+    )
+    chunk_loss = BlockwiseLoss(
+        Objective(top_k, support, divergence, beta, tail, stop_gradient, pointwise_clip),
+        LogitTransform(temperature, student_logit_scale, student_final_logit_softcapping),
+        teacher,
         token_weights,
         completion_ids,
         hidden_size=student_hidden_states.size(-1),
@@ -130,49 +133,15 @@ def chunked_support_loss(
 
 
 @dataclass(frozen=True)
-class BlockwiseLoss:
-    """The loss of one chunk of student logits against the teacher's, worked off in blocks of rows.
+class TeacherHead:
+    """A teacher that is known by its hidden states `(N, H')` and its head: a `ChunkTeacher`."""
 
-    Two `(chunk, V)` tensors live at a time, the logits of student and teacher; a dense gradient overwrites the
-    student's. What is computed element by element has the size of a block, which on a CPU stays in its caches.
-    """
+    transform: LogitTransform
+    hidden_states: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    top_k: int
 
-    objective: Objective
-    student_transform: LogitTransform
-    teacher_transform: LogitTransform
-    teacher_hidden_states: Tensor
-    teacher_lm_head_weight: Tensor
-    teacher_lm_head_bias: Tensor | None
-    token_weights: Tensor
-    completion_ids: Tensor | None
-    hidden_size: int
-
-    def __call__(self, raw: Tensor, rows: slice, want_gradient: bool):
-        """See `ChunkLoss`; `raw` is overwritten."""
-        raw_teacher = project(self.teacher_hidden_states[rows], self.teacher_lm_head_weight, self.teacher_lm_head_bias)
-        weights = self.token_weights[rows]
-        completion_ids = None if self.completion_ids is None else self.completion_ids[rows]
-        losses, stats, sparse = [], [], []
-        for block in chunks(raw.size(0), block_size_for(raw.size(1), raw.device)):
-            logits = self.student_transform.apply(raw[block])
-            loss, gradient, block_stats = self.objective(
-                logits,
-                self.teacher_transform.apply(raw_teacher[block]),
-                weights[block],
-                None if completion_ids is None else completion_ids[block],
-                want_gradient=want_gradient,
-                hidden_size=self.hidden_size,
-            )
-            losses.append(loss)
-            stats.append(block_stats)
-            if gradient is not None:
-                at = logits if gradient.ids is None else logits.gather(-1, gradient.ids)
-                values = self.student_transform.chain(gradient.values, at)
-                if gradient.ids is None:
-                    raw[block] = values
-                else:
-                    sparse.append((values, gradient.ids))
-        gradient = None
-        if want_gradient:
-            gradient = LogitGradient(*map(torch.cat, zip(*sparse, strict=True))) if sparse else LogitGradient(raw)
-        return torch.stack(losses).sum(), gradient, tuple(map(torch.cat, zip(*stats, strict=True)))
+    def __call__(self, rows: slice) -> Callable[[slice], TeacherBlock]:
+        raw = project(self.hidden_states[rows], self.weight, self.bias)
+        return lambda block: FromLogits.of(self.transform.apply(raw[block]), self.top_k)

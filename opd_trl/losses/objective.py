@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .distribution import TeacherBlock, normalize
 from .gradients import LogitGradient
 from .sampled import sampled_token_loss
 from .support import Divergence, Tail, combine_supports, is_member, support_divergence
@@ -65,7 +66,7 @@ class Objective:
     def __call__(
         self,
         logits: Tensor,
-        teacher_logits: Tensor,
+        teacher: TeacherBlock,
         token_weights: Tensor,
         completion_ids: Tensor | None,
         *,
@@ -77,25 +78,25 @@ class Objective:
         With g_k = dL/dlog p_k: dL/dz_j = g_j 1_S(j) - p_j sum_k g_k.
 
         Args:
-            logits, teacher_logits: `(n, V)`, at the loss temperature.
+            logits: `(n, V)`, at the loss temperature.
+            teacher: its distributions for the same tokens.
             token_weights: `(n,)`.
             completion_ids: `(n,)`, for the sampled support.
             want_gradient: without it the second result is None.
             hidden_size: H of the student.
         """
-        student_ids, teacher_ids = top_ids(logits, self.top_k), top_ids(teacher_logits, self.top_k)
+        student_ids, teacher_ids = top_ids(logits, self.top_k), teacher.top_ids
         ids, mask = self.choose_ids(student_ids, teacher_ids, completion_ids)
-        _, log_normalizer = normalize(teacher_logits, teacher_ids)
-        teacher = (teacher_logits if ids is None else teacher_logits.gather(-1, ids)) - log_normalizer
+        teacher_log_probs = teacher.at(ids)
         probs, log_normalizer = normalize(logits, student_ids)
         student = (logits if ids is None else logits.gather(-1, ids)) - log_normalizer
         entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
         overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
-        masses = [(x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher)]
+        masses = [(x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher_log_probs)]
 
         with torch.set_grad_enabled(want_gradient):
             student.requires_grad_(want_gradient)
-            values, reported = self.per_token(student, teacher, mask)
+            values, reported = self.per_token(student, teacher_log_probs, mask)
             loss = (values * token_weights).sum()
         gradient = None
         if want_gradient:
@@ -108,13 +109,3 @@ class Objective:
                 dense = dense.add_(by_log_prob) if ids is None else dense.scatter_add_(-1, ids, by_log_prob)
                 gradient = LogitGradient(dense)
         return loss.detach(), gradient, (reported.detach(), entropy, *masses, overlap)
-
-
-def normalize(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities `(n, V)` and log sum exp `(n, 1)` of logits whose TopK `ids` are known.
-
-    The normaliser comes from the largest entry, whose probability is at least 1 / V: no further pass over the
-    vocabulary. Student and teacher go through the same arithmetic, so that equal models give exactly equal numbers.
-    """
-    probs, first = logits.softmax(-1), ids[:, :1]
-    return probs, logits.gather(-1, first) - probs.gather(-1, first).log()

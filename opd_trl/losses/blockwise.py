@@ -1,0 +1,66 @@
+"""The loss of a chunk of student logits, worked off in blocks of rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .chunking import block_size_for, chunks
+from .distribution import TeacherBlock
+from .gradients import LogitGradient
+from .head import LogitTransform
+from .objective import Objective
+
+
+#: Figures per token, in the order in which an `Objective` returns them.
+STATS = ("per_token_divergence", "entropy", "student_mass", "teacher_mass", "overlap")
+
+#: Rows of a chunk -> what the teacher says of a block of them.
+ChunkTeacher = Callable[[slice], Callable[[slice], TeacherBlock]]
+
+
+@dataclass(frozen=True)
+class BlockwiseLoss:
+    """The loss of one chunk of student logits: a `ChunkLoss`.
+
+    Two `(chunk, V)` tensors live at a time, the logits of student and teacher; a dense gradient overwrites the
+    student's. What is computed element by element has the size of a block, which on a CPU stays in its caches.
+    """
+
+    objective: Objective
+    transform: LogitTransform
+    teacher: ChunkTeacher
+    token_weights: Tensor
+    completion_ids: Tensor | None
+    hidden_size: int
+
+    def __call__(self, raw: Tensor, rows: slice, want_gradient: bool):
+        """See `ChunkLoss`; `raw` is overwritten."""
+        teacher = self.teacher(rows)
+        weights = self.token_weights[rows]
+        completion_ids = None if self.completion_ids is None else self.completion_ids[rows]
+        losses, stats, sparse = [], [], []
+        for block in chunks(raw.size(0), block_size_for(raw.size(1), raw.device)):
+            logits = self.transform.apply(raw[block])
+            loss, gradient, block_stats = self.objective(
+                logits,
+                teacher(block),
+                weights[block],
+                None if completion_ids is None else completion_ids[block],
+                want_gradient=want_gradient,
+                hidden_size=self.hidden_size,
+            )
+            losses.append(loss)
+            stats.append(block_stats)
+            if gradient is not None:
+                at = logits if gradient.ids is None else logits.gather(-1, gradient.ids)
+                values = self.transform.chain(gradient.values, at)
+                if gradient.ids is None:
+                    raw[block] = values
+                else:
+                    sparse.append((values, gradient.ids))
+        gradient = None
+        if want_gradient:
+            gradient = LogitGradient(*map(torch.cat, zip(*sparse, strict=True))) if sparse else LogitGradient(raw)
+        return torch.stack(losses).sum(), gradient, tuple(map(torch.cat, zip(*stats, strict=True)))
