@@ -10,7 +10,7 @@ __version__ = "0.1.0.dev0"
 
 _LAZY = {
     "OPDConfig": "opd_trl.trainers.config",
-    "OPSDConfig": "opd_trl.trainers.config",
+    "OPSDConfig": "opd_trl.trainers.opsd_config",
     "OPDTrainer": "opd_trl.trainers.opd",
     "OPSDTrainer": "opd_trl.trainers.opsd",
 }

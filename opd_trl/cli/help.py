@@ -1,7 +1,7 @@
 """The short help of `opd-trl opd` and `opd-trl opsd`, made without importing TRL's configurations (4 s).
 
-Our own fields, their defaults and help texts are read from the source of `opd_trl/trainers/config.py`; the comment
-above a run of fields is the title of its group.
+Our own fields, their defaults and help texts are read from the source of `opd_trl/trainers/`; the comment above a
+run of fields is the title of its group.
 """
 
 import ast
@@ -85,7 +85,16 @@ TRL_FLAGS = {
 }
 
 # In OPSD the teacher is the student itself.
-NOT_IN_OPSD = ("teacher_model_name_or_path", "teacher_model_revision", "teacher_model_init_kwargs")
+NOT_IN_OPSD = (
+    "teacher_model_name_or_path",
+    "teacher_model_revision",
+    "teacher_model_init_kwargs",
+    "teacher_server_url",
+    "teacher_server_timeout",
+    "teacher_server_retries",
+    "teacher_server_concurrency",
+    "teachers",
+)
 
 
 @dataclass(frozen=True)
@@ -126,10 +135,10 @@ def _comment_above(lines: list[str], lineno: int) -> str:
 
 def our_flags(name: str) -> list[Flag]:
     """Return our own fields of the command `name`, in the order of the source."""
-    source = (Path(opd_trl.__file__).parent / "trainers" / "config.py").read_text(encoding="utf-8")
-    flags = read_fields(source, "OPDConfig")
+    trainers = Path(opd_trl.__file__).parent / "trainers"
+    flags = read_fields((trainers / "config.py").read_text(encoding="utf-8"), "OPDConfig")
     if name == "opsd":
-        own = read_fields(source, "OPSDConfig")
+        own = read_fields((trainers / "opsd_config.py").read_text(encoding="utf-8"), "OPSDConfig")
         at = next(i for i, flag in enumerate(flags) if flag.name.startswith("teacher"))
         own = [Flag(f.name, f.default, f.help, flags[at].group) for f in own]
         flags = [f for f in (*flags[:at], *own, *flags[at:]) if f.name not in NOT_IN_OPSD]

@@ -3,7 +3,7 @@
 import importlib
 
 
-_LAZY = {"OPDConfig": "config", "OPSDConfig": "config", "OPDTrainer": "opd", "OPSDTrainer": "opsd"}
+_LAZY = {"OPDConfig": "config", "OPSDConfig": "opsd_config", "OPDTrainer": "opd", "OPSDTrainer": "opsd"}
 
 __all__ = ["OPDConfig", "OPDTrainer", "OPSDConfig", "OPSDTrainer"]
 

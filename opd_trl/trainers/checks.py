@@ -8,7 +8,8 @@ from trl.trainer.utils import get_config_model_id
 
 from ..privileged import check_column, check_context
 from ..teachers import check_same_vocabulary, shared_rows
-from .config import TOP_K_SUPPORTS, OPDConfig
+from .config import OPDConfig
+from .config_checks import TOP_K_SUPPORTS
 
 
 def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], trainer: str) -> OPDConfig:
@@ -34,12 +35,8 @@ def check_data(train_dataset, eval_dataset, *, column: str, shared: bool, requir
         ValueError: an empty data set, no prompt column, no privileged context where one is required, one that is
             empty in some row, or both a column and a shared text.
     """
-    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    named = {"train": train_dataset} | {f"{name}": dataset for name, dataset in evals.items()}
     uses_context = shared
-    for name, dataset in named.items():
-        if dataset is None:
-            continue
+    for name, dataset in named_datasets(train_dataset, eval_dataset).items():
         columns = column_names(dataset)
         if hasattr(dataset, "__len__") and len(dataset) == 0:
             raise ValueError(f"the {name} set is empty. Check its path, its split and its filters.")
@@ -66,6 +63,13 @@ def check_data(train_dataset, eval_dataset, *, column: str, shared: bool, requir
             "environment adds to the student's. Put it into the privileged context, or leave one of them out."
         )
     return uses_context
+
+
+def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
+    """The data sets that there are, by the name that errors call them."""
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    named = {"train": train_dataset} | {f"{name}": dataset for name, dataset in evals.items()}
+    return {name: dataset for name, dataset in named.items() if dataset is not None}
 
 
 def column_names(dataset) -> list[str] | None:
@@ -141,8 +145,8 @@ def check_teacher(
     """Refuse a missing teacher, the student itself, and a teacher of another vocabulary."""
     if teacher is None:
         raise ValueError(
-            "OPDTrainer needs a teacher: pass teacher_model, or set teacher_model_name_or_path. For a student that "
-            "teaches itself from a privileged context use OPSDTrainer (`opd-trl opsd`)."
+            "OPDTrainer needs a teacher: pass teacher_model, or set teacher_model_name_or_path, teacher_server_url or "
+            "teachers. For a student that teaches itself from a privileged context use OPSDTrainer (`opd-trl opsd`)."
         )
     if teacher is model and not isinstance(teacher, str):
         raise ValueError(

@@ -1,25 +1,11 @@
-"""Configuration of OPDTrainer and OPSDTrainer: what is distilled, on which tokens, from whom."""
+"""Configuration of OPDTrainer: what is distilled, on which tokens, from whom."""
 
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
 
-
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "mixed")
-TOP_K_SUPPORTS = ("student", "teacher", "intersection", "union")
-SUPPORTS = (*TOP_K_SUPPORTS, "full", "sampled")
-TAILS = ("drop", "bucket", "renormalize")
-TEACHER_KINDS = ("base", "live", "ema")
-CHOICES = {
-    "divergence": DIVERGENCES,
-    "loss_support": SUPPORTS,
-    "loss_tail": TAILS,
-    "teacher_offload": (None, "cpu"),
-    "distillation_coef_schedule": ("constant", "linear"),
-    "distillation_gate": (None, "correct", "incorrect"),
-}
+from .config_checks import check_config
 
 
 class _SingleGeneration(int):
@@ -48,6 +34,7 @@ class OPDConfig(GRPOConfig):
         *GRPOConfig._VALID_DICT_FIELDS,
         "teacher_model_init_kwargs",
         "teacher_chat_template_kwargs",
+        "teachers",
     ]
 
     # Defaults that differ from GRPOConfig
@@ -74,6 +61,29 @@ class OPDConfig(GRPOConfig):
         default=None,
         metadata={"help": "Keyword arguments (JSON) of the teacher's from_pretrained, e.g. dtype, device_map."},
     )
+    teacher_server_url: str | None = field(
+        default=None,
+        metadata={
+            "help": "Separate teacher behind HTTP: `opd-trl serve-teacher` (every loss_support), or vLLM (teacher, "
+            "intersection, sampled). Key in OPD_TRL_API_KEY. With teacher_model_name_or_path too, both are compared."
+        },
+    )
+    teacher_server_timeout: float = field(
+        default=300.0, metadata={"help": "Seconds that a teacher server may take for one request."}
+    )
+    teacher_server_retries: int = field(
+        default=8, metadata={"help": "Further attempts of a failed request, after 1, 2, 4, ... at most 30 seconds."}
+    )
+    teacher_server_concurrency: int = field(
+        default=8, metadata={"help": "Requests of one process to a teacher server at a time."}
+    )
+    teachers: dict[str, str] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Several teachers: a mapping (JSON) from a name to a model or a server's URL. The data set's "
+            "column `teacher` names each row's."
+        },
+    )
     teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
         metadata={
@@ -84,8 +94,8 @@ class OPDConfig(GRPOConfig):
     teacher_batch_size: int | None = field(
         default=None,
         metadata={
-            "help": "Completions that a teacher with its own frozen weights scores at once, ahead of the student's "
-            "micro-batches. Default: with each of them."
+            "help": "Completions that a teacher with its own frozen weights scores at once (a server: per request), "
+            "ahead of the student's micro-batches. Default: with each of them."
         },
     )
     teacher_offload: str | None = field(
@@ -191,12 +201,7 @@ class OPDConfig(GRPOConfig):
             self.num_generations = _SingleGeneration(1)
         super().__post_init__()
         self.num_generations = int(self.num_generations)
-        self._check_choices()
-        self._check_loss()
-        if self.privileged_context is not None and self.privileged_context_file is not None:
-            raise ValueError(
-                "privileged_context and privileged_context_file are both set. Give the shared text in one of them."
-            )
+        check_config(self)
 
     @property
     def has_shared_context(self) -> bool:
@@ -209,91 +214,3 @@ class OPDConfig(GRPOConfig):
         if self.teacher_batch_size is None and self.teacher_offload is not None:
             return self.per_device_train_batch_size
         return self.teacher_batch_size
-
-    def _check_choices(self) -> None:
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
-        for name in ("num_loss_tokens_to_skip", "distillation_coef", "distillation_coef_end", "policy_coef"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}.")
-        if not 0.0 <= self.divergence_beta <= 1.0:
-            raise ValueError(
-                f"divergence_beta must lie in [0, 1], got {self.divergence_beta}. 0 is the forward KL, 1 the reverse."
-            )
-        if self.loss_temperature is not None and self.loss_temperature <= 0:
-            raise ValueError(
-                f"loss_temperature must be > 0, got {self.loss_temperature}. Leave it unset for that of sampling."
-            )
-        for name in ("max_teacher_prompt_length", "loss_memory_mib", "teacher_batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}. Leave it unset for the default.")
-
-    def _check_loss(self) -> None:
-        if self.loss_top_k < 1:
-            raise ValueError(
-                f"loss_top_k must be >= 1, got {self.loss_top_k}. Use loss_support='full' for the whole vocabulary."
-            )
-        if self.loss_support not in TOP_K_SUPPORTS:
-            return
-        # The union of two single tokens can hold two ids, so it alone has a gradient there.
-        if self.loss_top_k == 1 and self.loss_tail == "renormalize" and self.loss_support != "union":
-            raise ValueError(
-                "loss_top_k=1 with loss_tail='renormalize' is identically zero: one token always has the whole "
-                "renormalised mass. Use loss_support='sampled', loss_tail='drop', or a larger loss_top_k."
-            )
-        reverse = self.divergence in ("reverse_kl", "mixed") or (self.divergence, self.divergence_beta) == ("jsd", 1.0)
-        if reverse and self.loss_tail == "drop" and not self.stop_gradient:
-            warnings.warn(
-                "stop_gradient=False with loss_tail='drop' is the biased TopK reverse KL: its gradient keeps a '+1' "
-                "on the support, so it is stationary at p = q/e and unlearns a perfect student (arXiv 2605.11182, "
-                "mechanism 2). Set stop_gradient=True or loss_tail='renormalize' unless you study the bias.",
-                UserWarning,
-                stacklevel=4,
-            )
-
-
-@dataclass
-class OPSDConfig(OPDConfig):
-    r"""Configuration of [`OPSDTrainer`]: the teacher is the student itself, reading the privileged context.
-
-    Raises:
-        ValueError: a separate teacher is given, or an unknown choice or impossible combination.
-    """
-
-    teacher_model_kind: str = field(
-        default="base",
-        metadata={
-            "help": "Whose weights score: base = the student at step 0 (LoRA: adapters off, no second copy), live = "
-            "the student as it is, ema = a moving average of it."
-        },
-    )
-    teacher_update_rate: float = field(
-        default=0.05,
-        metadata={"help": "Share of the student in each update of an ema teacher; 1.0 copies the student."},
-    )
-    teacher_sync_steps: int = field(
-        default=1, metadata={"help": "Optimizer steps between two updates of an ema teacher."}
-    )
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.teacher_model_kind not in TEACHER_KINDS:
-            raise ValueError(
-                f"teacher_model_kind must be one of {', '.join(TEACHER_KINDS)}, got {self.teacher_model_kind!r}."
-            )
-        if self.teacher_model_name_or_path is not None:
-            raise ValueError(
-                f"teacher_model_name_or_path={self.teacher_model_name_or_path!r} with teacher_model_kind="
-                f"{self.teacher_model_kind!r}: in OPSD the teacher is the student itself. Remove the path, or use "
-                "OPDTrainer (`opd-trl opd`), which takes a separate teacher and a privileged context too."
-            )
-        if not 0.0 < self.teacher_update_rate <= 1.0:
-            raise ValueError(
-                f"teacher_update_rate must lie in (0, 1], got {self.teacher_update_rate}. "
-                "Use teacher_model_kind='base' for a teacher that never changes."
-            )
-        if self.teacher_sync_steps < 1:
-            raise ValueError(f"teacher_sync_steps must be >= 1, got {self.teacher_sync_steps}.")

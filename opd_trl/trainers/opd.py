@@ -1,6 +1,7 @@
 """OPDTrainer: TRL's GRPOTrainer with a teacher and the distillation loss."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -8,25 +9,21 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
-from ..diagnostics import dropped_tail_advice, token_means, token_sums
+from ..diagnostics import METRICS, divergence_by_teacher, dropped_tail_advice, token_means, token_sums
 from ..privileged import TeacherView, left_pad
-from ..teachers import ModelTeacher, Teacher, shared_rows
-from .checks import (
-    check_args,
-    check_data,
-    check_peft,
-    check_student,
-    check_teacher,
-    load_processing_class,
-    tokenizer_of,
-)
-from .config import TOP_K_SUPPORTS, OPDConfig
+from ..teachers import Teacher
+from .checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
+from .config import OPDConfig
+from .config_checks import TOP_K_SUPPORTS
 from .paper import PAPER
 from .passes import loss_options, student_pass
-from .placement import check_placement, load_teacher, prepare_teacher
+from .placement import build_teacher, check_placement, find_teachers, prepare_teachers
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward
-from .scoring import score_ahead, score_teacher, stop_at_broken_teacher
+from .routing import TEACHER_COLUMN, check_routes, is_routed, named_teachers, teacher_index
+from .scores import Scores
+from .scoring import score_ahead, score_micro_batch, stop_at_broken_teacher
+from .served import ServedTeacher
 from .teacher_prompts import TeacherPrompts
 
 
@@ -49,7 +46,8 @@ class OPDTrainer(GRPOTrainer):
         train_dataset: rows with a `"prompt"` (text or messages) and, where the teacher sees more than the student, a
             column `args.privileged_context_column`.
         eval_dataset, processing_class: as in GRPOTrainer.
-        teacher_model: path, hub id or model; default `args.teacher_model_name_or_path`. It is frozen.
+        teacher_model: path, hub id, model or URL of a server, or a mapping from names to several of them; default
+            what `args` names. They are frozen.
         teacher_processing_class: the teacher's tokenizer, where it cannot be loaded from the teacher's path.
         kwargs: any other argument of GRPOTrainer, such as `peft_config`, `callbacks`, `tools`.
 
@@ -108,7 +106,8 @@ class OPDTrainer(GRPOTrainer):
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         check_student(model, args, tokenizer_of(processing_class))
-        self._check_teacher(model, teacher_model, args, processing_class, teacher_processing_class)
+        teachers = self._find_teachers(model, teacher_model, args, processing_class, teacher_processing_class)
+        check_routes(train_dataset, eval_dataset, names=list(teachers))
         initial_copy = self._copy_student(model, args, kwargs)
 
         super().__init__(
@@ -130,10 +129,11 @@ class OPDTrainer(GRPOTrainer):
             self.vllm_importance_sampling_correction = False
         self._forward_redirection = _ForwardRedirection()
         self._may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
-        self.teacher = self._build_teacher(teacher_model, initial_copy)
+        self.teachers = self._build_teachers(teachers, initial_copy)
         check_placement(self)
-        window = self._prepare_teacher()
-        limits = [args.max_teacher_prompt_length, None if window is None else window - self.max_completion_length]
+        self._num_rows, windows = prepare_teachers(self)
+        self._loss_options = loss_options(args, self.temperature, self._num_rows, self.accelerator.device)
+        limits = [args.max_teacher_prompt_length, *(window - self.max_completion_length for window in windows)]
         self._teacher_prompts = TeacherPrompts(
             self,
             view=view if uses_context else None,
@@ -143,12 +143,13 @@ class OPDTrainer(GRPOTrainer):
         if args.max_teacher_prompt_length is not None:
             self._teacher_prompts.check(train_dataset)
 
-    # Building the teacher
+    # Building the teachers
 
-    def _check_teacher(self, model, teacher_model, args, processing_class, teacher_processing_class) -> None:
-        check_teacher(
+    def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
+        """Name -> model, path or connected server, all checked; a single one has the empty name."""
+        return find_teachers(
+            named_teachers(teacher_model, args),
             model,
-            teacher_model if teacher_model is not None else args.teacher_model_name_or_path,
             args,
             tokenizer_of(processing_class),
             None if teacher_processing_class is None else tokenizer_of(teacher_processing_class),
@@ -158,29 +159,20 @@ class OPDTrainer(GRPOTrainer):
         """A copy of the student at step 0, before TRL changes it; a separate teacher needs none."""
         return None
 
-    def _build_teacher(self, teacher_model, initial_copy) -> Teacher:
-        teacher_model = teacher_model if teacher_model is not None else self.args.teacher_model_name_or_path
-        return ModelTeacher(
-            load_teacher(teacher_model, self.args) if isinstance(teacher_model, str) else teacher_model
-        )
+    def _build_teachers(self, found: dict[str, Any], initial_copy) -> dict[str, Teacher | ServedTeacher]:
+        return {name: build_teacher(teacher, self.args) for name, teacher in found.items()}
 
-    def _prepare_teacher(self) -> int | None:
-        """Settle which rows of the heads are compared, wrap the teacher's own model, return its context window."""
-        config = self.model.config.get_text_config()
-        self._num_rows = config.vocab_size
-        if self.teacher.model is not None:
-            config = self.teacher.model.config.get_text_config()
-            self._num_rows = shared_rows(self._num_rows, config.vocab_size, self._tokenizer.get_vocab())
-            self.teacher.model = prepare_teacher(self, self.teacher.model)
-        self._loss_options = loss_options(self.args, self.temperature, self._num_rows, self.accelerator.device)
-        return getattr(config, "max_position_embeddings", None)
+    @property
+    def teacher(self) -> Teacher | ServedTeacher:
+        """The teacher, or the first of several."""
+        return next(iter(self.teachers.values()))
 
     # The batch
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        if self.args.privileged_context_column not in self._signature_columns:
-            self._signature_columns.append(self.args.privileged_context_column)
+        columns = (self.args.privileged_context_column, TEACHER_COLUMN)
+        self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         if self._has_rewards:
@@ -211,9 +203,9 @@ class OPDTrainer(GRPOTrainer):
                 pad_token_id=self._tokenizer.pad_token_id,
                 device=self.accelerator.device,
             )
-        if self.args.teacher_rows_ahead is not None:
-            output["teacher_hidden_states"] = score_ahead(self, output, self.args.teacher_rows_ahead)
-        return output
+        if is_routed(self.teachers):
+            output["teacher_index"] = teacher_index(inputs, list(self.teachers), self.accelerator.device)
+        return output | score_ahead(self, output)
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         """The old log-probs of a policy loss; where there is none, that forward is spared."""
@@ -238,7 +230,7 @@ class OPDTrainer(GRPOTrainer):
     # The loss
 
     def _compute_loss(self, model, inputs):
-        teacher_hidden_states, teacher_head = score_teacher(self, model, inputs)
+        scores = score_micro_batch(self, model, inputs)
         student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             result = self._forward_redirection(
@@ -247,15 +239,14 @@ class OPDTrainer(GRPOTrainer):
                 student_pass,
                 student,
                 inputs,
-                teacher_hidden_states,
-                teacher_head,
+                scores,
                 options=self._loss_options,
                 num_rows=self._num_rows,
                 num_loss_tokens=self._num_loss_tokens(inputs),
                 router_loss=self.aux_loss_enabled,
                 policy_temperature=self.temperature if self._policy_is_active else None,
             )
-        self._log_distillation(result.stats, inputs, teacher_hidden_states)
+        self._log_distillation(result.stats, inputs, scores)
         loss = distillation_coef(self.args, self.state) * result.loss
         if self._policy_is_active:
             already_run = SimpleNamespace(
@@ -283,13 +274,21 @@ class OPDTrainer(GRPOTrainer):
             tokens = tokens * self._num_micro_batches() / self.args.steps_per_generation
         return tokens
 
-    def _log_distillation(self, stats: dict[str, Tensor], inputs, teacher_hidden_states: Tensor) -> None:
-        if not stats["teacher_mass"].isfinite().all():
-            stop_at_broken_teacher(self, inputs, teacher_hidden_states)
+    def _log_distillation(self, stats: dict[str, dict[str, Tensor]], inputs, scores: dict[str, Scores]) -> None:
+        if not all(figures["teacher_mass"].isfinite().all() for figures in stats.values()):
+            stop_at_broken_teacher(self, inputs, scores)
         metrics = self._metrics["train" if self.model.training else "eval"]
-        means = token_means(self.accelerator.reduce(token_sums(stats), reduction="sum"))
+        # A rank on which a teacher has no row adds zeros.
+        sums = torch.zeros(len(self.teachers), len(METRICS) + 1, device=self.accelerator.device)
+        for row, name in zip(sums, self.teachers, strict=True):
+            if name in stats:
+                row += token_sums(stats[name])
+        sums = self.accelerator.reduce(sums, reduction="sum")
+        means = token_means(sums.sum(0))
         if self._policy_is_active:
             del means["entropy"]  # GRPO logs it
+        if is_routed(self.teachers):
+            means |= divergence_by_teacher(list(self.teachers), sums)
         for name, value in means.items():
             metrics[name].append(value)
         if self._may_warn_of_dropped_tail and means["support/student_mass"] > 0:

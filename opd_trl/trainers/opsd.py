@@ -1,14 +1,15 @@
 """OPSDTrainer: the student teaches itself, reading a privileged context that it will not see."""
 
 import copy
+from typing import Any
 
 from transformers import TrainerCallback
 from trl.trainer.utils import get_config_model_id
 
 from ..teachers import Teacher, self_teacher
-from .config import OPSDConfig
+from .loading import load_student_again
 from .opd import OPDTrainer
-from .placement import load_student_again
+from .opsd_config import OPSDConfig
 from .resume import load_moving_teacher, save_moving_teacher
 
 
@@ -62,12 +63,13 @@ class OPSDTrainer(OPDTrainer):
         if self.teacher.moves:
             self.add_callback(UpdateTeacher(self))
 
-    def _check_teacher(self, model, teacher_model, args, processing_class, teacher_processing_class) -> None:
+    def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
         if teacher_model is not None or teacher_processing_class is not None:
             raise ValueError(
                 f"teacher_model together with teacher_model_kind={args.teacher_model_kind!r}: in OPSD the teacher is "
                 "the student itself. Use OPDTrainer for a separate teacher; it takes a privileged context too."
             )
+        return {"": None}
 
     def _copy_student(self, model, args, kwargs):
         lora = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
@@ -75,12 +77,13 @@ class OPSDTrainer(OPDTrainer):
             return None
         return copy.deepcopy(model)
 
-    def _build_teacher(self, teacher_model, initial_copy) -> Teacher:
+    def _build_teachers(self, found: dict[str, Any], initial_copy) -> dict[str, Teacher]:
         kind = self.args.teacher_model_kind
         student = self.accelerator.unwrap_model(self.model)
         if initial_copy is None and kind != "live" and not hasattr(student, "peft_config"):
             initial_copy = load_student_again(get_config_model_id(student.config), self.args)
-        return self_teacher(student, kind=kind, update_rate=self.args.teacher_update_rate, initial_copy=initial_copy)
+        rate = self.args.teacher_update_rate
+        return {"": self_teacher(student, kind=kind, update_rate=rate, initial_copy=initial_copy)}
 
     # Checkpoints
 

@@ -6,17 +6,18 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..losses import chunk_size_for, chunked_support_log_probs, chunked_support_loss
+from ..losses import chunk_size_for, chunked_support_log_probs
 from ..privileged import join
 from .config import OPDConfig
-from .forward import MULTIMODAL_KEYS, Head, completion_hidden_states, read_head, scatter, unique_tensors
+from .forward import MULTIMODAL_KEYS, completion_hidden_states, read_head, scatter, unique_tensors
+from .scores import Scores
 
 
 class StudentPass(NamedTuple):
     """What one student forward gives: the distillation loss and what GRPO's own loss needs."""
 
     loss: Tensor
-    stats: dict[str, Tensor]
+    stats: dict[str, dict[str, Tensor]]  # of each teacher
     aux_loss: Tensor | None
     per_token_logps: Tensor | None
     entropies: Tensor | None
@@ -65,8 +66,7 @@ def teacher_pass(teacher: nn.Module, inputs: dict[str, Any]) -> Tensor:
 def student_pass(
     student: nn.Module,
     inputs: dict[str, Any],
-    teacher_hidden_states: Tensor,
-    teacher_head: Head,
+    scores: dict[str, Scores],
     *,
     options: dict[str, Any],
     num_rows: int,
@@ -82,7 +82,7 @@ def student_pass(
     Args:
         student: unwrapped.
         inputs: the micro-batch.
-        teacher_hidden_states, teacher_head: from the teacher's pass.
+        scores: what each teacher says of it.
         options: see `loss_options`.
         num_rows: rows of both heads that are compared.
         num_loss_tokens: what the sum over tokens is divided by.
@@ -102,25 +102,27 @@ def student_pass(
         multimodal=multimodal_inputs(inputs),
     )
     head, kept = read_head(student), inputs["loss_mask"].bool()
-    # ZeRO-3 gathers both heads once for the whole pass; a self-teacher's is the student's own.
-    weights = unique_tensors((head.weight, head.bias, teacher_head.weight, teacher_head.bias))
-    with maybe_gather_lm_head_ctx(*weights):
-        head, teacher_head = head.rows(num_rows), teacher_head.rows(num_rows)
-        loss, stats = chunked_support_loss(
-            hidden_states[kept],
-            head.weight,
-            teacher_hidden_states[kept],
-            teacher_head.weight,
-            torch.ones_like(completion_ids[kept], dtype=torch.float32) / num_loss_tokens,
-            completion_ids=completion_ids[kept],
-            student_lm_head_bias=head.bias,
-            student_logit_scale=head.logit_scale,
-            student_final_logit_softcapping=head.final_logit_softcapping,
-            teacher_lm_head_bias=teacher_head.bias,
-            teacher_logit_scale=teacher_head.logit_scale,
-            teacher_final_logit_softcapping=teacher_head.final_logit_softcapping,
-            **options,
-        )
+    # ZeRO-3 gathers all heads once for the whole pass; a self-teacher's is the student's own.
+    teacher_tensors = (x for teacher in scores.values() for x in teacher.head_tensors)
+    with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias, *teacher_tensors))):
+        head, losses, stats = head.rows(num_rows), [], {}
+        for name, teacher in scores.items():
+            at = teacher.select(kept)
+            ids = teacher.select(completion_ids)[at]
+            loss, stats[name] = teacher.loss(
+                teacher.select(hidden_states)[at],
+                head,
+                at,
+                torch.ones_like(ids, dtype=torch.float32) / num_loss_tokens,
+                {
+                    "completion_ids": ids,
+                    "student_lm_head_bias": head.bias,
+                    "student_logit_scale": head.logit_scale,
+                    "student_final_logit_softcapping": head.final_logit_softcapping,
+                    **options,
+                },
+            )
+            losses.append(loss)
         per_token_logps = entropies = None
         if policy_temperature is not None:
             scored = inputs["completion_mask"].bool()
@@ -135,7 +137,7 @@ def student_pass(
                 chunk_size=options["chunk_size"],
             )
             per_token_logps, entropies = scatter(log_probs.squeeze(-1), scored), scatter(entropy, scored)
-    return StudentPass(loss, stats, aux_loss, per_token_logps, entropies)
+    return StudentPass(torch.stack(losses).sum(), stats, aux_loss, per_token_logps, entropies)
 
 
 def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -1,31 +1,44 @@
-"""Load a teacher's own model and hand it to the engine that runs the student."""
+"""Find the teachers, build them, and hand their own models to the engine that runs the student."""
 
 from typing import Any
 
 from torch import nn
 from trl.models import prepare_deepspeed, prepare_fsdp
-from trl.trainer.utils import create_model_from_path
 
+from ..teachers import ModelTeacher, Teacher, shared_rows
+from .checks import check_teacher, text_config
 from .config import OPDConfig
+from .config_checks import is_url
+from .loading import load_teacher
+from .served import ServedTeacher, connect
 
 
-def load_teacher(path: str, args: OPDConfig) -> nn.Module:
-    """Load a separate teacher, in the dtype of its checkpoint unless `teacher_model_init_kwargs` says otherwise."""
-    kwargs: dict[str, Any] = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
-    if args.teacher_model_revision is not None:
-        kwargs["revision"] = args.teacher_model_revision
-    return create_model_from_path(path, **kwargs | one_device(args) | (args.teacher_model_init_kwargs or {}))
+def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teacher_tokenizer) -> dict[str, Any]:
+    """Check each teacher and connect to those that are served; before anything is loaded or written.
+
+    Args:
+        named: from `named_teachers`.
+        model: the student.
+        args: of the trainer.
+        tokenizer, teacher_tokenizer: of the student; of the teachers, where a path does not tell.
+    """
+    rows = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
+    found = {}
+    for name, teacher in named.items():
+        if is_url(teacher):
+            local_copy = args.teacher_model_name_or_path if args.teacher_server_url is not None else None
+            teacher = connect(teacher, args, tokenizer=tokenizer, student_rows=rows, local_copy=local_copy)
+        else:
+            check_teacher(model, teacher, args, tokenizer, teacher_tokenizer)
+        found[name] = teacher
+    return found
 
 
-def load_student_again(path: str, args: OPDConfig) -> nn.Module:
-    """Load the student's checkpoint a second time: the frozen step-0 teacher of a full fine-tuning."""
-    kwargs = {"trust_remote_code": args.trust_remote_code} | one_device(args) | dict(args.model_init_kwargs or {})
-    return create_model_from_path(path, **kwargs)
-
-
-def one_device(args: OPDConfig) -> dict[str, Any]:
-    """In a distributed job every rank holds the whole model; `device_map="auto"` would take other ranks' GPUs."""
-    return {"device_map": None} if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}
+def build_teacher(found, args: OPDConfig) -> Teacher | ServedTeacher:
+    """The teacher that `find_teachers` found, with its model loaded."""
+    if isinstance(found, ServedTeacher):
+        return found
+    return ModelTeacher(load_teacher(found, args) if isinstance(found, str) else found)
 
 
 def check_placement(trainer) -> None:
@@ -34,35 +47,63 @@ def check_placement(trainer) -> None:
     Raises:
         ValueError: scoring ahead with the student's own weights or a moving teacher; offloading a sharded teacher.
     """
-    args, teacher = trainer.args, trainer.teacher
+    args = trainer.args
     if args.teacher_rows_ahead is None:
         return
     fields = "teacher_offload" if args.teacher_offload else "teacher_batch_size"
-    if teacher.model is None or teacher.moves:
+    teachers = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, Teacher)]
+    if any(teacher.model is None or teacher.moves for teacher in teachers):
+        (teacher,) = teachers
         raise ValueError(
             f"{fields} needs a teacher with frozen weights of its own, and this one "
             f"{'is the student with other adapters' if teacher.model is None else 'moves with the student'}. Leave it "
             "unset: such a teacher scores the student's micro-batches."
         )
-    if args.teacher_offload and (trainer.is_fsdp_enabled or is_zero3(trainer)):
+    if args.teacher_offload and teachers and is_sharded(trainer):
         raise ValueError(
             "teacher_offload='cpu' moves a whole teacher, and this engine shards it. Use the engine's own offloading "
             "(offload_param_device: cpu, fsdp_offload_params: true), or ZeRO-2 or DDP."
         )
 
 
-def is_zero3(trainer) -> bool:
-    """Does DeepSpeed shard the weights?"""
-    return trainer.is_deepspeed_enabled and trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+def is_sharded(trainer) -> bool:
+    """Does the engine keep a share of each weight on each rank (ZeRO-3, FSDP2)?"""
+    if trainer.is_deepspeed_enabled:
+        return trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+    return trainer.is_fsdp_enabled
 
 
-def prepare_teacher(trainer, model: nn.Module) -> nn.Module:
-    """Wrap the teacher as TRL wraps GRPO's reference model; an offloaded one stays a plain module on the CPU."""
+def prepare_teacher(trainer, teacher: Teacher) -> nn.Module:
+    """Wrap a teacher as TRL wraps GRPO's reference model; an offloaded one stays a plain module on the CPU."""
+    model = teacher.model
     if trainer.args.teacher_offload:
-        trainer.teacher.rest_on_cpu(trainer.accelerator.device)
+        teacher.rest_on_cpu(trainer.accelerator.device)
         return model
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)
     if trainer.is_fsdp_enabled:
         return prepare_fsdp(model, trainer.accelerator)
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def prepare_teachers(trainer) -> tuple[int, list[int]]:
+    """Wrap the teachers' own models.
+
+    Returns:
+        the rows of all heads that are compared, and the context windows of teachers that have one.
+    """
+    student = trainer.model.config.get_text_config()
+    num_rows, windows = student.vocab_size, []
+    for teacher in trainer.teachers.values():
+        if isinstance(teacher, ServedTeacher):
+            rows, window = teacher.num_rows, teacher.window
+        elif teacher.model is None:
+            rows, window = num_rows, getattr(student, "max_position_embeddings", None)
+        else:
+            config = teacher.model.config.get_text_config()
+            rows = shared_rows(student.vocab_size, config.vocab_size, trainer._tokenizer.get_vocab())
+            window = getattr(config, "max_position_embeddings", None)
+            teacher.model = prepare_teacher(trainer, teacher)
+        num_rows = min(num_rows, rows)
+        windows += [] if window is None else [window]
+    return num_rows, windows

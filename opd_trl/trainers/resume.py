@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch.utils.data import Sampler
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl.trainer.utils import create_model_from_path
 
 from ..teachers import whole_state_dict, write_whole
+from .loading import plain_models
 
 
 # Folder of a moving teacher inside a checkpoint; PEFT saves a teacher adapter under the same name.
@@ -79,12 +79,7 @@ def load_moving_teacher(trainer, checkpoint: str) -> None:
     if trainer.teacher.model is None:
         trainer.teacher.load(load_file(folder / "adapter_model.safetensors"))
         return
-    # A plain model to read from: ZeRO-3 would shard what from_pretrained builds.
-    unset_hf_deepspeed_config()
-    try:
+    with plain_models(trainer.args):
         saved = create_model_from_path(str(folder), dtype="auto", device_map=None)
-    finally:
-        if trainer.is_deepspeed_enabled:
-            set_hf_deepspeed_config(trainer.args.hf_deepspeed_config)
     for parameter, value in zip(trainer.teacher.model.parameters(), saved.parameters(), strict=True):
         write_whole(parameter, value)

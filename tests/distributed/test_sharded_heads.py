@@ -45,6 +45,7 @@ def one_pass(student, teacher, inputs, num_tokens) -> torch.Tensor:
 
     from opd_trl.trainers.forward import read_head
     from opd_trl.trainers.passes import student_pass, teacher_pass
+    from opd_trl.trainers.scores import HiddenStates
 
     with torch.no_grad():
         hidden_states = _ForwardRedirection()(teacher, teacher, teacher_pass, teacher, inputs)
@@ -54,8 +55,7 @@ def one_pass(student, teacher, inputs, num_tokens) -> torch.Tensor:
         student_pass,
         student,
         inputs,
-        hidden_states,
-        read_head(teacher),
+        {"": HiddenStates(None, hidden_states, read_head(teacher))},
         options={"top_k": 5, "tail": "drop", "chunk_size": 3},
         num_rows=103,
         num_loss_tokens=torch.tensor(float(num_tokens)),

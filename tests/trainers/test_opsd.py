@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from opd_trl.teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher, Teacher
-from opd_trl.trainers.scoring import score_teacher
+from opd_trl.trainers.scoring import score_micro_batch
 from tests import tiny
 from tests.trainers.build import fixed_batch, lora_config, opsd_trainer
 
@@ -28,10 +28,10 @@ def test_the_base_teacher_stays_at_step_0(tmp_path, student_path):
     for lora in (True, False):
         trainer = opsd_trainer(tmp_path, student_path, lora=lora, max_steps=3)
         batch = fixed_batch(trainer)
-        before, _ = score_teacher(trainer, trainer.model, batch)
+        before = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
         trainer.train()
         trainer.model.train()
-        after, _ = score_teacher(trainer, trainer.model, batch)
+        after = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
         torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
@@ -70,10 +70,10 @@ def test_a_trained_adapter_is_kept_as_the_step_0_teacher(tmp_path, student_path)
         name.removeprefix("teacher_"): batch[name] for name in ("teacher_prompt_ids", "teacher_prompt_mask")
     }
     assert trainer._compute_loss(trainer.model, batch | same_prompt) == 0  # teacher and student are one at step 0
-    before, _ = score_teacher(trainer, trainer.model, batch)
+    before = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
     trainer.train()
     trainer.model.train()
-    after, _ = score_teacher(trainer, trainer.model, batch)
+    after = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
     torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
@@ -161,8 +161,8 @@ def test_scoring_uses_no_dropout_and_leaves_the_student_as_it_was(tmp_path, stud
     next(p for n, p in trainer.model.named_parameters() if "lora_A.default" in n).requires_grad_(False)
     modes = [module.training for module in trainer.model.modules()]
     flags = [p.requires_grad for p in trainer.model.parameters()]
-    first, _ = score_teacher(trainer, trainer.model, batch)
-    second, _ = score_teacher(trainer, trainer.model, batch)
+    first = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
+    second = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
     assert torch.equal(first, second)
     assert not first.requires_grad
     assert [module.training for module in trainer.model.modules()] == modes
@@ -179,7 +179,7 @@ def test_scoring_does_not_checkpoint_activations_where_the_students_forward_does
             original = module._gradient_checkpointing_func
             module._gradient_checkpointing_func = lambda *a, f=original, **k: calls.append(1) or f(*a, **k)
     trainer.model.train()
-    score_teacher(trainer, trainer.model, batch)
+    score_micro_batch(trainer, trainer.model, batch)
     assert calls == []
     trainer._compute_loss(trainer.model, batch)
     assert len(calls) == 2  # the student's two layers

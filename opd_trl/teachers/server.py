@@ -1,0 +1,158 @@
+"""A teacher behind HTTP: `opd-trl serve-teacher`, or any server with vLLM's completions endpoint."""
+
+import json
+import logging
+from typing import Any
+
+from torch import Tensor
+
+from .answers import SequenceLogProbs, json_of, read_completions, read_tensors
+from .transport import TeacherServerError, Transport
+
+
+logger = logging.getLogger(__name__)
+
+OURS = "opd_trl"
+#: Text whose tokens ask a server at start what it serves.
+PROBE_TEXT = (
+    "The sum of the first 10 odd numbers is 1 + 3 + ... + 19 = 100, because\n  n**2 == 100  # n = 10\n"
+    'Zürich, naïve café, 東京, Привет! "Quotes", tabs\tand\n\nblank lines.'
+)
+#: Mean difference in nats between two log-probabilities of one token up to which it counts as the same model. Noise
+#: of bfloat16 was measured at 0.05 to 0.08, another model's difference is above 1.
+SAME_MODEL = 0.3
+
+
+class TeacherServer:
+    """Scores token sequences over HTTP; knows two kinds of server.
+
+    `opd-trl serve-teacher` sends hidden states, and its LM head once: every support, the same numbers as a teacher
+    in this process. A server with vLLM's `/v1/completions` (vLLM itself, `trl vllm-serve`) sends the TopK
+    log-probabilities at temperature 1.
+
+    Args:
+        url: root of the server.
+        api_key, timeout, retries, backoff, concurrency: see `Transport`.
+
+    Attributes:
+        model: its name there.
+        max_length: longest sequence in tokens, or None where the server does not say.
+        is_ours: is it `opd-trl serve-teacher`?
+
+    Raises:
+        TeacherServerError: it is not reached, or does not say what it serves.
+    """
+
+    def __init__(self, url: str, **options: Any):
+        self.transport = Transport(url, on_return=self._check_same_model, **options)
+        self.url = self.transport.url
+        models = self._get("/v1/models", "the list of its models").get("data")
+        if not models:
+            raise TeacherServerError(f"teacher server {self.url} lists no model. Start it with one.")
+        self.model: str = models[0]["id"]
+        self.max_length: int | None = models[0].get("max_model_len")
+        self.is_ours = models[0].get("owned_by") == OURS
+        self._probe: tuple[list[int], int, Tensor] | None = None
+
+    # Scores
+
+    def log_probs(
+        self,
+        sequences: list[list[int]],
+        num_scored: list[int],
+        *,
+        top_k: int,
+        vocab_size: int,
+        what: str = "a request",
+        verify: bool = True,
+    ) -> list[SequenceLogProbs]:
+        """TopK log-probabilities of the last `num_scored[i]` tokens of each sequence, in one request.
+
+        Raises:
+            TeacherServerError: see `Transport.call`; the message says `what` was asked.
+        """
+        # The temperature would be that of sampling; vLLM's prompt log-probs are at 1 whatever it is.
+        body = {
+            "model": self.model,
+            "prompt": sequences,
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "prompt_logprobs": top_k,
+        }
+
+        def check(response) -> list[SequenceLogProbs]:
+            return read_completions(
+                json_of(response), sequences, num_scored, model=self.model, top_k=top_k, vocab_size=vocab_size
+            )
+
+        body["prompt_logprobs"] = top_k
+        return self.transport.call("/v1/completions", check, what=what, body=body, verify=verify)
+
+    def hidden_states(
+        self, sequences: list[list[int]], num_scored: list[int], *, hidden_size: int, what: str = "a request"
+    ) -> list[Tensor]:
+        """Hidden states `(num_scored[i], H)` that predict the last tokens of each sequence, in one request."""
+        body = {"model": self.model, "sequences": sequences, "num_scored": num_scored}
+        shapes = {"hidden_states": (sum(num_scored), hidden_size)}
+
+        def check(response) -> list[Tensor]:
+            return list(read_tensors(response, shapes)["hidden_states"].split(num_scored))
+
+        return self.transport.call("/v1/hidden_states", check, what=what, body=body)
+
+    def head(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The LM head, `weight` (V, H) and perhaps `bias` (V,), and the model's logit conventions as text."""
+        return self.transport.call("/v1/head", read_head, what="its LM head")
+
+    # What it serves
+
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id, of `opd-trl serve-teacher`."""
+        return self._get("/v1/vocabulary", "its vocabulary")["vocab"]
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """Ids of a text without special tokens, or None where the server has no such endpoint."""
+        body = {"model": self.model, "prompt": text, "add_special_tokens": False}
+        try:
+            return self.transport.call("/tokenize", json_of, what="tokens of a text", body=body)["tokens"]
+        except TeacherServerError as error:
+            if "HTTP 404" in str(error) or "HTTP 405" in str(error):
+                return None
+            raise
+
+    def probe(self, sequence: list[int], *, top_k: int, vocab_size: int) -> Tensor:
+        """Log-probabilities `(n - 1,)` of a sequence's tokens, kept to recognise the model after a lost connection.
+
+        Raises:
+            TeacherServerError: the server gives no such log-probabilities, or not so many.
+        """
+        what = f"{top_k} log-probabilities for each of {len(sequence)} tokens (the probe at start)"
+        (scores,) = self.log_probs([sequence], [len(sequence) - 1], top_k=top_k, vocab_size=vocab_size, what=what)
+        self._probe = (sequence, vocab_size, scores.sampled_log_probs)
+        return scores.sampled_log_probs
+
+    def _check_same_model(self) -> None:
+        """After a lost connection: does the probe still get the answer that it got at start?"""
+        if self._probe is None:
+            return
+        sequence, vocab_size, expected = self._probe
+        (scores,) = self.log_probs(
+            [sequence], [len(expected)], top_k=1, vocab_size=vocab_size, what="the probe again", verify=False
+        )
+        difference = (scores.sampled_log_probs - expected).abs().mean().item()
+        if difference > SAME_MODEL:
+            raise TeacherServerError(
+                f"teacher server {self.url} came back with another model: its log-probabilities of the probe differ "
+                f"by {difference:.2f} nats a token from those at start. Serve {self.model} again, as it was."
+            )
+        logger.warning(f"teacher server {self.url} is back, with the same model ({difference:.3f} nats a token).")
+
+    def _get(self, path: str, what: str) -> dict[str, Any]:
+        return self.transport.call(path, json_of, what=what)
+
+
+def read_head(response) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of `/v1/head`."""
+    tensors = read_tensors(response, {"weight": (None, None)})
+    header = response.content[8 : 8 + int.from_bytes(response.content[:8], "little")]
+    return tensors, json.loads(header)["__metadata__"]

@@ -1,0 +1,114 @@
+"""What OPDConfig refuses where it is built: unknown choices and combinations that cannot work."""
+
+import warnings
+from typing import Any
+
+
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "mixed")
+TOP_K_SUPPORTS = ("student", "teacher", "intersection", "union")
+SUPPORTS = (*TOP_K_SUPPORTS, "full", "sampled")
+TAILS = ("drop", "bucket", "renormalize")
+CHOICES = {
+    "divergence": DIVERGENCES,
+    "loss_support": SUPPORTS,
+    "loss_tail": TAILS,
+    "teacher_offload": (None, "cpu"),
+    "distillation_coef_schedule": ("constant", "linear"),
+    "distillation_gate": (None, "correct", "incorrect"),
+}
+NOT_NEGATIVE = (
+    "num_loss_tokens_to_skip",
+    "distillation_coef",
+    "distillation_coef_end",
+    "policy_coef",
+    "teacher_server_retries",
+)
+AT_LEAST_ONE = ("max_teacher_prompt_length", "loss_memory_mib", "teacher_batch_size", "teacher_server_concurrency")
+
+
+def is_url(teacher: Any) -> bool:
+    """Does a teacher's name mean a server?"""
+    return isinstance(teacher, str) and teacher.startswith(("http://", "https://"))
+
+
+def check_config(config) -> None:
+    """Check an `OPDConfig`.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    check_choices(config)
+    check_teachers(config)
+    check_loss(config)
+    if config.privileged_context is not None and config.privileged_context_file is not None:
+        raise ValueError(
+            "privileged_context and privileged_context_file are both set. Give the shared text in one of them."
+        )
+
+
+def check_choices(config) -> None:
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+    for name in NOT_NEGATIVE:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{name} must be >= 0, got {getattr(config, name)}.")
+    if not 0.0 <= config.divergence_beta <= 1.0:
+        raise ValueError(
+            f"divergence_beta must lie in [0, 1], got {config.divergence_beta}. 0 is the forward KL, 1 the reverse."
+        )
+    if config.loss_temperature is not None and config.loss_temperature <= 0:
+        raise ValueError(
+            f"loss_temperature must be > 0, got {config.loss_temperature}. Leave it unset for that of sampling."
+        )
+    for name in AT_LEAST_ONE:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be >= 1, got {value}. Leave it unset for the default.")
+
+
+def check_teachers(config) -> None:
+    separate = ("teacher_model_name_or_path", "teacher_server_url")
+    given = [name for name in separate if getattr(config, name) is not None]
+    if config.teachers is not None and given:
+        raise ValueError(f"teachers together with {' and '.join(given)}. Put every teacher into the mapping.")
+    if config.teachers is not None and not (isinstance(config.teachers, dict) and config.teachers):
+        raise ValueError(
+            f"teachers must map at least one name to a model or a URL, got {config.teachers!r}. In YAML: "
+            "`teachers: {math: Qwen/Qwen3-8B, code: 'http://127.0.0.1:8001'}`."
+        )
+    if config.teacher_server_url is not None and not is_url(config.teacher_server_url):
+        raise ValueError(
+            f"teacher_server_url must start with http:// or https://, got {config.teacher_server_url!r}. "
+            "A model on this machine is teacher_model_name_or_path."
+        )
+    if config.teacher_server_url is not None and config.teacher_offload is not None:
+        raise ValueError("teacher_offload with teacher_server_url: a served teacher has no weights here. Drop one.")
+    if config.teacher_server_timeout <= 0:
+        raise ValueError(f"teacher_server_timeout must be > 0 seconds, got {config.teacher_server_timeout}.")
+
+
+def check_loss(config) -> None:
+    if config.loss_top_k < 1:
+        raise ValueError(
+            f"loss_top_k must be >= 1, got {config.loss_top_k}. Use loss_support='full' for the whole vocabulary."
+        )
+    if config.loss_support not in TOP_K_SUPPORTS:
+        return
+    # The union of two single tokens can hold two ids, so it alone has a gradient there.
+    if config.loss_top_k == 1 and config.loss_tail == "renormalize" and config.loss_support != "union":
+        raise ValueError(
+            "loss_top_k=1 with loss_tail='renormalize' is identically zero: one token always has the whole "
+            "renormalised mass. Use loss_support='sampled', loss_tail='drop', or a larger loss_top_k."
+        )
+    is_reverse = config.divergence in ("reverse_kl", "mixed")
+    is_reverse |= config.divergence == "jsd" and config.divergence_beta == 1.0
+    if is_reverse and config.loss_tail == "drop" and not config.stop_gradient:
+        warnings.warn(
+            "stop_gradient=False with loss_tail='drop' is the biased TopK reverse KL: its gradient keeps a '+1' "
+            "on the support, so it is stationary at p = q/e and unlearns a perfect student (arXiv 2605.11182, "
+            "mechanism 2). Set stop_gradient=True or loss_tail='renormalize' unless you study the bias.",
+            UserWarning,
+            stacklevel=5,
+        )

@@ -1,0 +1,42 @@
+"""Load whole models: a separate teacher, a second copy of the student, one to read from."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+from trl.trainer.utils import create_model_from_path
+
+from .config import OPDConfig
+
+
+def load_teacher(path: str, args: OPDConfig) -> nn.Module:
+    """Load a separate teacher, in the dtype of its checkpoint unless `teacher_model_init_kwargs` says otherwise."""
+    kwargs: dict[str, Any] = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
+    if args.teacher_model_revision is not None:
+        kwargs["revision"] = args.teacher_model_revision
+    return create_model_from_path(path, **kwargs | one_device(args) | (args.teacher_model_init_kwargs or {}))
+
+
+def load_student_again(path: str, args: OPDConfig) -> nn.Module:
+    """Load the student's checkpoint a second time: the frozen step-0 teacher of a full fine-tuning."""
+    kwargs = {"trust_remote_code": args.trust_remote_code} | one_device(args) | dict(args.model_init_kwargs or {})
+    return create_model_from_path(path, **kwargs)
+
+
+@contextmanager
+def plain_models(args: OPDConfig) -> Iterator[None]:
+    """Models that are loaded within are whole, even in a job in which ZeRO-3 shards every model that is loaded."""
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        config = getattr(args, "hf_deepspeed_config", None)  # there is one in a DeepSpeed job alone
+        if config is not None:
+            set_hf_deepspeed_config(config)
+
+
+def one_device(args: OPDConfig) -> dict[str, Any]:
+    """In a distributed job every rank holds the whole model; `device_map="auto"` would take other ranks' GPUs."""
+    return {"device_map": None} if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}

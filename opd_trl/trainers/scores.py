@@ -1,0 +1,95 @@
+"""What a teacher says of a micro-batch, and the student's loss against it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..losses import chunked_loss_from_log_probs, chunked_support_loss
+from .forward import Head
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of those rows of a micro-batch that one teacher answers for.
+
+    Attributes:
+        rows: `(B,)` bool, or None for all; every tensor below holds these rows alone.
+    """
+
+    rows: Tensor | None
+
+    def select(self, values: Tensor) -> Tensor:
+        """Its rows of a tensor `(B, ...)`."""
+        return values if self.rows is None else values[self.rows]
+
+    @property
+    def head_tensors(self) -> tuple[Tensor | None, ...]:
+        """What the loss reads of the teacher's head, which ZeRO-3 must gather."""
+        return ()
+
+    def is_finite(self, kept: Tensor) -> Tensor:
+        """`(b,)` bool: which rows are finite at their kept positions `(b, T)`."""
+        return torch.ones(len(kept), dtype=torch.bool, device=kept.device)
+
+    def loss(self, hidden_states: Tensor, head: Head, kept: Tensor, weights: Tensor, options: dict[str, Any]):
+        """Loss and statistics of the student.
+
+        Args:
+            hidden_states: `(N, H)`, the student's at the kept positions of the rows.
+            head: the student's.
+            kept: `(b, T)` bool, N of them True.
+            weights: `(N,)`.
+            options: further keywords of `chunked_support_loss`.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class HiddenStates(Scores):
+    """Hidden states `(b, T, H')` and the head that reads them: every support. Wider ones are padded with zeros."""
+
+    hidden_states: Tensor
+    head: Head
+
+    @property
+    def head_tensors(self) -> tuple[Tensor | None, ...]:
+        return self.head.weight, self.head.bias
+
+    def is_finite(self, kept: Tensor) -> Tensor:
+        return torch.where(kept.unsqueeze(-1), self.hidden_states, 0.0).isfinite().flatten(1).all(-1)
+
+    def loss(self, hidden_states: Tensor, head: Head, kept: Tensor, weights: Tensor, options: dict[str, Any]):
+        teacher = self.head.rows(head.weight.size(0))
+        return chunked_support_loss(
+            hidden_states,
+            head.weight,
+            self.hidden_states[..., : teacher.weight.size(-1)][kept],
+            teacher.weight,
+            weights,
+            teacher_lm_head_bias=teacher.bias,
+            teacher_logit_scale=teacher.logit_scale,
+            teacher_final_logit_softcapping=teacher.final_logit_softcapping,
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class LogProbs(Scores):
+    """TopK ids and log-probabilities `(b, T, K)`, and those of the sampled tokens `(b, T)`, as a server sends them."""
+
+    ids: Tensor
+    log_probs: Tensor
+    sampled_log_probs: Tensor
+
+    def loss(self, hidden_states: Tensor, head: Head, kept: Tensor, weights: Tensor, options: dict[str, Any]):
+        return chunked_loss_from_log_probs(
+            hidden_states,
+            head.weight,
+            self.ids[kept],
+            self.log_probs[kept],
+            weights,
+            completion_log_probs=self.sampled_log_probs[kept],
+            **{name: value for name, value in options.items() if name != "top_k"},
+        )
