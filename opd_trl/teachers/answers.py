@@ -81,7 +81,7 @@ def read_sequence(rows: Any, sequence: list[int], num_scored: int, *, top_k: int
         token = sequence[position]
         if token not in entries:
             raise BadAnswerError(f"position {position} has no entry for its own token {token}.")
-        best = sorted(entries, key=entries.get, reverse=True)[:top_k]
+        best = list(entries)[:top_k]
         ids.append(best)
         log_probs.append([entries[i] for i in best])
         sampled.append(entries[token])
@@ -89,25 +89,34 @@ def read_sequence(rows: Any, sequence: list[int], num_scored: int, *, top_k: int
 
 
 def read_position(row: Any, position: int, *, top_k: int, vocab_size: int) -> dict[int, float]:
-    """Token id -> log-probability at one position: the TopK, and the token itself where it is none of them."""
+    """Token id -> log-probability at one position: the TopK in order, then the token itself where it is beyond."""
     try:
-        entries = {int(token): float(entry["logprob"]) for token, entry in row.items()}
+        entries = sorted((int(entry["rank"]), int(token), float(entry["logprob"])) for token, entry in row.items())
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise BadAnswerError(f"position {position} is no map from ids to log-probabilities ({error!r}).") from error
-    if not top_k <= len(entries) <= top_k + 1:
-        raise BadAnswerError(f"position {position} has {len(entries)} entries, expected {top_k} or {top_k + 1}.")
-    outside = [token for token in entries if not 0 <= token < vocab_size]
+        raise BadAnswerError(
+            f"position {position} is no map from ids to log-probabilities with ranks ({error!r})."
+        ) from error
+    ranks = [rank for rank, _, _ in entries]
+    if ranks[:top_k] != list(range(1, top_k + 1)) or len(ranks) > top_k + 1:
+        raise BadAnswerError(
+            f"position {position} has the ranks {', '.join(map(str, ranks[: top_k + 2]))} among its entries, expected "
+            f"1 to {top_k} and at most one beyond."
+        )
+    outside = [token for _, token, _ in entries if not 0 <= token < vocab_size]
     if outside:
         raise BadAnswerError(f"position {position} has ids outside the vocabulary of {vocab_size}: {outside[:3]}.")
-    if not all(map(math.isfinite, entries.values())):
+    log_probs = [log_prob for _, _, log_prob in entries]
+    if not all(map(math.isfinite, log_probs)):
         raise BadAnswerError(f"position {position} has log-probabilities that are not finite.")
-    mass = math.fsum(map(math.exp, (min(x, 700.0) for x in entries.values())))
+    if log_probs != sorted(log_probs, reverse=True):
+        raise BadAnswerError(f"position {position} has log-probabilities that do not fall with their ranks.")
+    mass = math.fsum(math.exp(min(x, 700.0)) for x in log_probs)
     if mass > 1 + ROUNDING:
         raise BadAnswerError(
             f"position {position} has probabilities that sum to {mass:.3g}, so they are no log-probabilities. Is the "
             "server set to raw logits (--logprobs-mode)?"
         )
-    return entries
+    return {token: log_prob for _, token, log_prob in entries}
 
 
 def read_tensors(response: requests.Response, shapes: dict[str, tuple[int | None, ...]]) -> dict[str, Tensor]:

@@ -100,7 +100,7 @@ class Transport:
                     self.on_return()
                 return value
         raise TeacherServerError(
-            f"teacher server {self.url}{path} failed for {what}, {self.retries + 1} times in "
+            f"teacher server {self.url}{path} failed for {what}, {self.retries + 1} attempts in "
             f"{time.monotonic() - start:.0f} s. Last: {fault} Look at the server's log; teacher_server_retries and "
             "teacher_server_timeout wait longer. A run that was under way goes on from its last checkpoint."
         )

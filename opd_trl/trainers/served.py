@@ -135,7 +135,7 @@ def connect(url: str, args: OPDConfig, *, tokenizer, student_rows: int, local_co
     if server.is_ours:
         head = served_head(server, args.device)
         num_rows = shared_rows(student_rows, head.weight.size(0), vocab)
-    probe = probe_ids(tokenizer, num_rows)
+    probe = probe_ids(tokenizer, num_rows)[: (server.max_length or PROBE_LENGTH + 1) - 1]
     top_k = 1 if server.is_ours else min(args.loss_top_k, num_rows)
     log_probs = server.probe(probe, top_k=top_k, vocab_size=num_rows if head is None else head.weight.size(0))
     if head is not None:

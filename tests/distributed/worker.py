@@ -59,15 +59,21 @@ def make_trainer(setting: dict):
         "report_to": "none",
         "disable_tqdm": True,
     } | setting.get("options", {})
+    num_rows = 3 * ROWS_PER_STEP
     context = {} if setting["kind"] == "opd" else {"privileged_context": "Answer with b."}
+    if "teachers" in setting:
+        options["teachers"] = setting["teachers"]
+        # Of eight rows the first teacher has three: some micro-batches and ranks have none of them.
+        names = list(setting["teachers"])
+        context["teacher"] = [names[0] if row % ROWS_PER_STEP < 3 else names[1] for row in range(num_rows)]
     arguments = {
         "model": setting["student"],
-        "train_dataset": tiny.questions(3 * ROWS_PER_STEP, **context),
+        "train_dataset": tiny.questions(num_rows, **context),
         "peft_config": lora_config() if setting["lora"] else None,
         "rollout_func": None if setting["lengths"] is None else fixed_completions,
     }
     if setting["kind"] == "opd":
-        trainer_class, args = OPDTrainer, OPDConfig(**options, teacher_model_name_or_path=setting["teacher"])
+        trainer_class, args = OPDTrainer, OPDConfig(**options, teacher_model_name_or_path=setting.get("teacher"))
     else:
         trainer_class, args = OPSDTrainer, OPSDConfig(**options, teacher_model_kind=setting["kind"])
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
