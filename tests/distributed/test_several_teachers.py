@@ -1,0 +1,41 @@
+"""Several teachers in a job of two processes: ranks and micro-batches without a row of one of them."""
+
+import pytest
+
+from tests import tiny
+from tests.distributed.launch import deviation, needs_deepspeed, run_job
+from tests.serving.server import serve
+
+
+@pytest.fixture(scope="module")
+def wide_path(tmp_path_factory) -> str:
+    return tiny.save(tmp_path_factory.mktemp("wide"), seed=2, hidden_size=64)
+
+
+@pytest.mark.parametrize(
+    ("engine", "per_device", "options"),
+    [
+        pytest.param("ZeRO-3", 1, {}, marks=needs_deepspeed),
+        pytest.param("ZeRO-3", 2, {"teacher_batch_size": 2}, marks=needs_deepspeed),
+        ("FSDP2", 2, {}),
+    ],
+    ids=str,
+)
+def test_an_engine_that_shards_the_teachers_trains_as_one_process(
+    tmp_path, student_path, teacher_path, wide_path, engine, per_device, options
+):
+    setting = {"kind": "opd", "student": student_path, "teachers": {"a": teacher_path, "b": wide_path}}
+    reference = run_job("1 process", tmp_path / "reference", per_device=8, accumulate=1, **setting)
+    split = {"per_device": per_device, "accumulate": 4 // per_device, "options": options}
+    outcome = run_job(engine, tmp_path / "engine", **split, **setting)
+    assert reference.log[0]["loss"] > 0.1
+    assert max(deviation(outcome, reference).values()) < 1e-5
+
+
+def test_two_processes_ask_one_server(tmp_path, student_path, teacher_path, wide_path):
+    local = {"kind": "opd", "student": student_path, "teachers": {"a": teacher_path, "b": wide_path}}
+    reference = run_job("1 process", tmp_path / "reference", per_device=8, accumulate=1, **local)
+    with serve(wide_path) as url:
+        served = local | {"teachers": {"a": teacher_path, "b": url}}
+        outcome = run_job("DDP", tmp_path / "engine", per_device=2, accumulate=2, **served)
+    assert max(deviation(outcome, reference).values()) < 1e-5
