@@ -11,6 +11,9 @@ from typing import Any
 
 from trl.scripts.grpo import GRPOScriptArguments
 
+from ..teachers import TeacherServerError
+from ..trainers.config_checks import is_url
+from .checkpoints import checkpoint_of
 from .data import DataError, check_data_arguments, load_splits, looks_local
 
 
@@ -42,8 +45,8 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     """Check what needs no model and no data to be read.
 
     Raises:
-        ValueError: no student or no data set; a local model or data set, a file of the privileged context, a builder
-            or a reward function that does not exist.
+        ValueError: no student or no data set; a local model or data set, a file of the privileged context, a builder,
+            a reward function or a checkpoint to resume from that does not exist.
     """
     from opd_trl.privileged import get_builder, read_shared_context
 
@@ -51,11 +54,13 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
         sys.path.insert(0, os.getcwd())
     if not model_args.model_name_or_path:
         raise ValueError("no student is given. Set model_name_or_path to a hub id or a path, e.g. Qwen/Qwen3-1.7B.")
-    for field, model in (
+    models = [
         ("model_name_or_path", model_args.model_name_or_path),
         ("teacher_model_name_or_path", training_args.teacher_model_name_or_path),
-    ):
-        if model and looks_local(model) and not Path(model).expanduser().exists():
+        *((f"teachers: {name}", teacher) for name, teacher in (training_args.teachers or {}).items()),
+    ]
+    for field, model in models:
+        if model and not is_url(model) and looks_local(model) and not Path(model).expanduser().exists():
             raise ValueError(
                 f"{field}={model!r} does not exist (looked in {Path.cwd()}). Give a folder with a saved model or "
                 "a hub id such as Qwen/Qwen3-1.7B. A recipe's header says how to make its model."
@@ -65,6 +70,7 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     get_builder(training_args.privileged_builder, template=training_args.privileged_template)
     for name in script_args.reward_funcs or []:
         reward_func(name)
+    checkpoint_of(training_args)
 
 
 def reward_func(name: str) -> Callable:
@@ -145,7 +151,7 @@ def build_trainer(trainer_class: type, script_args, training_args, model_args, d
 def train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
     """Train, save, push where asked, and end the trackers and the process group."""
     trainer = build_trainer(trainer_class, script_args, training_args, model_args, dataset_args)
-    trainer.train(resume_from_checkpoint=training_args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint_of(training_args))
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
     if training_args.push_to_hub:
@@ -163,5 +169,5 @@ def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
         parser.error(str(error))
     try:
         main(*parsed)
-    except DataError as error:
+    except (DataError, TeacherServerError) as error:
         parser.error(str(error))

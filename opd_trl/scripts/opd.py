@@ -14,15 +14,16 @@ accelerate launch -m opd_trl.scripts.opd \
 import argparse
 
 from opd_trl.scripts import common
+from opd_trl.trainers.config_checks import SEPARATE_TEACHERS
 
 
 def check_arguments(script_args, training_args, model_args, dataset_args) -> None:
     """Check what needs no model and no data to be read; raise ValueError with the remedy."""
     common.check_arguments(script_args, training_args, model_args, dataset_args)
-    if training_args.teacher_model_name_or_path is None:
+    if all(getattr(training_args, name) is None for name in SEPARATE_TEACHERS):
         raise ValueError(
-            "no teacher is given. Set teacher_model_name_or_path, e.g. to Qwen/Qwen3-8B, or use `opd-trl opsd` with a "
-            "privileged context, where the student is its own teacher."
+            "no teacher is given. Set teacher_model_name_or_path, e.g. to Qwen/Qwen3-8B, teacher_server_url or "
+            "teachers, or use `opd-trl opsd` with a privileged context, where the student is its own teacher."
         )
 
 

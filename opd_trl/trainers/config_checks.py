@@ -8,6 +8,8 @@ DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "mixed")
 TOP_K_SUPPORTS = ("student", "teacher", "intersection", "union")
 SUPPORTS = (*TOP_K_SUPPORTS, "full", "sampled")
 TAILS = ("drop", "bucket", "renormalize")
+#: Fields that name a separate teacher.
+SEPARATE_TEACHERS = ("teacher_model_name_or_path", "teacher_server_url", "teachers")
 CHOICES = {
     "divergence": DIVERGENCES,
     "loss_support": SUPPORTS,
@@ -69,8 +71,7 @@ def check_choices(config) -> None:
 
 
 def check_teachers(config) -> None:
-    separate = ("teacher_model_name_or_path", "teacher_server_url")
-    given = [name for name in separate if getattr(config, name) is not None]
+    given = [name for name in SEPARATE_TEACHERS[:-1] if getattr(config, name) is not None]
     if config.teachers is not None and given:
         raise ValueError(f"teachers together with {' and '.join(given)}. Put every teacher into the mapping.")
     if config.teachers is not None and not (isinstance(config.teachers, dict) and config.teachers):

@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 
 from .config import OPDConfig
+from .config_checks import SEPARATE_TEACHERS
 
 
 TEACHER_KINDS = ("base", "live", "ema")
-# Fields that name a separate teacher.
-SEPARATE = ("teacher_model_name_or_path", "teacher_server_url", "teachers")
 
 
 @dataclass
@@ -39,7 +38,7 @@ class OPSDConfig(OPDConfig):
             raise ValueError(
                 f"teacher_model_kind must be one of {', '.join(TEACHER_KINDS)}, got {self.teacher_model_kind!r}."
             )
-        for name in SEPARATE:
+        for name in SEPARATE_TEACHERS:
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} with teacher_model_kind={self.teacher_model_kind!r}: in OPSD the "

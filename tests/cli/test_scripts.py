@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import trl.rewards
 
@@ -53,13 +55,48 @@ def train(arguments, monkeypatch):
     return run
 
 
+def save_checkpoint(folder: str, *, whole: bool = True) -> None:
+    Path(folder).mkdir(parents=True)
+    if whole:
+        (Path(folder) / "trainer_state.json").write_text("{}")
+
+
 def test_a_run_trains_saves_and_ends(train):
+    save_checkpoint("ckpt")
     trainer = train("--eval_strategy", "steps", "--eval_steps", "1", "--resume_from_checkpoint", "ckpt")
     assert trainer.calls == [("train", "ckpt"), ("save_model", "out"), ("end",)]
     assert trainer.kwargs["model"] == "m"
     assert (len(trainer.kwargs["train_dataset"]), len(trainer.kwargs["eval_dataset"])) == (4, 2)
     assert trainer.kwargs["reward_funcs"] is None
     assert trainer.kwargs["peft_config"] is None
+
+
+def test_true_resumes_from_the_last_checkpoint_that_was_saved_to_its_end(train, caplog):
+    for step in (2, 9, 10):
+        save_checkpoint(f"out/checkpoint-{step}")
+    save_checkpoint("out/checkpoint-12", whole=False)
+    trainer = train("--resume_from_checkpoint", "true")
+    assert trainer.calls[0] == ("train", "out/checkpoint-10")
+    assert "checkpoint-12 is left out" in caplog.text
+
+
+def test_false_starts_anew(train):
+    save_checkpoint("out/checkpoint-2")
+    assert train("--resume_from_checkpoint", "false").calls[0] == ("train", None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("true", "out has no checkpoint"),
+        ("out/checkpoint-7", "does not exist"),
+        ("broken", "is not whole"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_resumed_from_is_an_error_before_anything_is_loaded(arguments, given, message):
+    save_checkpoint("broken", whole=False)
+    with pytest.raises(ValueError, match=message):
+        opsd.check_arguments(*arguments("--privileged_context", "x", "--resume_from_checkpoint", given))
 
 
 def test_without_evaluation_no_test_split_is_given(train):
