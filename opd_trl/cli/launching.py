@@ -5,6 +5,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from .recipes import ACCELERATE, accelerate_names, nearest, recipes_dir
 
 
@@ -132,6 +134,23 @@ def launch_arguments(launch_flags: list[str], *rest: str) -> argparse.Namespace:
     parser = launch_command_parser()
     parser.error = _refuse
     return parser.parse_args([*resolve_accelerate_config(launch_flags), *rest])
+
+
+def num_processes(launch_flags: list[str]) -> int:
+    """How many processes `accelerate launch` would start: by its flags, its configuration, or the GPUs at hand.
+
+    Raises:
+        ValueError: see `launch_arguments`; or the file is no configuration of accelerate.
+    """
+    from torch.cuda import device_count
+
+    args = launch_arguments(launch_flags, "script")
+    if args.num_processes:
+        return args.num_processes
+    config = yaml.safe_load(Path(args.config_file).read_text(encoding="utf-8")) if args.config_file else {}
+    if not isinstance(config, dict):
+        raise ValueError(f"{args.config_file} is no configuration of `accelerate config`: it holds no mapping.")
+    return config.get("num_processes") or max(1, device_count())
 
 
 def _refuse(message: str):

@@ -12,7 +12,8 @@ import yaml
 from trl import TrlParser
 from trl.scripts.utils import DatasetConfig
 
-from .launching import as_flags, flag_name, launch_arity, unknown_tokens
+from ..trainers.config import PROCESSES
+from .launching import as_flags, flag_name, launch_arity, num_processes, unknown_tokens
 from .recipes import FILE_KEYS, beside, find_recipe
 
 
@@ -32,6 +33,7 @@ class StrictParser(TrlParser):
     def __init__(self, dataclass_types=None, **kwargs):
         super().__init__(dataclass_types, **{"allow_abbrev": False, **kwargs})
         self._recipe: Path | None = None
+        self._launch_flags: list[str] = []
 
     def parse_args_and_config(
         self,
@@ -73,7 +75,8 @@ class StrictParser(TrlParser):
         self._check_datasets(kwargs.get("datasets") or [])
         kwargs, others = self._beside_recipe(kwargs), self._beside_recipe(others)
         super().set_defaults_with_config(**kwargs)
-        return as_flags(others, arity)
+        self._launch_flags = as_flags(others, arity)
+        return self._launch_flags
 
     def parse_args_into_dataclasses(self, args=None, return_remaining_strings=False, **kwargs) -> tuple:
         """Refuse unknown flags, then build the dataclasses."""
@@ -86,7 +89,14 @@ class StrictParser(TrlParser):
                     f"{rest[0]} belongs to `accelerate launch`. Put it before the script, as in `accelerate launch "
                     f"{rest[0]} ... -m MODULE ...`, or start with `opd-trl opd` or `opd-trl opsd`."
                 )
-        return super().parse_args_into_dataclasses(args, return_remaining_strings, **kwargs)
+        if not return_remaining_strings:
+            return super().parse_args_into_dataclasses(args, return_remaining_strings, **kwargs)
+        # The caller launches: batches are multiples of the processes that it will start.
+        token = PROCESSES.set(num_processes([*self._launch_flags, *rest]))
+        try:
+            return super().parse_args_into_dataclasses(args, return_remaining_strings, **kwargs)
+        finally:
+            PROCESSES.reset(token)
 
     def error(self, message: str):
         """Exit with status 2 and one line; argparse would print all 300 flags first."""

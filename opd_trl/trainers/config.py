@@ -1,11 +1,16 @@
 """Configuration of OPDTrainer: what is distilled, on which tokens, from whom."""
 
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
 
 from .config_checks import check_config
+
+
+#: Processes of the job that a recipe is checked for, where it is not this process that trains.
+PROCESSES: ContextVar[int | None] = ContextVar("PROCESSES", default=None)
 
 
 class _SingleGeneration(int):
@@ -202,6 +207,11 @@ class OPDConfig(GRPOConfig):
         super().__post_init__()
         self.num_generations = int(self.num_generations)
         check_config(self)
+
+    @property
+    def world_size(self) -> int:
+        """Processes that train, of which batches must be multiples."""
+        return PROCESSES.get() or super().world_size
 
     @property
     def has_shared_context(self) -> bool:

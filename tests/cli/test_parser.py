@@ -135,8 +135,8 @@ def test_files_of_a_recipe_are_found_here_first_then_beside_it(parse, here):
         privileged_context_file="context.md",
         accelerate_config="launch.yaml",
     )
-    for name in ("rows.jsonl", "context.md", "launch.yaml"):
-        (recipe.parent / name).write_text("x")
+    for name, text in {"rows.jsonl": "x", "context.md": "x", "launch.yaml": "num_processes: 1"}.items():
+        (recipe.parent / name).write_text(text)
     (here / "rows.jsonl").write_text("x")
     script, training, *_, from_recipe, _ = parse("--config", str(recipe))
     assert script.dataset_name == "rows.jsonl"
@@ -159,3 +159,26 @@ def test_a_mapping_in_a_recipe_reaches_its_field(parse, here):
 
 def test_a_hopeless_name_points_to_the_help():
     assert "--help-all" in suggest("--zzzzzz", ["beta"])
+
+
+@pytest.mark.parametrize("flags", [["--num_processes", "8"], ["--accelerate_config", "zero2"]])
+def test_a_group_that_only_all_processes_together_hold_is_allowed(parse, flags):
+    batch = ["--num_generations", "8", "--per_device_train_batch_size", "2", "--output_dir", "out"]
+    _, training, *_ = parse(*batch, *flags, name="opd")
+    assert training.generation_batch_size == 16
+
+
+def test_a_group_that_does_not_fit_all_processes_is_refused(refused):
+    batch = ["--num_generations", "8", "--per_device_train_batch_size", "2", "--output_dir", "out"]
+    assert "generation_batch_size (6) must be divisible" in refused(*batch, "--num_processes", "3", name="opd")
+
+
+def test_several_teachers_are_a_mapping_in_a_recipe(parse, here):
+    (here / "r.yaml").write_text("teachers:\n  math: Qwen/Qwen3-8B\n  code: http://127.0.0.1:8001\noutput_dir: out\n")
+    _, training, *_ = parse("--config", "r.yaml", name="opd")
+    assert training.teachers == {"math": "Qwen/Qwen3-8B", "code": "http://127.0.0.1:8001"}
+
+
+def test_an_accelerate_configuration_that_is_none_is_refused(refused, here):
+    (here / "launch.yaml").write_text("zero2")
+    assert "launch.yaml is no configuration" in refused("--accelerate_config", "launch.yaml", "--output_dir", "out")
