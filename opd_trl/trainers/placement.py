@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 from ..teachers import ModelTeacher, Teacher, shared_rows
@@ -82,8 +84,31 @@ def prepare_teacher(trainer, teacher: Teacher) -> nn.Module:
     if trainer.is_deepspeed_enabled:
         return prepare_deepspeed(model, trainer.accelerator)
     if trainer.is_fsdp_enabled:
-        return prepare_fsdp(model, trainer.accelerator)
+        return shard_by_layers(trainer.accelerator, model)
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+def shard_by_layers(accelerator, model: nn.Module) -> nn.Module:
+    """Shard a model with FSDP2 as accelerate shards the student: layer by layer, from the weights of rank 0.
+
+    TRL's `prepare_fsdp` makes it one unit, which is gathered whole to score.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        return prepare_fsdp(model, accelerator)
+    names = ("auto_wrap_policy", "transformer_cls_names_to_wrap")
+    of_student = {name: getattr(plugin, name) for name in names}
+    plugin.transformer_cls_names_to_wrap = None  # the layers of this model
+    try:
+        model = fsdp2_prepare_model(accelerator, model)
+    finally:  # the student, prepared later, may have layers of another class
+        for name, value in of_student.items():
+            setattr(plugin, name, value)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The head's unit waits for a backward to be sharded again, and a teacher has none.
+            module.set_reshard_after_forward(True, recurse=False)
+    return model
 
 
 def prepare_teachers(trainer) -> tuple[int, list[int]]:

@@ -7,6 +7,7 @@ import inspect
 
 import pytest
 import trl
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from trl import GRPOConfig, GRPOTrainer, TrlParser
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.models.utils import _ForwardRedirection
@@ -38,6 +39,7 @@ FUNCTIONS = {
     utils.maybe_gather_lm_head_ctx: ["params"],
     prepare_deepspeed: ["model", "accelerator"],
     prepare_fsdp: ["model", "accelerator"],
+    fsdp2_prepare_model: ["accelerator", "model"],
     TrlParser.parse_args_and_config: [
         "self", "args", "return_remaining_strings", "fail_with_unknown_args", "separate_remaining_strings",
     ],

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType, PartialState
+from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
 from tests import tiny
@@ -83,6 +84,13 @@ def make_trainer(setting: dict):
     return trainer_class(args=args, **arguments)
 
 
+def check_units(trainer) -> None:
+    """A teacher's own model is gathered layer by layer, never whole."""
+    for teacher in trainer.teachers.values():
+        if teacher.model is not None:
+            assert all(isinstance(layer, FSDPModule) for layer in teacher.model.model.layers)
+
+
 class KillAfter(TrainerCallback):
     """SIGKILL to every rank in the middle of the step after `step`: no handler, no clean-up."""
 
@@ -97,6 +105,8 @@ class KillAfter(TrainerCallback):
 def main(setting: dict) -> None:
     torch.set_num_threads(1)
     trainer = make_trainer(setting)
+    if trainer.is_fsdp_enabled:
+        check_units(trainer)
     if "kill_after" in setting:
         trainer.add_callback(KillAfter(setting["kill_after"]))
     trainer.train(resume_from_checkpoint=setting.get("resume", False))
