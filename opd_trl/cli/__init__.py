@@ -1,1 +1,1 @@
-"""The command line: `opd-trl opd|opsd|recipes|demo|env`."""
+"""The command line: what `opd-trl` dispatches to."""

@@ -11,6 +11,7 @@ COMMANDS = {
     "opd": "train a student on its own text, scored by a separate teacher",
     "opsd": "train a student on its own text, scored by itself reading a privileged context",
     "plan": "size a training run before it starts: what each GPU holds, and which setting to change",
+    "serve-teacher": "put a teacher behind HTTP, for students on other machines",
     "recipes": "list, show or copy the recipes (YAML files) that come with the package",
     "demo": "the ten-minute CPU demo: a small model learns a system prompt",
     "env": "print the versions to put into a bug report",
@@ -29,6 +30,7 @@ Start here:
   opd-trl recipes list                               what can be trained out of the box
   opd-trl plan --config math/opd_qwen3_1.7b_from_8b  does it fit my GPUs?
   opd-trl opsd --config system_prompt/demo           train with a recipe, by name or by path
+  opd-trl serve-teacher --model Qwen/Qwen3-8B        a teacher for students on other machines
 
 `opd-trl COMMAND --help` explains a command; `opd-trl --version` prints the version.
 """
@@ -55,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         from .demo import main as demo
 
         return demo(rest) or 0
-    return importlib.import_module(f"opd_trl.cli.{name}").main(rest)
+    return importlib.import_module(f"opd_trl.cli.{name.replace('-', '_')}").main(rest)
 
 
 def help_text() -> str:

@@ -111,9 +111,10 @@ def read_position(row: Any, position: int, *, top_k: int, vocab_size: int) -> di
     if log_probs != sorted(log_probs, reverse=True):
         raise BadAnswerError(f"position {position} has log-probabilities that do not fall with their ranks.")
     mass = math.fsum(math.exp(min(x, 700.0)) for x in log_probs)
-    if mass > 1 + ROUNDING:
+    # The K largest of V probabilities sum to K / V at least; half of it, for a head with rows beyond the tokenizer.
+    if not 0.5 * top_k / vocab_size <= mass <= 1 + ROUNDING:
         raise BadAnswerError(
-            f"position {position} has probabilities that sum to {mass:.3g}, so they are no log-probabilities. Is the "
+            f"position {position} has a TopK that sums to {mass:.3g}, so these are no log-probabilities. Is the "
             "server set to raw logits (--logprobs-mode)?"
         )
     return {token: log_prob for _, token, log_prob in entries}

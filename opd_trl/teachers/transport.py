@@ -18,6 +18,14 @@ T = TypeVar("T")
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 #: Ends of a connection after which another server may answer.
 LOST = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+#: What is in a refusal -> what to do about it.
+HINTS = {
+    "HTTP 401": "Set OPD_TRL_API_KEY to the server's key.",
+    "HTTP 403": "Set OPD_TRL_API_KEY to the server's key.",
+    "HTTP 404": "teacher_server_url is the root of the server, e.g. http://127.0.0.1:8000.",
+    "greater than max allowed": "Start vLLM with a larger --max-logprobs (20 by default), or lower loss_top_k.",
+    "not JSON compliant": "vLLM says so of NaN: restart it with --dtype bfloat16 or float32.",
+}
 #: Longest pause between two attempts, seconds.
 LONGEST_PAUSE = 30.0
 
@@ -116,12 +124,8 @@ class Transport:
         fault = f"HTTP {response.status_code}: {error_message(response)}"
         if response.status_code in PASSING:
             raise BadAnswerError(fault)
-        hint = {
-            401: " Set OPD_TRL_API_KEY to the server's key.",
-            403: " Set OPD_TRL_API_KEY to the server's key.",
-            404: " teacher_server_url is the root of the server, e.g. http://127.0.0.1:8000.",
-        }.get(response.status_code, "")
-        raise TeacherServerError(f"teacher server {self.url}{path} refuses {what}. {fault}{hint}")
+        hint = next((hint for sign, hint in HINTS.items() if sign in fault), "")
+        raise TeacherServerError(f"teacher server {self.url}{path} refuses {what}. {fault} {hint}".rstrip())
 
     def map(self, send: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         """`send` for each item, at most `concurrency` at a time, in order; the first failure ends the others."""

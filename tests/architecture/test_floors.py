@@ -16,6 +16,7 @@ FLOORS = {
     "diagnostics": 1,
     "trainers": 2,
     "scripts": 3,
+    "serving": 3,
     "cli": 3,
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

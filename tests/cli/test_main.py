@@ -23,7 +23,7 @@ def test_an_unknown_command_names_the_nearest_one(capsys):
     assert main(["opds"]) == 2
     assert "unknown command 'opds': did you mean op" in capsys.readouterr().err
     assert main(["x"]) == 2
-    assert "the commands are opd, opsd, plan, recipes, demo, env" in capsys.readouterr().err
+    assert "the commands are opd, opsd, plan, serve-teacher, recipes, demo, env" in capsys.readouterr().err
 
 
 def test_the_version_is_that_of_the_package(capsys):
@@ -50,6 +50,8 @@ def test_demo_gets_the_rest_of_the_command_line_help_included(argv, monkeypatch)
         ["opsd", "--config", "x", "--help"],
         ["plan", "--help"],
         ["plan", "--config", "x", "-h"],
+        ["serve-teacher"],
+        ["serve-teacher", "--model", "x", "--help"],
         ["recipes", "list"],
     ],
 )

@@ -1,0 +1,223 @@
+"""The HTTP face of a `Scorer`: routes, limits, errors."""
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from .answers import PIECE, CompletionsAnswer, pieces, tensor_bytes
+from .bodies import (
+    CompletionsBody,
+    HiddenStatesBody,
+    as_prompts,
+    check_completions,
+    check_model,
+    check_num_scored,
+    check_requested,
+    check_sequences,
+    parse,
+)
+from .gate import Gate
+from .refusals import Refusal
+from .scorer import NonFiniteScores, PromptScores, Scorer
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much at a time: sequences per forward, and what a request and all of them together may ask."""
+
+    batch_size: int
+    max_sequences: int
+    max_log_probs: int
+    max_concurrent_requests: int
+    max_request_mib: int
+
+
+class LargeFile(FileResponse):
+    """A file read in larger parts than web pages need."""
+
+    chunk_size = PIECE
+
+
+class Service:
+    """What the routes do: check, score one forward at a time, answer.
+
+    Args:
+        scorer: the model.
+        name: under which it is served.
+        limits: of a request.
+    """
+
+    def __init__(self, scorer: Scorer, name: str, limits: Limits):
+        self.scorer, self.name, self.limits = scorer, name, limits
+        self.num_ids = scorer.num_ids
+        self.max_log_probs = min(limits.max_log_probs, self.num_ids)
+        self.one_at_a_time = asyncio.Lock()
+
+    async def hidden_states(self, request: Request) -> Response:
+        sequences, num_scored = await run_in_threadpool(self.read_hidden_states, await request.body())
+
+        def score(rows: list[int]) -> list[torch.Tensor]:
+            parts = self.scorer.hidden_states([sequences[i] for i in rows], [num_scored[i] for i in rows])
+            return [part.cpu() for part in parts]
+
+        hidden_states = await self.in_batches(request, "sequences", sequences, score)
+        content = await run_in_threadpool(tensor_bytes, hidden_states, self.name)
+        headers = {"content-length": str(len(content))}
+        return StreamingResponse(pieces(content), media_type="application/octet-stream", headers=headers)
+
+    async def completions(self, request: Request) -> Response:
+        body, prompts, top_k = await run_in_threadpool(self.read_completions, await request.body())
+        requested = body.prompt_logprob_ids
+
+        def score(rows: list[int]) -> list[PromptScores]:
+            return self.scorer.prompt_scores(
+                [prompts[i] for i in rows],
+                top_k=top_k,
+                requested=None if requested is None else [requested[i] for i in rows],
+                temperature=body.temperature,
+            )
+
+        scores = await self.in_batches(request, "prompt", prompts, score)
+        answer = CompletionsAnswer(self.name, prompts, scores, self.scorer.tokenizer)
+        return StreamingResponse(iter(answer), media_type="application/json")
+
+    def read_hidden_states(self, content: bytes) -> tuple[list[list[int]], list[int]]:
+        body = parse(HiddenStatesBody, content)
+        check_model(body.model, self.name)
+        self.check_sequences("sequences", body.sequences)
+        check_num_scored(body.num_scored, body.sequences)
+        return body.sequences, body.num_scored
+
+    def read_completions(self, content: bytes) -> tuple[CompletionsBody, list[list[int]], int]:
+        body = parse(CompletionsBody, content)
+        check_model(body.model, self.name)
+        top_k = check_completions(body, self.max_log_probs)
+        encode = self.scorer.tokenizer.encode
+        prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in as_prompts(body.prompt)]
+        self.check_sequences("prompt", prompts)
+        check_requested(body.prompt_logprob_ids, prompts, num_ids=self.num_ids, max_log_probs=self.max_log_probs)
+        return body, prompts, top_k
+
+    def check_sequences(self, field: str, sequences: Sequence[Sequence[int]]) -> None:
+        check_sequences(
+            field,
+            sequences,
+            num_ids=self.num_ids,
+            max_length=self.scorer.max_length,
+            max_sequences=self.limits.max_sequences,
+        )
+
+    async def in_batches(
+        self, request: Request, field: str, sequences: Sequence[Sequence[int]], score: Callable[[list[int]], list[Any]]
+    ) -> list[Any]:
+        """Score sequences of about equal length together, the longest first; the results are in the given order.
+
+        Nothing is scored for a client that has gone: one that ran into its time limit asks again.
+        """
+        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+        results: list[Any] = [None] * len(sequences)
+        try:
+            async with self.one_at_a_time:
+                for start in range(0, len(order), self.limits.batch_size):
+                    rows = order[start : start + self.limits.batch_size]
+                    if await request.is_disconnected():
+                        raise Refusal(499, "the client went away.")
+                    for i, result in zip(rows, await run_in_threadpool(score, rows), strict=True):
+                        results[i] = result
+        except NonFiniteScores as error:
+            raise Refusal(500, not_finite(f"{field}[{rows[error.index]}]")) from None
+        except torch.OutOfMemoryError:
+            raise Refusal(500, out_of_memory(len(rows), len(sequences[rows[0]]))) from None
+        except asyncio.CancelledError:  # by uvicorn, which waits for so long after a signal and no longer
+            raise Refusal(503, "the server is ending. Try again when it is back.", retry_after="10") from None
+        return results
+
+
+def not_finite(place: str) -> str:
+    return (
+        f"the scores of {place} hold NaN or infinity. Start the server with --dtype bfloat16 or float32 (float16 "
+        "overflows with some models), and check the checkpoint."
+    )
+
+
+def out_of_memory(num_sequences: int, length: int) -> str:
+    return (
+        f"out of memory with {num_sequences} sequences of up to {length} tokens in one forward. Start the server with "
+        "a smaller --batch-size or --max-length."
+    )
+
+
+def build_app(scorer: Scorer, *, name: str, head_file: Path, limits: Limits, api_key: str | None) -> FastAPI:
+    """Build the application.
+
+    Args:
+        scorer: the model.
+        name: under which it is served.
+        head_file: what `Scorer.save_head` wrote.
+        limits: of a request, and of all of them together.
+        api_key: that every request but `/health` must carry; None asks for none.
+    """
+    service = Service(scorer, name, limits)
+    app = FastAPI(title="opd_trl teacher", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(
+        Gate,
+        api_key=api_key,
+        max_concurrent=limits.max_concurrent_requests,
+        max_bytes=limits.max_request_mib * 2**20,
+    )
+    add_errors(app)
+    vocabulary = json.dumps({"vocab": scorer.tokenizer.get_vocab()}).encode()
+    model = {"id": name, "object": "model", "owned_by": "opd_trl", "max_model_len": scorer.max_length}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model]}
+
+    @app.get("/v1/vocabulary")
+    async def vocab() -> Response:
+        return Response(vocabulary, media_type="application/json")
+
+    @app.get("/v1/head")
+    async def head() -> Response:
+        return LargeFile(head_file, media_type="application/octet-stream")
+
+    app.add_api_route("/v1/hidden_states", service.hidden_states, methods=["POST"], response_model=None)
+    app.add_api_route("/v1/completions", service.completions, methods=["POST"], response_model=None)
+    return app
+
+
+def add_errors(app: FastAPI) -> None:
+    """Give every error OpenAI's shape."""
+
+    @app.exception_handler(Refusal)
+    async def refused(_: Request, refusal: Refusal) -> Response:
+        if refusal.status == 500:
+            logger.error(refusal.message)
+        return refusal.response()
+
+    @app.exception_handler(HTTPException)
+    async def not_served(request: Request, error: HTTPException) -> Response:
+        message = f"{request.method} {request.url.path}: {error.detail}. This server has GET /health, /v1/models, "
+        message += "/v1/vocabulary and /v1/head, POST /v1/hidden_states and /v1/completions."
+        return Refusal(error.status_code, message).response()
+
+    @app.exception_handler(Exception)
+    async def failed(_: Request, error: Exception) -> Response:
+        return Refusal(500, f"{type(error).__name__} in the server. Its log has the details.").response()

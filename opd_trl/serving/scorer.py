@@ -1,0 +1,241 @@
+"""From token sequences to the numbers of one causal language model; no HTTP."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from trl.trainer.utils import create_model_from_path
+
+from ..losses import chunked_support_log_probs
+from ..trainers.forward import Head, completion_hidden_states, read_head
+
+
+class NonFiniteScores(ValueError):
+    """A sequence whose scores are not all finite; `index` is its place among the sequences that were given."""
+
+    def __init__(self, index: int):
+        super().__init__(f"the scores of sequence {index} hold NaN or infinity")
+        self.index = index
+
+
+class PromptScores(NamedTuple):
+    """The scored ids of N positions: `ids`, `log_probs`, `ranks`, each `(N, M)` on the CPU, the actual token first.
+
+    A row may hold an id twice.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    ranks: Tensor
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A frozen model, its head and its tokenizer.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: of the model.
+        max_length: longest sequence in tokens.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    @property
+    def head(self) -> Head:
+        return read_head(self.model)
+
+    @property
+    def num_ids(self) -> int:
+        """Rows of the head, padded ones included: the ids that a sequence may hold."""
+        return self.head.weight.size(0)
+
+    @torch.no_grad()
+    def hidden_states(self, sequences: Sequence[Sequence[int]], num_scored: Sequence[int]) -> list[Tensor]:
+        """Hidden states at the positions that predict the last tokens of each sequence.
+
+        Args:
+            sequences: token ids; one forward for all of them.
+            num_scored: n of each sequence, 0 <= n < its length.
+
+        Returns:
+            `(n, H)` of each, after the backbone's final norm, in the model's dtype, where the head lies.
+
+        Raises:
+            NonFiniteScores: some are NaN or infinite.
+        """
+        device = self.model.get_input_embeddings().weight.device
+        width = max(map(len, sequences))
+        input_ids = torch.zeros(len(sequences), width, dtype=torch.int64)
+        for row, ids in zip(input_ids, sequences, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        input_ids = input_ids.to(device)
+        # Padded on the right, a causal model never sees the padding. A mask of ones says so without a (W, W) mask in
+        # memory, and positions are 0, 1, 2, ... for every architecture.
+        hidden_states, _ = completion_hidden_states(
+            self.model, input_ids, torch.ones_like(input_ids), width - 1, multimodal={}
+        )
+        hidden_states = hidden_states.to(self.head.weight.device)
+        lengths = [len(ids) for ids in sequences]
+        scored = [h[w - 1 - n : w - 1] for h, w, n in zip(hidden_states, lengths, num_scored, strict=True)]
+        check_finite(scored)
+        return scored
+
+    @torch.no_grad()
+    def prompt_scores(
+        self,
+        sequences: Sequence[Sequence[int]],
+        *,
+        top_k: int,
+        requested: Sequence[Sequence[Sequence[int] | None]] | None = None,
+        temperature: float = 1.0,
+    ) -> list[PromptScores]:
+        """Log-probabilities of each token of each sequence given those before it, and of others in its place.
+
+        Args:
+            sequences: token ids; one forward for all of them.
+            top_k: K, the most probable ids to add; 0 for none.
+            requested: per sequence and position the ids to add; those of position 0 are ignored.
+            temperature: divides the logits.
+
+        Returns:
+            per sequence of W tokens the scores of its positions 1 to W - 1: log-probs in nats over the whole
+            vocabulary; ranks from 1, the most probable, to K, and K + 1 for all beyond.
+
+        Raises:
+            NonFiniteScores: some are NaN or infinite.
+        """
+        lengths = [len(ids) - 1 for ids in sequences]
+        hidden_states = torch.cat(self.hidden_states(sequences, lengths))
+        requested = requested or [[None] * len(ids) for ids in sequences]
+        wanted = [
+            [token, *(others or ())]
+            for ids, per_position in zip(sequences, requested, strict=True)
+            for token, others in zip(ids[1:], per_position[1:], strict=True)
+        ]
+        scores = self.rows_scores(hidden_states, as_rectangle(wanted).to(hidden_states.device), top_k, temperature)
+        per_sequence = [PromptScores(*parts) for parts in zip(*(x.cpu().split(lengths) for x in scores), strict=True)]
+        check_finite([scores.log_probs for scores in per_sequence])
+        return per_sequence
+
+    def rows_scores(self, hidden_states: Tensor, wanted: Tensor, top_k: int, temperature: float) -> PromptScores:
+        """Score `wanted` `(N, M)` and, where `top_k` is not 0, the K most probable ids after them."""
+        head = self.head
+        options = {
+            "bias": head.bias,
+            "temperature": temperature,
+            "logit_scale": head.logit_scale,
+            "final_logit_softcapping": head.final_logit_softcapping,
+        }
+        if top_k == 0:
+            log_probs, _, _ = chunked_support_log_probs(hidden_states, head.weight, ids=wanted, **options)
+            return PromptScores(wanted, log_probs, torch.ones_like(wanted))
+        top_log_probs, top_ids, _ = chunked_support_log_probs(hidden_states, head.weight, top_k=top_k, **options)
+        at, among = find(wanted, top_ids)
+        log_probs = top_log_probs.gather(-1, at)
+        # Only rows with an id beyond the K most probable go through the head once more.
+        rows = ~among.all(-1)
+        if rows.any():
+            log_probs[rows], _, _ = chunked_support_log_probs(
+                hidden_states[rows], head.weight, ids=wanted[rows], **options
+            )
+        ranks = torch.where(among, at + 1, top_k + 1)
+        top_ranks = torch.arange(1, top_k + 1, device=ranks.device).expand_as(top_ids)
+        pairs = ((wanted, top_ids), (log_probs, top_log_probs), (ranks, top_ranks))
+        return PromptScores(*(torch.cat(pair, dim=-1) for pair in pairs))
+
+    def save_head(self, path: Path, metadata: dict[str, str]) -> None:
+        """Write the head as safetensors: `weight` `(V, H)`, `bias` `(V,)` if there is one, and its conventions."""
+        head = self.head
+        tensors = {"weight": head.weight, "bias": head.bias}
+        cap = head.final_logit_softcapping
+        save_file(
+            {name: x.detach().cpu().contiguous() for name, x in tensors.items() if x is not None},
+            path,
+            metadata=metadata
+            | {
+                "logit_scale": str(float(head.logit_scale)),
+                "final_logit_softcapping": "" if cap is None else str(float(cap)),
+            },
+        )
+
+
+def find(ids: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each of `ids` `(N, M)` is in the same row of `among` `(N, K)`, and whether it is there.
+
+    Example:
+        >>> at, found = find(torch.tensor([[7, 5]]), torch.tensor([[9, 7]]))
+        >>> at[0, 0].item(), found.tolist()
+        (1, [[True, False]])
+    """
+    ordered, order = among.sort(-1)
+    place = torch.searchsorted(ordered, ids).clamp(max=among.size(-1) - 1)
+    return order.gather(-1, place), ordered.gather(-1, place) == ids
+
+
+def as_rectangle(rows: list[list[int]]) -> Tensor:
+    """Fill rows up with their own first id, int64; `(0, 1)` where there are none.
+
+    Example:
+        >>> as_rectangle([[1, 2], [3]]).tolist()
+        [[1, 2], [3, 3]]
+    """
+    width = max(map(len, rows), default=1)
+    return torch.tensor([row + row[:1] * (width - len(row)) for row in rows], dtype=torch.int64).view(-1, width)
+
+
+def check_finite(parts: Sequence[Tensor]) -> None:
+    """Raise NonFiniteScores for the first part that holds NaN or infinity."""
+    for index, part in enumerate(parts):
+        if not part.isfinite().all():
+            raise NonFiniteScores(index)
+
+
+def load_scorer(
+    name: str,
+    *,
+    device: str,
+    dtype: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    max_length: int | None = None,
+    model_init_kwargs: dict[str, Any] | None = None,
+) -> Scorer:
+    """Load a model and its tokenizer as an in-process teacher is loaded.
+
+    Args:
+        name: path or hub id.
+        device: of the whole model; `auto` spreads it over all GPUs.
+        dtype: `auto` is that of the checkpoint.
+        revision: branch, tag or commit of the hub.
+        trust_remote_code: run code that comes with the model.
+        max_length: longest sequence; the context window by default.
+        model_init_kwargs: further arguments of `from_pretrained`; win over those above.
+
+    Raises:
+        ValueError: `max_length` exceeds the context window, or is not given and the model has none; the GPUs have no
+            room for the head.
+    """
+    where = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
+    options = {"dtype": dtype, "device_map": device} | (model_init_kwargs or {})
+    config = AutoConfig.from_pretrained(name, **where | (model_init_kwargs or {}))
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if max_length is None and window is None:
+        raise ValueError(f"{name} does not say how long its context window is. Give --max-length.")
+    if max_length is not None and window is not None and max_length > window:
+        raise ValueError(
+            f"--max-length {max_length} exceeds the context window of {window} tokens. Give at most {window}."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(name, **where)
+    model = create_model_from_path(name, **where | options).requires_grad_(False).eval()
+    scorer = Scorer(model, tokenizer, max_length or window)
+    if scorer.head.weight.is_meta:
+        raise ValueError("the GPUs are too small for the model: its head was offloaded. Quantize it, or add GPUs.")
+    return scorer
