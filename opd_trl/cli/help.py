@@ -27,6 +27,10 @@ ABOUT = {
                 "--dataset_name prompts.jsonl --output_dir runs/opd",
             ),
             (
+                "a teacher on other GPUs, served by `opd-trl serve-teacher` or vLLM",
+                "--config my_recipe.yaml --teacher_server_url http://127.0.0.1:8001",
+            ),
+            (
                 "a flag overrides the recipe; LoRA on one GPU",
                 "--config my_recipe.yaml --use_peft --learning_rate 1e-4 --accelerate_config single_gpu",
             ),

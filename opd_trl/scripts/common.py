@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -160,9 +161,20 @@ def train(trainer_class: type, script_args, training_args, model_args, dataset_a
         trainer.end()
 
 
+def show_log() -> None:
+    """Print what this package logs, such as how a teacher's server answered at start."""
+    logger = logging.getLogger("opd_trl")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("opd_trl: %(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+
+
 def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
     """Parse the command line and call `main`; a fault of the arguments or of the data is one line, status 2."""
     parsed = parser.parse_args_and_config()
+    show_log()
     try:
         check(*parsed)
     except ValueError as error:

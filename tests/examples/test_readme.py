@@ -23,18 +23,19 @@ COMMANDS = [
 def test_a_python_block_of_the_readme_trains(index, tmp_path, student_path, teacher_path, monkeypatch):
     """On the tiny models, two short steps on the CPU; nothing else of the block is changed."""
     monkeypatch.chdir(tmp_path)
-    from opd_trl.trainers import config
+    import opd_trl
 
     limits = {"use_cpu": True, "bf16": False, "max_steps": 2, "max_completion_length": 4, "report_to": "none"}
     for name in ("OPDConfig", "OPSDConfig"):
-        original = getattr(config, name).__post_init__
+        config = getattr(opd_trl, name)
+        original = config.__post_init__
 
         def post_init(self, original=original):
             for field, value in limits.items():
                 setattr(self, field, value)
             original(self)
 
-        monkeypatch.setattr(getattr(config, name), "__post_init__", post_init)
+        monkeypatch.setattr(config, "__post_init__", post_init)
     code = PYTHON[index].replace("Qwen/Qwen3-1.7B", student_path).replace("Qwen/Qwen3-8B", teacher_path)
     scope: dict = {}
     exec(compile(code, "README.md", "exec"), scope)
