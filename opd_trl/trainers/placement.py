@@ -47,13 +47,16 @@ def check_placement(trainer) -> None:
     """Refuse what a kind of teacher or an engine cannot do.
 
     Raises:
-        ValueError: scoring ahead with the student's own weights or a moving teacher; offloading a sharded teacher.
+        ValueError: a quantized teacher under ZeRO-3 or offloaded; scoring ahead with the student's own weights or a
+            moving teacher; offloading a sharded teacher.
     """
     args = trainer.args
+    teachers = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, Teacher)]
+    if any(getattr(teacher.model, "is_quantized", False) for teacher in teachers):
+        check_quantized(trainer)
     if args.teacher_rows_ahead is None:
         return
     fields = "teacher_offload" if args.teacher_offload else "teacher_batch_size"
-    teachers = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, Teacher)]
     if any(teacher.model is None or teacher.moves for teacher in teachers):
         (teacher,) = teachers
         raise ValueError(
@@ -65,6 +68,17 @@ def check_placement(trainer) -> None:
         raise ValueError(
             "teacher_offload='cpu' moves a whole teacher, and this engine shards it. Use the engine's own offloading "
             "(offload_param_device: cpu, fsdp_offload_params: true), or ZeRO-2 or DDP."
+        )
+
+
+def check_quantized(trainer) -> None:
+    """Refuse what would give a quantized teacher other numbers, without an error."""
+    remedy = "Use ZeRO-2, DDP or FSDP2, serve it with `opd-trl serve-teacher`, or load it unquantized."
+    if trainer.is_deepspeed_enabled and is_sharded(trainer):
+        raise ValueError(f"a quantized teacher under ZeRO-3, which would cut its packed weights apart. {remedy}")
+    if trainer.args.teacher_offload:
+        raise ValueError(
+            "teacher_offload with a quantized teacher, whose scales would stay behind. Leave teacher_offload out."
         )
 
 
