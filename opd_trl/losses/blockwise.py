@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chunking import block_size_for, chunks
+from .chunking import block_size_for, chunk_size_for, chunks
 from .distribution import TeacherBlock
+from .fused import FusedHeadLoss
 from .gradients import LogitGradient
 from .head import LogitTransform
 from .objective import Objective
@@ -34,6 +35,15 @@ class BlockwiseLoss:
     token_weights: Tensor
     completion_ids: Tensor | None
     hidden_size: int
+
+    def total(
+        self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None, *, chunk_size: int | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and statistics of all tokens, from the student's hidden states `(N, H)` and its head."""
+        if chunk_size is None:
+            chunk_size = chunk_size_for(weight.size(0), weight.device)
+        loss, *stats = FusedHeadLoss.apply(hidden_states, weight, bias, self, chunk_size, torch.is_grad_enabled())
+        return loss, dict(zip(STATS, stats, strict=True))
 
     def __call__(self, raw: Tensor, rows: slice, want_gradient: bool):
         """See `ChunkLoss`; `raw` is overwritten."""

@@ -4,14 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import get_args
 
-import torch
 from torch import Tensor
 
-from .blockwise import STATS, BlockwiseLoss
-from .chunking import chunk_size_for
+from .blockwise import BlockwiseLoss
 from .distribution import FromLogits, TeacherBlock
 from .divergences import check_beta
-from .fused import FusedHeadLoss
 from .head import LogitTransform, check_rows, in_compute_dtype, project
 from .objective import LossSupport, Objective
 from .support import Divergence, Tail, check_choice, check_top_k
@@ -104,8 +101,6 @@ def chunked_support_loss(
         **({} if completion_ids is None else {"completion_ids": completion_ids.shape}),
     )
 
-    if chunk_size is None:
-        chunk_size = chunk_size_for(student_lm_head_weight.size(0), student_lm_head_weight.device)
     teacher = TeacherHead(
         LogitTransform(temperature, teacher_logit_scale, teacher_final_logit_softcapping),
         teacher_hidden_states,
@@ -121,15 +116,7 @@ def chunked_support_loss(
         completion_ids,
         hidden_size=student_hidden_states.size(-1),
     )
-    loss, *stats = FusedHeadLoss.apply(
-        student_hidden_states,
-        student_lm_head_weight,
-        student_lm_head_bias,
-        chunk_loss,
-        chunk_size,
-        torch.is_grad_enabled(),
-    )
-    return loss, dict(zip(STATS, stats, strict=True))
+    return chunk_loss.total(student_hidden_states, student_lm_head_weight, student_lm_head_bias, chunk_size=chunk_size)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .blockwise import STATS, BlockwiseLoss
-from .chunking import chunk_size_for
+from .blockwise import BlockwiseLoss
 from .distribution import FromTopK, TeacherBlock
 from .divergences import check_beta
-from .fused import FusedHeadLoss
 from .head import LogitTransform, check_rows
 from .objective import Objective
 from .support import Divergence, Tail, check_choice
@@ -92,8 +90,6 @@ def chunked_loss_from_log_probs(
         token_weights=token_weights.shape,
         **{name: x.shape for name, x in optional.items() if x is not None},
     )
-    if chunk_size is None:
-        chunk_size = chunk_size_for(student_lm_head_weight.size(0), student_lm_head_weight.device)
     ids, log_probs = teacher_ids, teacher_log_probs.detach()
     if support == "sampled":
         ids = torch.cat([ids, completion_ids.unsqueeze(-1)], dim=-1)
@@ -106,15 +102,7 @@ def chunked_loss_from_log_probs(
         completion_ids,
         hidden_size=student_hidden_states.size(-1),
     )
-    loss, *stats = FusedHeadLoss.apply(
-        student_hidden_states,
-        student_lm_head_weight,
-        student_lm_head_bias,
-        chunk_loss,
-        chunk_size,
-        torch.is_grad_enabled(),
-    )
-    return loss, dict(zip(STATS, stats, strict=True))
+    return chunk_loss.total(student_hidden_states, student_lm_head_weight, student_lm_head_bias, chunk_size=chunk_size)
 
 
 @dataclass(frozen=True)

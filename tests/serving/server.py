@@ -75,9 +75,9 @@ def server_process(
             end(process)
 
 
-def wait_until_healthy(process: subprocess.Popen, url: str) -> None:
+def wait_until_healthy(process: subprocess.Popen, url: str, *, limit: float = START_LIMIT) -> None:
     """Wait for `/health`; raise with the server's output where it ends or stays silent."""
-    deadline = time.monotonic() + START_LIMIT
+    deadline = time.monotonic() + limit
     while time.monotonic() < deadline and process.poll() is None:
         try:
             if requests.get(f"{url}/health", timeout=5).ok:

@@ -1,22 +1,17 @@
 """A vLLM server with its own Python environment and its own process group, for the time of a `with` block."""
 
 import os
-import signal
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.distributed.launch import free_port
+from tests.serving.server import end, free_port, wait_until_healthy
 
 
 PYTHON = os.environ.get("OPD_TRL_VLLM_PYTHON")  # `make test-vllm` sets it
 MAX_LENGTH = 512
 START_LIMIT = 240  # seconds
-STOP_LIMIT = 15
 
 
 @contextmanager
@@ -33,18 +28,20 @@ def vllm_server(model: str, log: Path, *options: str) -> Iterator[str]:
     """
     port = free_port()
     command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
-    command += ["--port", port, "--dtype", "float32", "--max-model-len", str(MAX_LENGTH), "--enforce-eager", *options]
+    command += ["--port", str(port), "--dtype", "float32", "--max-model-len", str(MAX_LENGTH)]
+    command += ["--enforce-eager", *options]
     with log.open("w") as output:
         # A group of its own: the engine and its worker outlive a killed parent.
         process = subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment(), start_new_session=True
         )
+    process.log = log
     url = f"http://127.0.0.1:{port}"
     try:
-        wait_for(url, process, log)
+        wait_until_healthy(process, url, limit=START_LIMIT)
         yield url
     finally:
-        end_group(process)
+        end(process)
 
 
 def environment() -> dict[str, str]:
@@ -58,28 +55,3 @@ def environment() -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-
-
-def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    """Return when the server is healthy."""
-    give_up = time.monotonic() + START_LIMIT
-    while process.poll() is None and time.monotonic() < give_up:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.5)
-    state = f"hung for {START_LIMIT} s" if process.returncode is None else f"ended with {process.returncode}"
-    raise RuntimeError(f"the vLLM server {state} before it answered:\n{log.read_text()[-4000:]}")
-
-
-def end_group(process: subprocess.Popen) -> None:
-    """Ask the whole group to end, then kill what is left of it."""
-    for signal_ in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, signal_)
-            process.wait(STOP_LIMIT)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
