@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from trl.models import prepare_deepspeed, prepare_fsdp
 
-from ..teachers import ModelTeacher, Teacher, shared_rows
+from ..teachers import ModelTeacher, Teacher, TeacherServerError, shared_rows
 from .checks import check_teacher, text_config
 from .config import OPDConfig
 from .config_checks import is_url
@@ -27,12 +27,17 @@ def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teac
     rows = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
     found = {}
     for name, teacher in named.items():
-        if is_url(teacher):
-            local_copy = args.teacher_model_name_or_path if args.teacher_server_url is not None else None
-            teacher = connect(teacher, args, tokenizer=tokenizer, student_rows=rows, local_copy=local_copy)
-        else:
-            check_teacher(model, teacher, args, tokenizer, teacher_tokenizer)
-        found[name] = teacher
+        try:
+            if is_url(teacher):
+                local_copy = args.teacher_model_name_or_path if args.teacher_server_url is not None else None
+                found[name] = connect(teacher, args, tokenizer=tokenizer, student_rows=rows, local_copy=local_copy)
+            else:
+                check_teacher(model, teacher, args, tokenizer, teacher_tokenizer)
+                found[name] = teacher
+        except (ValueError, TeacherServerError) as error:
+            if name:
+                raise type(error)(f"teacher {name!r}: {error}") from error
+            raise
     return found
 
 
