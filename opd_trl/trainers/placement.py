@@ -35,9 +35,10 @@ def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teac
                 check_teacher(model, teacher, args, tokenizer, teacher_tokenizer)
                 found[name] = teacher
         except (ValueError, TeacherServerError) as error:
-            if name:
-                raise type(error)(f"teacher {name!r}: {error}") from error
-            raise
+            if not name:
+                raise
+            kind = TeacherServerError if isinstance(error, TeacherServerError) else ValueError
+            raise kind(f"teacher {name!r}: {error}") from error
     return found
 
 
