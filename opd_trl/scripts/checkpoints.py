@@ -1,12 +1,9 @@
 """Which checkpoint a run goes on from."""
 
-import logging
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-
-logger = logging.getLogger(__name__)
 
 #: What transformers writes last into a checkpoint.
 TRAINER_STATE = "trainer_state.json"
@@ -34,12 +31,10 @@ def checkpoint_of(training_args) -> str | None:
     folders = sorted(Path(training_args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
     for folder in folders:
         if is_whole(folder):
-            logger.warning(f"going on from {folder}.")
             return str(folder)
-        logger.warning(f"{folder} is left out: it has no {TRAINER_STATE}, so its saving was interrupted.")
     raise ValueError(
-        f"resume_from_checkpoint is true, and {training_args.output_dir} has no checkpoint. Leave it out to start "
-        "anew."
+        f"resume_from_checkpoint is true, and {training_args.output_dir} has no whole checkpoint. Leave it out to "
+        "start anew."
     )
 
 

@@ -152,7 +152,10 @@ def build_trainer(trainer_class: type, script_args, training_args, model_args, d
 def train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
     """Train, save, push where asked, and end the trackers and the process group."""
     trainer = build_trainer(trainer_class, script_args, training_args, model_args, dataset_args)
-    trainer.train(resume_from_checkpoint=checkpoint_of(training_args))
+    checkpoint = checkpoint_of(training_args)
+    if checkpoint is not None:
+        trainer.accelerator.print(f"Going on from {checkpoint}.")
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
     if training_args.push_to_hub:

@@ -71,13 +71,12 @@ def test_a_run_trains_saves_and_ends(train):
     assert trainer.kwargs["peft_config"] is None
 
 
-def test_true_resumes_from_the_last_checkpoint_that_was_saved_to_its_end(train, caplog):
+def test_true_resumes_from_the_last_checkpoint_that_was_saved_to_its_end(train):
     for step in (2, 9, 10):
         save_checkpoint(f"out/checkpoint-{step}")
     save_checkpoint("out/checkpoint-12", whole=False)
     trainer = train("--resume_from_checkpoint", "true")
     assert trainer.calls[0] == ("train", "out/checkpoint-10")
-    assert "checkpoint-12 is left out" in caplog.text
 
 
 def test_false_starts_anew(train):
@@ -88,7 +87,7 @@ def test_false_starts_anew(train):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("true", "out has no checkpoint"),
+        ("true", "out has no whole checkpoint"),
         ("out/checkpoint-7", "does not exist"),
         ("broken", "is not whole"),
     ],
