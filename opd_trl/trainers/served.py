@@ -77,11 +77,13 @@ class ServedTeacher:
         answers = [answer for part in self.server.transport.map(send, requests) for answer in part]
         mask = batch["completion_mask"].bool()
         if self.head is not None:
-            return {"teacher_hidden_states": spread(answers, mask)}
+            nothing = self.head.weight.new_zeros(0, self.head.weight.size(1))
+            return {"teacher_hidden_states": spread(answers, mask, nothing)}
+        nothing = torch.zeros(0, self.top_k)
         return {
-            "teacher_ids": spread([answer.ids for answer in answers], mask),
-            "teacher_log_probs": spread([answer.log_probs for answer in answers], mask),
-            "teacher_sampled_log_probs": spread([answer.sampled_log_probs for answer in answers], mask),
+            "teacher_ids": spread([answer.ids for answer in answers], mask, nothing.long()),
+            "teacher_log_probs": spread([answer.log_probs for answer in answers], mask, nothing),
+            "teacher_sampled_log_probs": spread([answer.sampled_log_probs for answer in answers], mask, nothing[:, 0]),
         }
 
 
@@ -98,9 +100,12 @@ def token_lists(batch: dict[str, Tensor]) -> tuple[list[list[int]], list[int]]:
     return sequences, batch["completion_mask"].sum(-1).tolist()
 
 
-def spread(values: list[Tensor], mask: Tensor) -> Tensor:
-    """Lay rows `(n_i, ...)` out as `(B, T, ...)`: row by row at the True positions of `mask`, zero elsewhere."""
-    flat = torch.cat(values).to(mask.device)
+def spread(values: list[Tensor], mask: Tensor, nothing: Tensor) -> Tensor:
+    """Lay rows `(n_i, ...)` out as `(B, T, ...)`: row by row at the True positions of `mask`, zero elsewhere.
+
+    `nothing` `(0, ...)` gives shape and dtype where there is no row.
+    """
+    flat = torch.cat(values or [nothing]).to(mask.device)
     out = flat.new_zeros(*mask.shape, *flat.shape[1:])
     out[mask] = flat
     return out

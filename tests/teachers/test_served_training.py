@@ -8,10 +8,11 @@ from transformers import TrainerCallback
 
 from opd_trl import OPDConfig
 from opd_trl.teachers import TeacherServerError
+from opd_trl.trainers.scoring import score_ahead
 from tests import tiny
 from tests.serving.server import serve
 from tests.teachers.conftest import proxy
-from tests.teachers.test_server_faults import inject
+from tests.teachers.test_server_faults import inject, seen
 from tests.trainers.build import fixed_batch, opd_trainer, settings
 
 
@@ -75,6 +76,25 @@ def test_a_whole_run_ends_with_the_weights_of_a_local_teacher(tmp_path, student_
         trainer.train()
         trained.append(trainer.model.lm_head.weight.detach())
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["ours", "plain"])
+@pytest.mark.parametrize("ended", [[], [1, 3]], ids=["no row", "two rows"])
+def test_rows_without_a_token_to_score_are_not_sent(tmp_path, student_path, served_path, kind, ended, request):
+    """As `mask_truncated_completions` leaves them."""
+    url = request.getfixturevalue(kind)
+    losses = []
+    for teacher in (served_path, url):
+        trainer = opd_trainer(tmp_path, student_path, teacher, loss_support="teacher", loss_top_k=40)
+        torch.manual_seed(0)
+        batch = {key: value for key, value in fixed_batch(trainer).items() if not key.startswith("teacher_")}
+        for row in set(range(4)) - set(ended):
+            batch["completion_mask"][row] = batch["loss_mask"][row] = 0
+        inject(url, "", 0)
+        batch |= score_ahead(trainer, batch)
+        losses.append(trainer._compute_loss(trainer.model, batch))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
+    assert seen(url)["requests"] == min(1, len(ended))
 
 
 def test_the_url_is_a_field_of_the_config_too(tmp_path, student_path, ours):
