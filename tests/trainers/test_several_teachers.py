@@ -118,7 +118,7 @@ def test_a_column_named_teacher_means_nothing_to_a_single_teacher(tmp_path, stud
 
 def test_each_teachers_vocabulary_is_compared(tmp_path, student_path, teacher_path):
     other = tiny.save(tmp_path / "other", tokenizer=tiny.build_tokenizer(reverse=True))
-    with pytest.raises(ValueError, match="teacher 'code': .*different vocabularies"):
+    with pytest.raises(ValueError, match=r"teacher 'code': .*different vocabularies"):
         opd_trainer(tmp_path, student_path, None, dataset=routed(), teachers={"math": teacher_path, "code": other})
 
 

@@ -2,36 +2,39 @@
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
-from .workload import ModelSize
+from .workload import FOUR_BITS, ModelSize
 
 
-def read_config(field: str, name: str | None, folder: str | None, *, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(
+    field: str, name: str | None, folder: str | None, *, flag: str, trust_remote_code: bool
+) -> PretrainedConfig:
     """Read the config.json of a model.
 
     Args:
         field: `student` or `teacher`, for the message.
         name: the model of the recipe, a path or hub id.
         folder: of `--student-config` or `--teacher-config`; wins over `name`.
+        flag: that flag with what it takes, for the message.
         trust_remote_code: as for loading the model.
 
     Raises:
         ValueError: there is no readable config.json.
     """
     if name is None and folder is None:
-        raise ValueError(f"no {field} is given. Name it in the recipe, or give --{field}-config DIR.")
+        raise ValueError(f"no {field} is given. Name it in the recipe, or give {flag}.")
     try:
         return AutoConfig.from_pretrained(folder or name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no config.json can be read for the {field} {folder or name!r}: it is neither a folder that holds one "
-            f"nor a model of the hub that can be reached. Give --{field}-config DIR, a folder with the config.json of "
-            "the model."
+            f"nor a model of the hub that can be reached. Give {flag}, a folder with the config.json of the model."
         ) from error
 
 
@@ -41,12 +44,15 @@ def build(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedMod
         return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
-def measure(model: PreTrainedModel, *, dtype: str | torch.dtype | None) -> ModelSize:
+def measure(
+    model: PreTrainedModel, *, dtype: str | torch.dtype | None, quantization: dict[str, Any] | None = None
+) -> ModelSize:
     """Count a causal language model.
 
     Args:
         model: on any device.
         dtype: in which it is loaded; `auto` or None: that of its config.
+        quantization: of its linear layers, as it is loaded; else that of its checkpoint.
 
     Raises:
         ValueError: its config lacks what that of a transformer decoder has.
@@ -70,6 +76,8 @@ def measure(model: PreTrainedModel, *, dtype: str | torch.dtype | None) -> Model
             head_dim=getattr(config, "head_dim", None) or hidden // heads,
             has_qk_norm=any(name.endswith("q_norm") for name, _ in model.named_modules()),
             width=width_of(dtype, config),
+            linear_bits=quantized_bits(quantization or {})
+            or quantized_bits(getattr(model.config, "quantization_config", None) or {}),
         )
     except AttributeError as error:
         raise ValueError(
@@ -87,6 +95,21 @@ def width_of(dtype: str | torch.dtype | None, config: PretrainedConfig) -> int:
     if dtype in (None, "auto"):
         dtype = config.dtype or torch.float32
     return (getattr(torch, dtype) if isinstance(dtype, str) else dtype).itemsize
+
+
+def quantized_bits(settings: dict[str, Any]) -> float | None:
+    """Bits of a weight of a linear layer by a `quantization_config`: of bitsandbytes, GPTQ, AWQ, or FP8.
+
+    None for other methods, so that they are counted as not quantized.
+
+    >>> quantized_bits({"load_in_4bit": True}), quantized_bits({"quant_method": "awq", "bits": 4}), quantized_bits({})
+    (4.5, 4.0, None)
+    """
+    if settings.get("load_in_4bit"):
+        return FOUR_BITS
+    if settings.get("load_in_8bit") or settings.get("quant_method") in ("fp8", "fbgemm_fp8"):
+        return 8.0
+    return float(settings["bits"]) if "bits" in settings else None
 
 
 def adapter_parameters(model: PreTrainedModel, model_args: ModelConfig) -> int | None:

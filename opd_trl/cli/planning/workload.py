@@ -1,6 +1,13 @@
 """What the sizing of a run starts from: the models, what the recipe asks of one GPU, the engine."""
 
 from dataclasses import dataclass
+from typing import get_args
+
+from ...losses.from_log_probs import KnownSupport
+from .component import product
+
+
+FOUR_BITS = 4.5  # of a weight in blocks of 64 with a float32 scale each, arXiv 2305.14314
 
 
 @dataclass(frozen=True)
@@ -13,6 +20,7 @@ class ModelSize:
         layer_parameters: one decoder layer.
         intermediate_size: width of the MLP that a token passes; all of its experts together.
         width: bytes of a weight as it is loaded.
+        linear_bits: of a weight of a quantized linear layer; None: not quantized.
     """
 
     parameters: int
@@ -27,6 +35,11 @@ class ModelSize:
     head_dim: int
     has_qk_norm: bool
     width: int
+    linear_bits: float | None = None
+
+    @property
+    def head_parameters(self) -> int:
+        return self.vocab_size * self.hidden_size
 
     @property
     def query_size(self) -> int:
@@ -39,14 +52,31 @@ class ModelSize:
 
 
 @dataclass(frozen=True)
+class Teacher:
+    """A separate teacher, or a self-teacher's copy of the student.
+
+    Args:
+        name: by which rows name it; empty for a single one.
+        size: None for a served one of which nothing is known.
+        served: does it lie behind HTTP? One of known size counts as `opd-trl serve-teacher`, which takes most here.
+        local_copy: path or hub id of a served one that is loaded at start, to compare.
+    """
+
+    name: str
+    size: ModelSize | None
+    served: bool = False
+    local_copy: str | None = None
+
+
+@dataclass(frozen=True)
 class Workload:
     """What a recipe asks of one GPU.
 
     Args:
-        teacher: a model of its own; None where the student is its own teacher.
+        teachers: separate ones; empty where the student is its own teacher.
         teacher_kind: `model`, or that of OPSD: `base`, `live`, `ema`.
+        loss_support, loss_top_k: as in OPDConfig.
         adapter_parameters: what LoRA trains, whether or not `use_peft` is on; None where it cannot be told.
-        linear_bits: of a weight of a quantized linear layer; None: not quantized.
         mixed_precision: bf16 or fp16.
         reference_model: GRPO's own, for `beta` above 0.
         teacher_offload: does a teacher with frozen weights of its own rest on the CPU?
@@ -64,11 +94,12 @@ class Workload:
     """
 
     student: ModelSize
-    teacher: ModelSize | None
+    teachers: tuple[Teacher, ...]
     teacher_kind: str
+    loss_support: str
+    loss_top_k: int
     use_peft: bool
     adapter_parameters: int | None
-    linear_bits: float | None
     mixed_precision: bool
     eight_bit_optimizer: bool
     reference_model: bool
@@ -90,19 +121,37 @@ class Workload:
     device: str
 
     @property
-    def scorer(self) -> ModelSize:
-        """The model that scores: the teacher's own, or the student."""
-        return self.teacher or self.student
+    def teachers_here(self) -> tuple[Teacher, ...]:
+        """Those with weights of their own in this job. A LoRA student is its own base with the adapter switched."""
+        if not self.teachers and not self.use_peft and self.teacher_kind in ("base", "ema"):
+            return (Teacher("", self.student),)
+        return tuple(teacher for teacher in self.teachers if not teacher.served)
 
     @property
-    def has_own_teacher(self) -> bool:
-        """Has the teacher weights of its own? A LoRA student is its own base with the adapter switched."""
-        return self.teacher is not None or (not self.use_peft and self.teacher_kind in ("base", "ema"))
+    def teachers_served(self) -> tuple[Teacher, ...]:
+        return tuple(teacher for teacher in self.teachers if teacher.served)
 
     @property
-    def teacher_scores_ahead(self) -> bool:
-        """Does the teacher score a whole generation batch before the micro-batches?"""
-        return self.teacher_offload or self.teacher_batch_size is not None
+    def teachers_ahead(self) -> tuple[Teacher, ...]:
+        """Those that score a whole generation batch before the micro-batches: served ones always."""
+        here = self.teacher_offload or self.teacher_batch_size is not None
+        return self.teachers_served + (self.teachers_here if here else ())
+
+    @property
+    def models_scoring_here(self) -> tuple[ModelSize, ...]:
+        """Models that run in this job to score: those of the teachers, or the student."""
+        return tuple(teacher.size for teacher in self.teachers_here) if self.teachers else (self.student,)
+
+    @property
+    def scorers(self) -> tuple[ModelSize, ...]:
+        """Models whose hidden states and heads the loss reads."""
+        served = tuple(teacher.size for teacher in self.teachers_served if teacher.size is not None)
+        return self.models_scoring_here + served
+
+    @property
+    def served_top_k(self) -> int | None:
+        """K of a server that sends log-probabilities; None where the loss needs hidden states."""
+        return self.loss_top_k if self.loss_support in get_args(KnownSupport) else None
 
     @property
     def dense_log_probs(self) -> int:
@@ -158,7 +207,7 @@ def engines(gpus: int) -> list[Engine]:
     ]
 
 
-# Bytes of a stored number
+# Bytes of a stored number and of a model
 
 
 def weight_width(work: Workload, engine: Engine, model: ModelSize, *, trained: bool = False) -> int:
@@ -172,7 +221,7 @@ def trained_width(work: Workload, engine: Engine) -> int:
     """Of a trained weight and its gradient: PEFT makes adapters float32, TRL those of a quantized model bfloat16."""
     if not work.use_peft:
         return weight_width(work, engine, work.student, trained=True)
-    return 2 if work.linear_bits or (work.mixed_precision and engine.deepspeed) else 4
+    return 2 if work.student.linear_bits or (work.mixed_precision and engine.deepspeed) else 4
 
 
 def casts_weights(work: Workload, engine: Engine) -> bool:
@@ -183,3 +232,15 @@ def casts_weights(work: Workload, engine: Engine) -> bool:
 def stream_width(work: Workload, engine: Engine) -> int:
     """Bytes of the residual stream: float32 embeddings under autocast keep it in float32."""
     return 4 if casts_weights(work, engine) else work.compute_width
+
+
+def stored_bytes(model: ModelSize, width: float) -> float:
+    """Of a model's weights; a 4-bit one takes 4.5, with a float32 scale per 64 (arXiv 2305.14314, section 2)."""
+    saved = width - model.linear_bits / 8 if model.linear_bits else 0
+    return model.parameters * width - model.linear_parameters * saved
+
+
+def stored_in_words(model: ModelSize, width: float, shards: int = 1, *, without: int = 0) -> str:
+    """How `stored_bytes` come about, less some parameters."""
+    bits = f", linear layers at {model.linear_bits:g} bits" if model.linear_bits else ""
+    return product(model.parameters - without, width, shards) + bits

@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from .sizing import GIB, estimate, total, verdict
-from .workload import Engine, Workload
+from .component import GIB, total, verdict
+from .sizing import estimate
+from .workload import FOUR_BITS, Engine, Workload
 
 
-FOUR_BITS = 4.5  # of a weight in blocks of 64 with a float32 scale each, arXiv 2305.14314
 WORTH_SAYING = 0.05 * GIB
 
 
@@ -34,11 +34,13 @@ def advice(work: Workload, engine: Engine, engines: list[Engine]) -> list[Advice
 def changes(work: Workload, engine: Engine, engines: list[Engine]) -> Iterator[tuple[str, Workload, Engine]]:
     """Every single change that could save memory: what to write, and the workload and engine after it."""
     for other in engines:
-        if 0 < other.stage < (3 if work.teacher_offload else 4):  # a sharded teacher is not offloaded
+        offloads = work.teacher_offload and work.teachers_here  # a sharded teacher is not offloaded
+        if 0 < other.stage < (3 if offloads else 4):
             yield f"--accelerate_config {other.name}", work, other
     if engine.deepspeed:
         yield "--offload_optimizer_device cpu", work, replace(engine, offload_optimizer=True)
-    for change, fields in (*model_changes(work), *batch_changes(work), *generation_changes(work)):
+    kinds = (model_changes, teacher_changes, batch_changes, generation_changes)
+    for change, fields in (found for kind in kinds for found in kind(work)):
         yield change, replace(work, **fields), engine
 
 
@@ -48,22 +50,33 @@ def model_changes(work: Workload) -> Iterator[tuple[str, dict]]:
         yield "use_peft: true", {"use_peft": True}
     if work.use_peft:
         yield "dtype: bfloat16", {"student": replace(work.student, width=2)}
-        if work.linear_bits is None and work.device == "cuda":
-            yield "load_in_4bit: true", {"linear_bits": FOUR_BITS}
-    if work.teacher is not None:
-        yield "teacher_model_init_kwargs: {dtype: bfloat16}", {"teacher": replace(work.teacher, width=2)}
-    if work.has_own_teacher and work.teacher_kind != "ema" and not work.teacher_offload:
-        yield "teacher_offload: cpu", {"teacher_offload": True}
+        if work.student.linear_bits is None and work.device == "cuda":
+            yield "load_in_4bit: true", {"student": replace(work.student, linear_bits=FOUR_BITS)}
     if work.reference_model:
         yield "beta: 0.0", {"reference_model": False}
+
+
+def teacher_changes(work: Workload) -> Iterator[tuple[str, dict]]:
+    """Where teachers with weights of their own lie."""
+    if not work.teachers_here:
+        return
+    if work.teachers:
+        halved = (replace(x, size=replace(x.size, width=2)) for x in work.teachers_here)
+        yield "teacher_model_init_kwargs: {dtype: bfloat16}", {"teachers": (*halved, *work.teachers_served)}
+        field = "teachers: URLs" if work.teachers[0].name else "teacher_server_url: that"
+        served = tuple(replace(teacher, served=True) for teacher in work.teachers)
+        change = f"{field} of opd-trl serve-teacher, on GPUs of its own"
+        yield change, {"teachers": served, "teacher_offload": False}
+    if work.teacher_kind != "ema" and not work.teacher_offload:
+        yield "teacher_offload: cpu", {"teacher_offload": True}
+    if work.teacher_offload or work.teacher_batch_size is not None:
+        yield "teacher_batch_size: 1", {"teacher_batch_size": 1}
 
 
 def batch_changes(work: Workload) -> Iterator[tuple[str, dict]]:
     """How much goes through the model at a time."""
     if not work.gradient_checkpointing:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
-    if work.teacher_scores_ahead:
-        yield "teacher_batch_size: 1", {"teacher_batch_size": 1}
     batch, length = work.batch_size, work.completion_length
     if batch > 1:
         half = batch // 2
@@ -78,9 +91,11 @@ def generation_changes(work: Workload) -> Iterator[tuple[str, dict]]:
     if work.generation == "colocate":
         yield "vllm_enable_sleep_mode: true", {"vllm_sleeps": True}
         yield "vllm_mode: server, on GPUs of its own", {"generation": "server"}
+    steps = work.generation_batch_size // work.batch_size
+    if steps > 1 and (work.generation == "transformers" or work.teachers_ahead):
+        yield (
+            f"steps_per_generation {steps} -> {steps // 2}",
+            {"generation_batch_size": work.batch_size * (steps // 2)},
+        )
     if work.generation == "transformers":
-        steps = work.generation_batch_size // work.batch_size
-        if steps > 1:
-            fields = {"generation_batch_size": work.batch_size * (steps // 2)}
-            yield f"steps_per_generation {steps} -> {steps // 2}", fields
         yield "ds3_gather_for_generation: false", {"gather_for_generation": False}

@@ -7,8 +7,10 @@ from rich.console import Console
 from rich.table import Table
 
 from .advice import advice
-from .sizing import GIB, RESERVE, estimate, peak_moment, total, verdict
-from .workload import Engine, Workload
+from .component import GIB, RESERVE, peak_moment, total, verdict
+from .inputs import teacher_flag
+from .sizing import estimate
+from .workload import Engine, Teacher, Workload, stored_bytes
 
 
 NOT_COUNTED = (
@@ -19,7 +21,7 @@ NOT_COUNTED = (
 
 def size(work: Workload, engine: Engine, engines: list[Engine]) -> dict[str, Any]:
     """All figures of a plan, in bytes: those of `engine`, and the totals of all `engines`."""
-    parts = estimate(work, engine)
+    parts, separate = estimate(work, engine), work.teachers or work.teachers_here
     peak = peak_moment(parts)
     return {
         **summary(work, engine),
@@ -27,7 +29,10 @@ def size(work: Workload, engine: Engine, engines: list[Engine]) -> dict[str, Any
         "reserve": RESERVE,
         "student_parameters": work.student.parameters,
         "trained_parameters": work.trained_parameters,
-        "teacher_parameters": work.scorer.parameters if work.has_own_teacher else 0,
+        "teacher_parameters": sum(teacher.size.parameters for teacher in work.teachers_here),
+        "teachers": [
+            {"name": x.name, "parameters": x.size and x.size.parameters, "served": x.served} for x in separate
+        ],
         "prompt_length": work.prompt_length,
         "teacher_prompt_length": work.teacher_prompt_length,
         "peak": peak,
@@ -36,7 +41,35 @@ def size(work: Workload, engine: Engine, engines: list[Engine]) -> dict[str, Any
         "engines": [summary(work, other) for other in engines],
         "advice": [asdict(line) for line in advice(work, engine, engines)],
         "not_counted": NOT_COUNTED,
+        "notes": [note for teacher in work.teachers_served for note in notes(teacher, work.served_top_k)],
     }
+
+
+def notes(teacher: Teacher, served_top_k: int | None) -> list[str]:
+    """What the figures take a served teacher for.
+
+    Args:
+        teacher: with or without known sizes.
+        served_top_k: of the workload.
+    """
+    who = f"The served teacher {teacher.name}".strip()
+    if teacher.size is None:
+        kind = "" if served_top_k is None else f"{who} is counted as vLLM's completions endpoint, by its TopK alone. "
+        needed = "which this loss_support needs" if served_top_k is None else "in its place"
+        return [
+            f"{kind}NOT COUNTED: the LM head and the hidden states of {who[0].lower() + who[1:]} that opd-trl "
+            f"serve-teacher, {needed}, leaves here. Give --teacher-config {teacher_flag(teacher.name)} to count them."
+        ]
+    found = [f"{who} is counted as opd-trl serve-teacher: its LM head and its hidden states lie here."]
+    if served_top_k is not None:
+        found[0] += " vLLM's completions endpoint would leave its TopK alone."
+    if teacher.local_copy is not None:
+        size = gib(stored_bytes(teacher.size, teacher.size.width))
+        found.append(
+            f"{teacher.local_copy} is a local copy for the parity check at start, {size} GiB in the first process "
+            "before the student is loaded. It is not resident during training and not counted."
+        )
+    return found
 
 
 def summary(work: Workload, engine: Engine) -> dict[str, Any]:
@@ -56,6 +89,8 @@ def show(figures: dict[str, Any]) -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(heading(figures))
     console.print(component_table(figures))
+    for note in figures["notes"]:
+        console.print(f"\n{note}")
     console.print(conclusion(figures))
     console.print(engine_table(figures["engines"]))
     if figures["advice"]:
@@ -67,12 +102,28 @@ def show(figures: dict[str, Any]) -> None:
 def heading(figures: dict[str, Any]) -> str:
     """What is sized."""
     spread = f" on {figures['gpus']} GPUs" if figures["gpus"] > 1 else ""
-    teacher = f"teacher {figures['teacher_parameters']:,}" if figures["teacher_parameters"] else "its own teacher"
     return (
         f"Memory on each GPU, {figures['engine']}{spread}: an estimate, not a measurement.\n"
-        f"Student {figures['student_parameters']:,} parameters, {figures['trained_parameters']:,} trained; {teacher}; "
+        f"Student {figures['student_parameters']:,} parameters, {figures['trained_parameters']:,} trained; "
+        f"{teachers_in_words(figures['teachers'])}; "
         f"prompts of {figures['prompt_length']}, the teacher's of {figures['teacher_prompt_length']} tokens.\n"
     )
+
+
+def teachers_in_words(teachers: list[dict[str, Any]]) -> str:
+    """Which teachers there are.
+
+    >>> teachers_in_words([{"name": "math", "parameters": 1000, "served": False},
+    ...                    {"name": "code", "parameters": None, "served": True}])
+    'teachers math 1,000, code of unknown size behind HTTP'
+    """
+    if not teachers:
+        return "its own teacher"
+    words = [
+        (x["name"], f"{x['parameters']:,}" if x["parameters"] else "of unknown size", "behind HTTP" * x["served"])
+        for x in teachers
+    ]
+    return f"teacher{'s' * (len(words) > 1)} " + ", ".join(" ".join(filter(None, parts)) for parts in words)
 
 
 def conclusion(figures: dict[str, Any]) -> str:

@@ -1,4 +1,3 @@
-import json
 import re
 import shlex
 from pathlib import Path
@@ -7,56 +6,15 @@ import pytest
 import yaml
 from transformers import MambaConfig, Qwen3Config
 
-from opd_trl.cli import plan_report
 from opd_trl.cli.main import main
-from opd_trl.cli.plan import HELP, OWN_FLAGS, spellings
+from opd_trl.cli.plan import HELP
+from opd_trl.cli.planning import command
+from opd_trl.cli.planning.command import OWN_FLAGS, spellings
 from opd_trl.cli.recipes import find_recipe, recipe_names
-from tests import tiny
+from tests.cli.planning.sized import component
 
 
 OPD, OPSD, DEMO = "math/opd_qwen3_1.7b_from_8b", "system_prompt/opsd_qwen3_1.7b", "system_prompt/demo"
-
-
-@pytest.fixture
-def configs(here):
-    """Folders with the config.json of a student and of a teacher, without weights."""
-    tiny.build_model(hidden_size=64).config.save_pretrained(here / "student")
-    tiny.build_model(hidden_size=128).config.save_pretrained(here / "teacher")
-    return ["--student-config", "student", "--teacher-config", "teacher"]
-
-
-@pytest.fixture
-def plan(configs, here, capsys):
-    """Run `opd-trl plan`, return its figures; `.text` of the function is what it printed."""
-
-    def run(*argv: str, config: str = OPD, status: int = 0) -> dict:
-        models = configs if "teacher_model_name_or_path" in find_recipe(config).read_text() else configs[:2]
-        assert main(["plan", "--config", config, *models, "--json", "plan.json", *argv]) == status
-        run.text = capsys.readouterr().out
-        return json.loads((here / "plan.json").read_text())
-
-    return run
-
-
-@pytest.fixture
-def refuse(capsys):
-    """Run a command line that must be refused; return the one line of the error."""
-
-    def run(*argv: str) -> str:
-        with pytest.raises(SystemExit) as exit_:
-            raise SystemExit(main(["plan", *argv]))
-        assert exit_.value.code == 2
-        captured = capsys.readouterr()
-        assert captured.out == ""
-        assert captured.err.startswith("opd-trl plan: error: ")
-        assert captured.err.count("\n") == 1
-        return captured.err
-
-    return run
-
-
-def component(figures: dict, name: str) -> float:
-    return sum(part["bytes"] for part in figures["components"] if part["name"] == name)
 
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--config", "x", "--help"]])
@@ -93,7 +51,7 @@ def test_the_output_in_the_documentation_is_what_its_command_prints(here, capsys
         sizes = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers}
         config = Qwen3Config(**common, **sizes, num_attention_heads=heads, tie_word_embeddings=name == "qwen3-1.7b")
         config.save_pretrained(here / name)
-    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
     (command, shown) = re.search(r"```bash\n(opd-trl plan .*?)```\n\n```text\n(.*?)```", page, re.DOTALL).groups()
     assert main(shlex.split(command.replace("\\\n", " "))[1:]) == 0
     assert "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines()) == shown
@@ -172,14 +130,14 @@ def test_the_prompts_are_as_long_as_told(plan):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        ("", {"reference_model": False, "eight_bit_optimizer": False, "linear_bits": None, "mixed_precision": True}),
+        ("", {"loss_support": "intersection", "loss_top_k": 20}),
+        ("--loss_support sampled --loss_top_k 7", {"loss_support": "sampled", "loss_top_k": 7}),
+        ("", {"reference_model": False, "eight_bit_optimizer": False, "mixed_precision": True}),
         ("", {"gradient_checkpointing": True, "attention": "sdpa", "loss_memory_mib": None, "device": "cuda"}),
         ("", {"generation": "colocate", "vllm_share": 0.25, "vllm_sleeps": False, "gpu_memory": 80 * 2**30}),
         ("", {"batch_size": 2, "generation_batch_size": 8, "completion_length": 4096, "prompt_length": 512}),
         ("--beta 0.1", {"reference_model": True}),
         ("--optim adamw_8bit", {"eight_bit_optimizer": True}),
-        ("--use_peft --load_in_4bit", {"linear_bits": 4.5, "use_peft": True}),
-        ("--use_peft --load_in_8bit", {"linear_bits": 8.0}),
         ("--bf16 false", {"mixed_precision": False}),
         ("--bf16 false --fp16", {"mixed_precision": True}),
         ("--gradient_checkpointing false", {"gradient_checkpointing": False}),
@@ -198,10 +156,24 @@ def test_the_prompts_are_as_long_as_told(plan):
     ],
 )
 def test_the_fields_of_a_recipe_reach_the_workload(flags, expected, plan, monkeypatch):
-    seen, size = [], plan_report.size
-    monkeypatch.setattr(plan_report, "size", lambda work, *engines: seen.append(work) or size(work, *engines))
+    seen, size = [], command.size
+    monkeypatch.setattr(command, "size", lambda work, *engines: seen.append(work) or size(work, *engines))
     plan(*flags.split())
     assert {name: getattr(seen[0], name) for name in expected} == expected
+
+
+def test_quantized_linear_layers_take_their_bits(plan):
+    flags = ["--accelerate_config", "single_gpu", "--use_peft", "--lora_r", "1"]
+    flags += ["--lora_target_modules", "q_proj", "o_proj"]
+    linear = 2 * (64 * 32 * 2 + 64 * 16 * 2 + 3 * 64 * 128)  # of two layers: attention, MLP
+    whole = component(plan(*flags), "student weights")
+    adapter = 2 * 2 * (64 + 32)  # 16 bits beside a quantized base, else 32
+    for flag, bits in (("--load_in_4bit", 4.5), ("--load_in_8bit", 8)):
+        saved = whole - component(plan(*flags, flag), "student weights")
+        assert saved == linear * (4 - bits / 8) + adapter * 2
+    given = ["--teacher_model_init_kwargs", '{"quantization_config": {"load_in_4bit": true}}']
+    saved = component(plan(*flags), "teacher weights") - component(plan(*flags, *given), "teacher weights")
+    assert saved == 2 * (128 * 32 * 2 + 128 * 16 * 2 + 3 * 128 * 256) * (4 - 4.5 / 8)
 
 
 def test_a_teacher_may_rest_on_the_cpu(plan):
@@ -215,9 +187,10 @@ def test_a_teacher_may_rest_on_the_cpu(plan):
     )
 
 
-def test_a_gpu_generates_its_share_of_the_generation_batch(plan):
-    by_steps = plan("--use_vllm", "false", "--steps_per_generation", "3")
-    by_batch = plan("--use_vllm", "false", "--generation_batch_size", str(3 * 2 * 8))
+@pytest.mark.parametrize("launch", [[], ["--accelerate_config", "zero2"], ["--num_processes", "8"]], ids=str)
+def test_a_gpu_generates_its_share_of_the_generation_batch(plan, launch):
+    by_steps = plan("--use_vllm", "false", "--steps_per_generation", "3", *launch)
+    by_batch = plan("--use_vllm", "false", "--generation_batch_size", str(3 * 2 * 8), *launch)
     assert component(by_steps, "KV cache") == component(by_batch, "KV cache") > 0
 
 

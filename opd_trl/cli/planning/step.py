@@ -1,0 +1,161 @@
+"""What a step of the student takes, moment by moment: generation, its forward, the loss, backward."""
+
+import torch
+
+from ...losses.chunking import block_size_for, chunk_size_for
+from .component import BACKWARD, GENERATION, LOSS, MAX_LIVE_PARAMETERS, MOMENTS, STUDENT, Component, product
+from .workload import Engine, ModelSize, Workload, casts_weights, stream_width, trained_width
+
+
+# `(block, V)` float32 tensors of an elementwise loss, as torch allocates them (tests/cli/planning/test_peak.py): of
+# supports that gather, and at most, which is for jsd, where all ids are compared.
+TEMPORARIES, FULL_TEMPORARIES = 2, 15
+
+
+def generation(work: Workload, engine: Engine) -> list[Component]:
+    """vLLM's share of the GPU, or the KV cache of transformers: 2 x layers x kv size x tokens x batch x width.
+
+    ZeRO-3 gathers all weights to generate with transformers.
+    """
+    if work.generation == "server":
+        return []
+    if work.generation == "colocate":
+        how, moments = f"{work.vllm_share:g} of the GPU", (GENERATION,) if work.vllm_sleeps else MOMENTS
+        return [Component("vLLM, weights and cache", work.vllm_share * work.gpu_memory, how, moments)]
+    model, tokens = work.student, work.generation_batch_size * (work.prompt_length + work.completion_length)
+    per_token = 2 * model.num_layers * model.kv_size * work.compute_width
+    parts = [Component("KV cache", tokens * per_token, f"{tokens:,} tokens x {per_token:,} B", (GENERATION,))]
+    if engine.stage == 3 and engine.deepspeed and work.gather_for_generation:
+        how = f"gathered whole, {product(model.parameters, work.compute_width)}"
+        parts.append(Component("weights to generate", model.parameters * work.compute_width, how, (GENERATION,)))
+    return parts
+
+
+def layer_bytes_per_token(
+    model: ModelSize, sequence_length: int, *, width: int, stream: int, attention: str, adapters: int | None
+) -> int:
+    """Bytes that one decoder layer saves for backward, per token.
+
+        norms 2 (4 + stream) h  +  inputs of the linear layers 2 width h (5 width h where each casts its own)
+        + query, key and value of all heads, output 4 width q  [+ their norms (4 + width) (q + kv)]
+        + gated MLP 4 width I  +  sdpa: its mask, width s;  eager: the scores, heads s (4 + width)
+
+    and with LoRA, whose frozen layers keep no inputs,
+
+        norms 8 h  +  2 width (q + kv)  [+ norms 4 (q + kv)]  +  3 width I  +  adapters (5 h + q + I)  +  attention
+
+    with h the hidden size, q and kv the widths of queries and keys, I that of the MLP, s the sequence length, `stream`
+    the bytes of the residual stream and `adapters` those that an adapter keeps of each number of its input: what
+    dropout leaves of it, and the mask. None: no LoRA. Source: counted as in arXiv 2205.05198, section 4.1, for RMSNorm
+    in float32, rotary embeddings, grouped queries and a gated MLP without dropout, as transformers computes them.
+    """
+    hidden, queries, keys, inner = model.hidden_size, model.query_size, model.kv_size, model.intermediate_size
+    if adapters is None:
+        needed = 2 * (4 + stream) * hidden + (2 if stream == width else 5) * width * hidden
+        needed += 4 * width * (queries + inner) + (4 + width) * (queries + keys) * model.has_qk_norm
+    else:
+        needed = 8 * hidden + (2 * width + 4 * model.has_qk_norm) * (queries + keys) + 3 * width * inner
+        needed += adapters * (5 * hidden + queries + inner)
+    if attention == "eager":
+        return needed + model.num_heads * sequence_length * (4 + (width if width < 4 else 0))
+    return needed + (width * sequence_length if attention == "sdpa" else 0)
+
+
+def kept_by_adapters(work: Workload, engine: Engine) -> int | None:
+    """Bytes of each number of an adapter's input; a mask of dropout has one on a GPU and float32's four on a CPU.
+
+    Autocast casts the input; without it, it has the dtype of the adapter.
+    """
+    if not work.use_peft:
+        return None
+    width = work.compute_width if work.mixed_precision else trained_width(work, engine)
+    return width + (1 if work.device == "cuda" else 4)
+
+
+def activations(work: Workload, engine: Engine) -> list[Component]:
+    """What all layers save for backward.
+
+    With gradient checkpointing only their inputs, tokens x hidden x width; in backward one layer at a time: what it
+    saves, and the gradients of three tensors of its MLP.
+    """
+    model, width, stream = work.student, work.compute_width, stream_width(work, engine)
+    length = work.prompt_length + work.completion_length
+    tokens = work.batch_size * length
+    adapters = kept_by_adapters(work, engine)
+    per_token = layer_bytes_per_token(
+        model, length, width=width, stream=stream, attention=work.attention, adapters=adapters
+    )
+    if not work.gradient_checkpointing:
+        how = f"{model.num_layers} layers x {tokens:,} tokens x {per_token:,} B"
+        return [Component("activations", model.num_layers * tokens * per_token, how, STUDENT)]
+    inputs = model.num_layers * tokens * model.hidden_size
+    per_token += 3 * width * model.intermediate_size
+    return [
+        Component("checkpoints", inputs * stream, f"inputs of the layers, {product(inputs, stream)}", STUDENT),
+        Component("recomputed layer", tokens * per_token, f"{tokens:,} tokens x {per_token:,} B", (BACKWARD,)),
+    ]
+
+
+def hidden_states(work: Workload, engine: Engine) -> Component:
+    """Of the completion: all and kept rows of student and teacher, and the student's gradient."""
+    tokens, width = work.batch_size * work.completion_length, work.compute_width
+    teacher = max((model.hidden_size for model in work.scorers), default=0)
+    per_token = 3 * stream_width(work, engine) * work.student.hidden_size + 2 * width * teacher
+    return Component("hidden states", tokens * per_token, f"{tokens:,} tokens x {per_token:,} B", STUDENT)
+
+
+def working_weights(work: Workload, engine: Engine) -> Component:
+    """The student's weights as the products read them: cast by autocast, or gathered where they are sharded.
+
+    Autocast keeps what it casts until the forward ends; a frozen or recomputed layer keeps its own alone. ZeRO-3
+    gathers up to `stage3_max_live_parameters`, FSDP2 two layers, and it reduces the gradients of one.
+    """
+    model, width, moments = work.student, work.compute_width, STUDENT
+    if casts_weights(work, engine):
+        count, how = model.linear_parameters, "cast to 16 bits"
+        if work.gradient_checkpointing:
+            count, moments = (model.layer_parameters, STUDENT) if work.use_peft else (count, (LOSS,))
+    elif engine.fsdp:
+        count, how = 3 * model.layer_parameters, "two layers gathered, gradients of one"
+    else:
+        count, how = min(model.parameters, MAX_LIVE_PARAMETERS) if engine.stage == 3 else 0, "gathered"
+    return Component("working weights", count * width, f"{how}, {product(count, width)}", moments)
+
+
+def head(work: Workload, engine: Engine) -> list[Component]:
+    """The loss's two float32 chunks of logits, one more in 16 bits for the products, and temporaries of a block.
+
+    Then the head's gradient, summed over the chunks in float32, and the heads that are cast or gathered whole. The
+    loss against each teacher has a gradient of its own until backward: as many as a micro-batch has rows, or of every
+    teacher where weights are sharded, since each rank then runs all of them.
+    """
+    student, width = work.student, work.compute_width
+    vocab_size, device = student.vocab_size, torch.device(work.device)
+    budget = None if work.loss_memory_mib is None else work.loss_memory_mib * 2**20
+    rows = min(work.batch_size * work.completion_length, chunk_size_for(vocab_size, device, budget=budget))
+    block = min(rows, block_size_for(vocab_size, device))
+    temporaries = FULL_TEMPORARIES if work.loss_support == "full" else TEMPORARIES
+    chunks = vocab_size * (rows * (2 * 4 + (2 if width == 2 else 0)) + block * temporaries * 4)
+    parts = [Component("loss chunk", chunks, f"2 x {rows:,} tokens x {vocab_size:,} x 4 B, and blocks", (LOSS,))]
+    if not work.use_peft:
+        teachers = max(1, len(work.teachers))
+        held = (teachers if engine.stage == 3 else min(teachers, work.batch_size)) - 1
+        shape, stored = student.head_parameters, 4 + held * trained_width(work, engine)
+        how = product(shape, stored) + (f", of {held + 1} teachers" if held else "")
+        parts.append(Component("LM head gradient", shape * stored, how, STUDENT))
+    shape, how = head_copies(work, engine)
+    return [*parts, Component("LM heads", shape * width, f"{how}, {product(shape, width)}", (LOSS,))]
+
+
+def head_copies(work: Workload, engine: Engine) -> tuple[int, str]:
+    """Weights of heads that are cast or gathered whole for the loss, and why.
+
+    Casts and FSDP2's gathered heads of several teachers come one after the other; ZeRO-3 gathers all at once.
+    """
+    own = work.student.head_parameters
+    if casts_weights(work, engine):
+        return own + max((x.head_parameters for x in work.scorers if x.width == 4), default=0), "cast to 16 bits"
+    if engine.stage < 3:
+        return 0, ""
+    sharded = [teacher.size.head_parameters for teacher in work.teachers_here]
+    return own + (sum(sharded) if engine.deepspeed else max(sharded, default=0)), "gathered whole"
