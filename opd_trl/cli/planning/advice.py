@@ -58,15 +58,12 @@ def model_changes(work: Workload) -> Iterator[tuple[str, dict]]:
 
 def teacher_changes(work: Workload) -> Iterator[tuple[str, dict]]:
     """Where teachers with weights of their own lie."""
-    if not work.teachers_here:
-        return
     if work.teachers:
         halved = (replace(x, size=replace(x.size, width=2)) for x in work.teachers_here)
         yield "teacher_model_init_kwargs: {dtype: bfloat16}", {"teachers": (*halved, *work.teachers_served)}
         field = "teachers: URLs" if work.teachers[0].name else "teacher_server_url: that"
         served = tuple(replace(teacher, served=True) for teacher in work.teachers)
-        change = f"{field} of opd-trl serve-teacher, on GPUs of its own"
-        yield change, {"teachers": served, "teacher_offload": False}
+        yield f"{field} of opd-trl serve-teacher, on GPUs of its own", {"teachers": served}
     if work.teacher_kind != "ema" and not work.teacher_offload:
         yield "teacher_offload: cpu", {"teacher_offload": True}
     if work.teacher_offload or work.teacher_batch_size is not None:

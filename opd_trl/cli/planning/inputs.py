@@ -97,7 +97,7 @@ def teacher_folders(given: list[str], names: list[str]) -> dict[str, str]:
     folders = {}
     for text in given:
         name, _, folder = text.partition("=")
-        if name not in names or not name:
+        if name not in names:
             expected = " ".join(map(teacher_flag, names))
             raise ValueError(f"--teacher-config {text} is for none of the recipe's teachers. Expected {expected}.")
         folders[name] = folder

@@ -40,6 +40,16 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(work):
     assert by_name(without, ZERO2)["activations"] > 10 * by_name(work, ZERO2)["checkpoints"]
 
 
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [({}, 2 + 1), ({"device": "cpu"}, 2 + 4), ({"mixed_precision": False}, 4 + 1)],  # cast by autocast, or float32
+)
+def test_an_adapter_keeps_its_input_and_the_mask_of_dropout(work, student, fields, kept):
+    lora = replace(work, use_peft=True, gradient_checkpointing=False, student=replace(student, width=2), **fields)
+    per_token = 8 * 2048 + (2 * 2 + 4) * (2048 + 1024) + 3 * 2 * 6144 + kept * (5 * 2048 + 2048 + 6144) + 2 * 4608
+    assert by_name(lora, SINGLE)["activations"] == 28 * 2 * 4608 * per_token
+
+
 def test_autocast_casts_float32_weights_and_no_others(work, student):
     assert by_name(work, SINGLE)["working weights"] == 2 * student.linear_parameters
     assert by_name(replace(work, use_peft=True), SINGLE)["working weights"] == 2 * student.layer_parameters
