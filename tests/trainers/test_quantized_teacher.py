@@ -11,7 +11,8 @@ from tests.trainers.build import fixed_batch, opd_trainer
 
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed: pip install '.[quantization]'"
+    importlib.util.find_spec("bitsandbytes") is None,
+    reason="bitsandbytes is not installed: pip install '.[quantization]'",
 )
 EIGHT_BITS = {"quantization_config": {"load_in_8bit": True}}
 FOUR_BITS = {"quantization_config": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}}
