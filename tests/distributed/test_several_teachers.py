@@ -12,6 +12,19 @@ def wide_path(tmp_path_factory) -> str:
     return tiny.save(tmp_path_factory.mktemp("wide"), seed=2, hidden_size=64)
 
 
+@pytest.fixture(scope="module")
+def setting(student_path, teacher_path, wide_path) -> dict:
+    return {"kind": "opd", "student": student_path, "teachers": {"a": teacher_path, "b": wide_path}}
+
+
+@pytest.fixture(scope="module")
+def reference(setting, tmp_path_factory):
+    """One process with both teachers."""
+    outcome = run_job("1 process", tmp_path_factory.mktemp("reference"), per_device=8, accumulate=1, **setting)
+    assert outcome.log[0]["loss"] > 0.1
+    return outcome
+
+
 @pytest.mark.parametrize(
     ("engine", "per_device", "options"),
     [
@@ -22,20 +35,15 @@ def wide_path(tmp_path_factory) -> str:
     ids=str,
 )
 def test_an_engine_that_shards_the_teachers_trains_as_one_process(
-    tmp_path, student_path, teacher_path, wide_path, engine, per_device, options
+    tmp_path, setting, reference, engine, per_device, options
 ):
-    setting = {"kind": "opd", "student": student_path, "teachers": {"a": teacher_path, "b": wide_path}}
-    reference = run_job("1 process", tmp_path / "reference", per_device=8, accumulate=1, **setting)
     split = {"per_device": per_device, "accumulate": 4 // per_device, "options": options}
     outcome = run_job(engine, tmp_path / "engine", **split, **setting)
-    assert reference.log[0]["loss"] > 0.1
     assert max(deviation(outcome, reference).values()) < 1e-5
 
 
-def test_two_processes_ask_one_server(tmp_path, student_path, teacher_path, wide_path):
-    local = {"kind": "opd", "student": student_path, "teachers": {"a": teacher_path, "b": wide_path}}
-    reference = run_job("1 process", tmp_path / "reference", per_device=8, accumulate=1, **local)
+def test_two_processes_ask_one_server(tmp_path, setting, reference, wide_path):
     with serve(wide_path) as url:
-        served = local | {"teachers": {"a": teacher_path, "b": url}}
+        served = setting | {"teachers": setting["teachers"] | {"b": url}}
         outcome = run_job("DDP", tmp_path / "engine", per_device=2, accumulate=2, **served)
     assert max(deviation(outcome, reference).values()) < 1e-5

@@ -19,6 +19,11 @@ def refused(capsys, monkeypatch):
     monkeypatch.delenv("OPD_TRL_API_KEY", raising=False)
     monkeypatch.setattr(serve_teacher.signal, "signal", lambda *_: None)  # those of pytest stay
 
+    def serve(self, sockets):
+        raise AssertionError("it serves")
+
+    monkeypatch.setattr("uvicorn.Server.run", serve)
+
     def run(*argv: str) -> str:
         try:
             status = main(["serve-teacher", *argv])
@@ -108,7 +113,7 @@ def test_a_missing_package_names_the_extra(refused, monkeypatch, missing):
         (["--max-length", "600"], "--max-length 600 exceeds the context window of 512 tokens. Give at most 512."),
         (["--device", "abacus"], "on abacus: "),
         (["--model-init-kwargs", '{"dtpe": "float32"}'], "unexpected keyword argument 'dtpe'"),
-        (["--model-init-kwargs", '{"quantization_config": {"load_in_4bit": true}}'], "bitsandbytes"),
+        (["--model-init-kwargs", '{"quantization_config": {"quant_method": "abacus"}}'], "abacus"),
     ],
 )
 def test_what_cannot_be_loaded_is_one_line(refused, student_path, flags, text):

@@ -1,12 +1,14 @@
 """A teacher in 8 or 4 bits by `teacher_model_init_kwargs`, bitsandbytes on the CPU: never silently wrong."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
 
 from tests import tiny
 from tests.distributed.launch import deviation, needs_deepspeed, run_job
+from tests.serving.server import serve
 from tests.trainers.build import fixed_batch, opd_trainer
 
 
@@ -40,6 +42,16 @@ def test_a_quantized_teacher_scores_like_itself_within_its_rounding(
     assert losses[1] != losses[0]
     trainer.train()
     assert trainer.state.global_step == 1
+
+
+def test_a_quantized_teacher_can_be_served(tmp_path, student_path, teacher_path):
+    losses = []
+    with serve(teacher_path, "--model-init-kwargs", json.dumps(FOUR_BITS)) as url:
+        for teacher, kwargs in ((teacher_path, FOUR_BITS), (url, None)):
+            trainer = opd_trainer(tmp_path, student_path, teacher, teacher_model_init_kwargs=kwargs)
+            torch.manual_seed(0)
+            losses.append(trainer._compute_loss(trainer.model, fixed_batch(trainer)).item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)  # its 4-bit products depend on the batch
 
 
 def test_a_quantized_teacher_is_not_offloaded(tmp_path, student_path, teacher_path):
