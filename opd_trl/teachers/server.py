@@ -44,6 +44,7 @@ class TeacherServer:
     """
 
     def __init__(self, url: str, **options: Any):
+        self._probe: tuple[list[int], int, Tensor] | None = None
         self.transport = Transport(url, on_return=self._check_same_model, **options)
         self.url = self.transport.url
         models = self._get("/v1/models", "the list of its models").get("data")
@@ -52,7 +53,6 @@ class TeacherServer:
         self.model: str = models[0]["id"]
         self.max_length: int | None = models[0].get("max_model_len")
         self.is_ours = models[0].get("owned_by") == OURS
-        self._probe: tuple[list[int], int, Tensor] | None = None
 
     # Scores
 

@@ -115,6 +115,17 @@ def test_a_server_that_is_not_there_is_an_error_with_its_address(caplog):
     assert sum("Attempt" in line for line in caplog.messages) == 2
 
 
+def test_a_server_that_is_still_starting_is_waited_for(served_path):
+    port = free_port()
+    found = []
+    wait = {"retries": 60, "backoff": 0.5, "timeout": 30.0}
+    thread = threading.Thread(target=lambda: found.append(client(f"http://127.0.0.1:{port}", **wait)))
+    thread.start()
+    with server_process(served_path, port=port):
+        thread.join(60)
+    assert found[0].is_ours
+
+
 def test_a_wrong_or_missing_key_names_the_variable(served_path):
     with server_process(served_path, env={"OPD_TRL_API_KEY": "secret"}) as (url, _):
         for key in (None, "wrong"):
