@@ -14,6 +14,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from ..teachers import OURS
 from .answers import PIECE, CompletionsAnswer, pieces, tensor_bytes
 from .bodies import (
     CompletionsBody,
@@ -180,7 +181,7 @@ def build_app(scorer: Scorer, *, name: str, head_file: Path, limits: Limits, api
     )
     add_errors(app)
     vocabulary = json.dumps({"vocab": scorer.tokenizer.get_vocab()}).encode()
-    model = {"id": name, "object": "model", "owned_by": "opd_trl", "max_model_len": scorer.max_length}
+    model = {"id": name, "object": "model", "owned_by": OURS, "max_model_len": scorer.max_length}
 
     @app.get("/health")
     async def health() -> dict[str, str]:

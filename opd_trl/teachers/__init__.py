@@ -1,7 +1,7 @@
 """Floor 1: who scores the completion, and whether its vocabulary is the student's."""
 
 from .scoring import scoring_mode
-from .server import PROBE_TEXT, SAME_MODEL, TeacherServer
+from .server import OURS, PROBE_TEXT, SAME_MODEL, TeacherServer
 from .sharding import whole_state_dict, write_whole
 from .teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher, Teacher, self_teacher
 from .transport import TeacherServerError
@@ -9,6 +9,7 @@ from .vocabulary import check_same_vocabulary, shared_rows
 
 
 __all__ = [
+    "OURS",
     "PROBE_TEXT",
     "SAME_MODEL",
     "AdapterTeacher",

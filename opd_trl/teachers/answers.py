@@ -6,6 +6,7 @@ from typing import Any
 
 import requests
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
 
@@ -128,7 +129,7 @@ def read_tensors(response: requests.Response, shapes: dict[str, tuple[int | None
     """
     try:
         tensors = load(response.content)
-    except Exception as error:  # safetensors raises its own class for whatever is wrong with the bytes
+    except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype that torch does not have
         raise BadAnswerError(f"the answer of {len(response.content)} bytes is no safetensors ({error}).") from error
     for name, shape in shapes.items():
         found = tuple(tensors[name].shape) if name in tensors else None

@@ -85,7 +85,6 @@ class TeacherServer:
                 json_of(response), sequences, num_scored, model=self.model, top_k=top_k, vocab_size=vocab_size
             )
 
-        body["prompt_logprobs"] = top_k
         return self.transport.call("/v1/completions", check, what=what, body=body, verify=verify)
 
     def hidden_states(
@@ -116,7 +115,7 @@ class TeacherServer:
         try:
             return self.transport.call("/tokenize", json_of, what="tokens of a text", body=body)["tokens"]
         except TeacherServerError as error:
-            if "HTTP 404" in str(error) or "HTTP 405" in str(error):
+            if error.status in (404, 405):
                 return None
             raise
 

@@ -31,7 +31,16 @@ LONGEST_PAUSE = 30.0
 
 
 class TeacherServerError(RuntimeError):
-    """A teacher server cannot be used: not reached, refuses a request, or answers with what cannot be right."""
+    """A teacher server cannot be used: not reached, refuses a request, or answers with what cannot be right.
+
+    Args:
+        message: the error.
+        status: HTTP status of a refusal.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
 class BadAnswerError(ValueError):
@@ -125,7 +134,8 @@ class Transport:
         if response.status_code in PASSING:
             raise BadAnswerError(fault)
         hint = next((hint for sign, hint in HINTS.items() if sign in fault), "")
-        raise TeacherServerError(f"teacher server {self.url}{path} refuses {what}. {fault} {hint}".rstrip())
+        message = f"teacher server {self.url}{path} refuses {what}. {fault} {hint}".rstrip()
+        raise TeacherServerError(message, status=response.status_code)
 
     def map(self, send: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         """`send` for each item, at most `concurrency` at a time, in order; the first failure ends the others."""

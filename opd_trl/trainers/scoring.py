@@ -11,7 +11,7 @@ from .forward import MULTIMODAL_KEYS, Head, read_head
 from .passes import teacher_pass
 from .placement import is_sharded
 from .scores import HiddenStates, LogProbs, Scores
-from .served import ServedTeacher
+from .served import HIDDEN, LOG_PROBS, ServedTeacher
 
 
 # Batch entries that a teacher's forward reads, one row per completion.
@@ -23,9 +23,6 @@ TEACHER_KEYS = (
     "teacher_prompt_ids",
     "teacher_prompt_mask",
 )
-# Batch entries that `score_ahead` leaves, and those of servers that send log-probabilities.
-HIDDEN = "teacher_hidden_states"
-LOG_PROBS = ("teacher_ids", "teacher_log_probs", "teacher_sampled_log_probs")
 
 
 def score_ahead(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -134,10 +131,12 @@ def merge(entries: dict[str, Tensor], found: dict[str, Tensor], rows: Tensor) ->
 def read_ahead(trainer, teacher, inputs: dict[str, Any], rows: Tensor | None) -> Scores:
     """The scores that `score_ahead` left in the batch for one teacher."""
     take = Scores(rows).select
-    if isinstance(teacher, ServedTeacher) and teacher.head is None:
+    if isinstance(teacher, ServedTeacher):
+        head = teacher.head
+    else:
+        head = read_head(trainer.accelerator.unwrap_model(teacher.model))
+    if head is None:
         return LogProbs(rows, *(take(inputs[name]) for name in LOG_PROBS))
-    is_served = isinstance(teacher, ServedTeacher)
-    head = teacher.head if is_served else read_head(trainer.accelerator.unwrap_model(teacher.model))
     return HiddenStates(rows, take(inputs[HIDDEN]), head)
 
 

@@ -30,6 +30,9 @@ logger = get_logger(__name__)
 KEY_VARIABLE = "OPD_TRL_API_KEY"
 #: Tokens of the sequence that asks a server at start what it serves.
 PROBE_LENGTH = 64
+# Batch entries with the scores of a teacher that scores ahead: its hidden states, or log-probabilities of a server.
+HIDDEN = "teacher_hidden_states"
+LOG_PROBS = ("teacher_ids", "teacher_log_probs", "teacher_sampled_log_probs")
 
 
 class ServedTeacher:
@@ -78,13 +81,14 @@ class ServedTeacher:
         mask = batch["completion_mask"].bool()
         if self.head is not None:
             nothing = self.head.weight.new_zeros(0, self.head.weight.size(1))
-            return {"teacher_hidden_states": spread(answers, mask, nothing)}
+            return {HIDDEN: spread(answers, mask, nothing)}
         nothing = torch.zeros(0, self.top_k)
-        return {
-            "teacher_ids": spread([answer.ids for answer in answers], mask, nothing.long()),
-            "teacher_log_probs": spread([answer.log_probs for answer in answers], mask, nothing),
-            "teacher_sampled_log_probs": spread([answer.sampled_log_probs for answer in answers], mask, nothing[:, 0]),
-        }
+        found = (
+            spread([answer.ids for answer in answers], mask, nothing.long()),
+            spread([answer.log_probs for answer in answers], mask, nothing),
+            spread([answer.sampled_log_probs for answer in answers], mask, nothing[:, 0]),
+        )
+        return dict(zip(LOG_PROBS, found, strict=True))
 
 
 def token_lists(batch: dict[str, Tensor]) -> tuple[list[list[int]], list[int]]:
@@ -239,9 +243,7 @@ def log_probs_of(hidden_states: Tensor, head: Head, sequence: list[int]) -> Tens
 def local_log_probs(path: str, sequence: list[int], args: OPDConfig) -> Tensor:
     """What a model on this machine says of a sequence."""
     with plain_models(args):
-        model = create_model_from_path(
-            path, **{"dtype": "auto", "device_map": None, "trust_remote_code": args.trust_remote_code}
-        )
+        model = create_model_from_path(path, dtype="auto", device_map=None, trust_remote_code=args.trust_remote_code)
     model = model.to(args.device).eval()
     ids = torch.tensor([sequence], device=args.device)
     hidden_states, _ = completion_hidden_states(model, ids, torch.ones_like(ids), len(sequence) - 1, multimodal={})
