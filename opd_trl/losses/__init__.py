@@ -9,8 +9,9 @@ from .divergences import forward_kl, generalized_jsd, reverse_kl
 from .from_log_probs import chunked_loss_from_log_probs
 from .log_probs import chunked_support_log_probs
 from .reduction import masked_mean
-from .sampled import sampled_token_loss
+from .sampled import extrapolated_logps, sampled_token_loss
 from .support import select_support, support_divergence
+from .tokens import importance_weight
 
 
 __all__ = [
@@ -18,8 +19,10 @@ __all__ = [
     "chunked_loss_from_log_probs",
     "chunked_support_log_probs",
     "chunked_support_loss",
+    "extrapolated_logps",
     "forward_kl",
     "generalized_jsd",
+    "importance_weight",
     "masked_mean",
     "reverse_kl",
     "sampled_token_loss",

@@ -10,8 +10,9 @@ from .chunking import block_size_for, chunk_size_for, chunks
 from .distribution import TeacherBlock
 from .fused import FusedHeadLoss
 from .gradients import LogitGradient
-from .head import LogitTransform
+from .head import LogitTransform, check_rows
 from .objective import Objective
+from .tokens import Tokens
 
 
 #: Figures per token, in the order in which an `Objective` returns them.
@@ -32,14 +33,17 @@ class BlockwiseLoss:
     objective: Objective
     transform: LogitTransform
     teacher: ChunkTeacher
-    token_weights: Tensor
-    completion_ids: Tensor | None
+    tokens: Tokens
     hidden_size: int
 
     def total(
         self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None, *, chunk_size: int | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and statistics of all tokens, from the student's hidden states `(N, H)` and its head."""
+        self.objective.check(self.tokens)
+        names = ("token_weights", "completion_ids", "sampling_logps", "reference_logps")
+        shapes = {name: x.shape for name, x in zip(names, self.tokens, strict=True) if x is not None}
+        check_rows(hidden_states.size(0), **shapes)
         if chunk_size is None:
             chunk_size = chunk_size_for(weight.size(0), weight.device)
         loss, *stats = FusedHeadLoss.apply(hidden_states, weight, bias, self, chunk_size, torch.is_grad_enabled())
@@ -48,16 +52,14 @@ class BlockwiseLoss:
     def __call__(self, raw: Tensor, rows: slice, want_gradient: bool):
         """See `ChunkLoss`; `raw` is overwritten."""
         teacher = self.teacher(rows)
-        weights = self.token_weights[rows]
-        completion_ids = None if self.completion_ids is None else self.completion_ids[rows]
+        tokens = self.tokens.rows(rows)
         losses, stats, sparse = [], [], []
         for block in chunks(raw.size(0), block_size_for(raw.size(1), raw.device)):
             logits = self.transform.apply(raw[block])
             loss, gradient, block_stats = self.objective(
                 logits,
                 teacher(block),
-                weights[block],
-                None if completion_ids is None else completion_ids[block],
+                tokens.rows(block),
                 want_gradient=want_gradient,
                 hidden_size=self.hidden_size,
             )

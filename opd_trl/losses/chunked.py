@@ -2,16 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import get_args
 
 from torch import Tensor
 
 from .blockwise import BlockwiseLoss
 from .distribution import FromLogits, TeacherBlock
-from .divergences import check_beta
 from .head import LogitTransform, check_rows, in_compute_dtype, project
-from .objective import LossSupport, Objective
-from .support import Divergence, Tail, check_choice, check_top_k
+from .objective import Baseline, LossSupport, Objective
+from .support import Divergence, Tail, check_top_k
+from .tokens import Tokens
 
 
 def chunked_support_loss(
@@ -29,6 +28,11 @@ def chunked_support_loss(
     stop_gradient: bool = True,
     pointwise_clip: float | None = None,
     completion_ids: Tensor | None = None,
+    baseline: Baseline | None = None,
+    extrapolation: float = 1.0,
+    reference_logps: Tensor | None = None,
+    importance_cap: float | None = None,
+    sampling_logps: Tensor | None = None,
     temperature: float = 1.0,
     student_lm_head_bias: Tensor | None = None,
     student_logit_scale: float = 1.0,
@@ -54,7 +58,12 @@ def chunked_support_loss(
         top_k: K of each model's TopK set; also the K of the `overlap` figure where the support is full or sampled.
         support: as in `select_support`, or `"full"` (every id) or `"sampled"` (`sampled_token_loss`).
         divergence, beta, tail, stop_gradient, pointwise_clip: as in `support_divergence`; not used by `"sampled"`.
-        completion_ids: `(N,)` int64, the sampled tokens; needed by `"sampled"` alone.
+        completion_ids: `(N,)` int64, the sampled tokens; needed by `"sampled"` and by importance weights.
+        baseline: of `"sampled"`: `"full"` subtracts minus the reverse KL from the advantage, `"top_k"` the part of it
+            on the student's TopK.
+        extrapolation, reference_logps: of `"sampled"`: the factor of `extrapolated_logps` and the `(N,)`
+            log-probabilities of the sampled tokens under the reference model.
+        importance_cap, sampling_logps: weight each token by `importance_weight`, where both are given.
         temperature: of both distributions.
         student_lm_head_bias, teacher_lm_head_bias: `(V,)`.
         student_logit_scale, teacher_logit_scale, student_final_logit_softcapping, teacher_final_logit_softcapping:
@@ -70,7 +79,8 @@ def chunked_support_loss(
 
     Raises:
         ValueError: an unknown option, `top_k` out of range, heads of different vocabularies, missing
-            `completion_ids`, tensors of another length than `student_hidden_states`, `chunk_size` below 1.
+            `completion_ids` or `reference_logps`, tensors of another length than `student_hidden_states`,
+            `chunk_size` below 1.
 
     Source: arXiv 2605.11182; forming head gradients in the forward as in Liger's fused linear losses.
 
@@ -82,8 +92,6 @@ def chunked_support_loss(
         >>> loss.item(), hidden.grad.abs().max().item(), stats["overlap"].tolist()  # the student is its own teacher
         (0.0, 0.0, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     """
-    check_choice("support", support, get_args(LossSupport))
-    check_beta(beta)
     if student_lm_head_weight.size(0) != teacher_lm_head_weight.size(0):
         raise ValueError(
             f"student and teacher heads must have the same vocabulary, got {student_lm_head_weight.size(0)} and "
@@ -92,15 +100,7 @@ def chunked_support_loss(
     if support in ("full", "sampled"):  # K serves the overlap figure alone
         top_k = min(top_k, student_lm_head_weight.size(0))
     check_top_k(top_k, student_lm_head_weight.size(0))
-    if support == "sampled" and completion_ids is None:
-        raise ValueError("support='sampled' needs completion_ids, the (N,) sampled tokens.")
-    check_rows(
-        student_hidden_states.size(0),
-        teacher_hidden_states=teacher_hidden_states.shape[:-1],
-        token_weights=token_weights.shape,
-        **({} if completion_ids is None else {"completion_ids": completion_ids.shape}),
-    )
-
+    check_rows(student_hidden_states.size(0), teacher_hidden_states=teacher_hidden_states.shape[:-1])
     teacher = TeacherHead(
         LogitTransform(temperature, teacher_logit_scale, teacher_final_logit_softcapping),
         teacher_hidden_states,
@@ -109,11 +109,21 @@ def chunked_support_loss(
         top_k,
     )
     chunk_loss = BlockwiseLoss(
-        Objective(top_k, support, divergence, beta, tail, stop_gradient, pointwise_clip),
+        Objective(
+            top_k,
+            support,
+            divergence,
+            beta,
+            tail,
+            stop_gradient,
+            pointwise_clip,
+            baseline=baseline,
+            extrapolation=extrapolation,
+            importance_cap=importance_cap,
+        ),
         LogitTransform(temperature, student_logit_scale, student_final_logit_softcapping),
         teacher,
-        token_weights,
-        completion_ids,
+        Tokens(token_weights, completion_ids, sampling_logps, reference_logps),
         hidden_size=student_hidden_states.size(-1),
     )
     return chunk_loss.total(student_hidden_states, student_lm_head_weight, student_lm_head_bias, chunk_size=chunk_size)

@@ -30,7 +30,7 @@ class FromLogits(NamedTuple):
 
     def at(self, ids: Tensor | None) -> Tensor:
         _, log_normalizer = normalize(self.logits, self.top_ids)
-        return (self.logits if ids is None else self.logits.gather(-1, ids)) - log_normalizer
+        return take(self.logits, ids) - log_normalizer
 
 
 class FromTopK(NamedTuple):
@@ -56,3 +56,8 @@ def normalize(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """
     probs, first = logits.softmax(-1), ids[:, :1]
     return probs, logits.gather(-1, first) - probs.gather(-1, first).log()
+
+
+def take(values: Tensor, ids: Tensor | None) -> Tensor:
+    """The entries `(n, K)` of `(n, V)` at `ids`; all of them where `ids` is None."""
+    return values if ids is None else values.gather(-1, ids)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .blockwise import BlockwiseLoss
 from .distribution import FromTopK, TeacherBlock
-from .divergences import check_beta
 from .head import LogitTransform, check_rows
 from .objective import Objective
 from .support import Divergence, Tail, check_choice
+from .tokens import Tokens
 
 
 #: Supports on which a teacher's own TopK, and its log-probability of the sampled token, are enough.
@@ -34,6 +34,10 @@ def chunked_loss_from_log_probs(
     pointwise_clip: float | None = None,
     completion_ids: Tensor | None = None,
     completion_log_probs: Tensor | None = None,
+    extrapolation: float = 1.0,
+    reference_logps: Tensor | None = None,
+    importance_cap: float | None = None,
+    sampling_logps: Tensor | None = None,
     temperature: float = 1.0,
     student_lm_head_bias: Tensor | None = None,
     student_logit_scale: float = 1.0,
@@ -54,8 +58,9 @@ def chunked_loss_from_log_probs(
         support: `"teacher"`, `"intersection"` with the student's TopK of the same K, or `"sampled"`.
         completion_ids, completion_log_probs: `(N,)`, the sampled tokens and the teacher's log-probabilities of them;
             needed by `"sampled"` alone.
-        divergence, beta, tail, stop_gradient, pointwise_clip, temperature, student_lm_head_bias, student_logit_scale,
-            student_final_logit_softcapping, chunk_size: as in `chunked_support_loss`.
+        divergence, beta, tail, stop_gradient, pointwise_clip, extrapolation, reference_logps, importance_cap,
+            sampling_logps, temperature, student_lm_head_bias, student_logit_scale, student_final_logit_softcapping,
+            chunk_size: as in `chunked_support_loss`.
 
     Returns:
         loss and stats, as `chunked_support_loss`.
@@ -72,7 +77,6 @@ def chunked_loss_from_log_probs(
         0.0
     """
     check_choice("support", support, get_args(KnownSupport))
-    check_beta(beta)
     if support == "sampled" and (completion_ids is None or completion_log_probs is None):
         raise ValueError(
             "support='sampled' needs completion_ids and completion_log_probs: the (N,) sampled tokens and the "
@@ -83,23 +87,29 @@ def chunked_loss_from_log_probs(
             f"teacher_ids and teacher_log_probs must have one shape (N, K), got {tuple(teacher_ids.shape)} and "
             f"{tuple(teacher_log_probs.shape)}."
         )
-    optional = {"completion_ids": completion_ids, "completion_log_probs": completion_log_probs}
-    check_rows(
-        student_hidden_states.size(0),
-        teacher_ids=teacher_ids.shape[:-1],
-        token_weights=token_weights.shape,
-        **{name: x.shape for name, x in optional.items() if x is not None},
-    )
+    rows = {"teacher_ids": teacher_ids.shape[:-1]}
+    if completion_log_probs is not None:
+        rows["completion_log_probs"] = completion_log_probs.shape
+    check_rows(student_hidden_states.size(0), **rows)
     ids, log_probs = teacher_ids, teacher_log_probs.detach()
     if support == "sampled":
         ids = torch.cat([ids, completion_ids.unsqueeze(-1)], dim=-1)
         log_probs = torch.cat([log_probs, completion_log_probs.detach().unsqueeze(-1)], dim=-1)
     chunk_loss = BlockwiseLoss(
-        Objective(teacher_ids.size(-1), support, divergence, beta, tail, stop_gradient, pointwise_clip),
+        Objective(
+            teacher_ids.size(-1),
+            support,
+            divergence,
+            beta,
+            tail,
+            stop_gradient,
+            pointwise_clip,
+            extrapolation=extrapolation,
+            importance_cap=importance_cap,
+        ),
         LogitTransform(temperature, student_logit_scale, student_final_logit_softcapping),
         TeacherTopK(teacher_ids, ids, log_probs),
-        token_weights,
-        completion_ids,
+        Tokens(token_weights, completion_ids, sampling_logps, reference_logps),
         hidden_size=student_hidden_states.size(-1),
     )
     return chunk_loss.total(student_hidden_states, student_lm_head_weight, student_lm_head_bias, chunk_size=chunk_size)

@@ -1,24 +1,28 @@
 """What a block of logits contributes: its loss, the gradient in its logits, figures per token."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .distribution import TeacherBlock, normalize
+from .distribution import TeacherBlock, normalize, take
+from .divergences import check_beta
 from .gradients import LogitGradient
-from .sampled import sampled_token_loss
-from .support import Divergence, Tail, combine_supports, is_member, support_divergence
+from .sampled import extrapolated_logps, sampled_token_loss
+from .support import Divergence, Tail, check_choice, combine_supports, is_member, support_divergence
+from .tokens import Tokens, importance_weight
 from .topk import top_ids
 
 
 LossSupport = Literal["student", "teacher", "intersection", "union", "full", "sampled"]
+#: What is subtracted from the advantage of a sampled token: minus the reverse KL, over the vocabulary or on a TopK.
+Baseline = Literal["full", "top_k"]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The options of `support_divergence` and the support on which it is taken."""
+    """The options of `support_divergence` and the support on which it is taken; those of the sampled token."""
 
     top_k: int
     support: LossSupport
@@ -27,6 +31,36 @@ class Objective:
     tail: Tail
     stop_gradient: bool
     pointwise_clip: float | None
+    baseline: Baseline | None = None
+    extrapolation: float = 1.0
+    importance_cap: float | None = None
+
+    def check(self, tokens: Tokens) -> None:
+        """Raise ValueError where options do not fit the support, or the tokens lack what they ask for."""
+        check_choice("support", self.support, get_args(LossSupport))
+        check_beta(self.beta)
+        check_choice("baseline", self.baseline, (None, *get_args(Baseline)))
+        if self.support != "sampled" and (self.baseline is not None or self.extrapolation != 1.0):
+            raise ValueError(
+                f"baseline={self.baseline!r} and extrapolation={self.extrapolation} belong to support='sampled', got "
+                f"support={self.support!r}. Leave them out."
+            )
+        if self.extrapolation != 1.0 and tokens.reference_logps is None:
+            raise ValueError(
+                f"extrapolation={self.extrapolation} needs reference_logps, the (N,) log-probabilities of the sampled "
+                "tokens under the reference model."
+            )
+        if self.importance_cap is not None and self.importance_cap <= 0:
+            raise ValueError(f"importance_cap must be > 0, got {self.importance_cap}. Leave it out for no weights.")
+        needs_ids = self.support == "sampled" or self.weighs(tokens)
+        if needs_ids and tokens.ids is None:
+            raise ValueError(
+                "support='sampled' needs completion_ids, the (N,) sampled tokens, and importance weights do too."
+            )
+
+    def weighs(self, tokens: Tokens) -> bool:
+        """Are tokens weighted by importance? Without `sampling_logps` they come from the student itself: ratio 1."""
+        return self.importance_cap is not None and tokens.sampling_logps is not None
 
     def choose_ids(
         self, student_ids: Tensor, teacher_ids: Tensor, completion_ids: Tensor | None
@@ -38,10 +72,16 @@ class Objective:
             return completion_ids.unsqueeze(-1), None
         return combine_supports(student_ids, teacher_ids, support=self.support)
 
-    def per_token(self, student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def per_token(
+        self, student: Tensor, teacher: Tensor, mask: Tensor | None, baseline: Tensor | None, reference: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The loss of each token and the divergence that is reported, from log-probabilities on the support."""
         if self.support == "sampled":
-            return sampled_token_loss(student, teacher).squeeze(-1), (student - teacher).squeeze(-1)
+            student, teacher = student.squeeze(-1), teacher.squeeze(-1)
+            target = teacher
+            if self.extrapolation != 1.0:
+                target = extrapolated_logps(teacher, reference, factor=self.extrapolation)
+            return sampled_token_loss(student, target, baseline=baseline), student - teacher
         value = support_divergence(
             student,
             teacher,
@@ -53,6 +93,17 @@ class Objective:
             pointwise_clip=self.pointwise_clip,
         )
         return value, value
+
+    def expected_advantage(
+        self, probs: Tensor, logits: Tensor, log_normalizer: Tensor, student_ids: Tensor, teacher: TeacherBlock
+    ) -> Tensor | None:
+        """Minus the reverse KL `(n,)`, the mean of log q_y - log p_y over y ~ p; or that on the renormalised TopK."""
+        if self.baseline is None:
+            return None
+        if self.baseline == "top_k":
+            student = take(logits, student_ids)
+            return -support_divergence(student, teacher.at(student_ids), tail="renormalize")
+        return torch.linalg.vecdot(probs, teacher.at(None) - (logits - log_normalizer))
 
     def gradient_stays_on_support(self, *, num_ids: int, vocab_size: int, hidden_size: int) -> bool:
         """Is the gradient in the logits zero off the support, and the support small enough to use it?
@@ -67,8 +118,7 @@ class Objective:
         self,
         logits: Tensor,
         teacher: TeacherBlock,
-        token_weights: Tensor,
-        completion_ids: Tensor | None,
+        tokens: Tokens,
         *,
         want_gradient: bool,
         hidden_size: int,
@@ -80,24 +130,28 @@ class Objective:
         Args:
             logits: `(n, V)`, at the loss temperature.
             teacher: its distributions for the same tokens.
-            token_weights: `(n,)`.
-            completion_ids: `(n,)`, for the sampled support.
+            tokens: the n sampled tokens.
             want_gradient: without it the second result is None.
             hidden_size: H of the student.
         """
         student_ids, teacher_ids = top_ids(logits, self.top_k), teacher.top_ids
-        ids, mask = self.choose_ids(student_ids, teacher_ids, completion_ids)
+        ids, mask = self.choose_ids(student_ids, teacher_ids, tokens.ids)
         teacher_log_probs = teacher.at(ids)
         probs, log_normalizer = normalize(logits, student_ids)
-        student = (logits if ids is None else logits.gather(-1, ids)) - log_normalizer
+        student = take(logits, ids) - log_normalizer
         entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
         overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
+        weights = tokens.weights
+        if self.weighs(tokens):
+            sampled = (take(logits, tokens.ids.unsqueeze(-1)) - log_normalizer).squeeze(-1)
+            weights = weights * importance_weight(sampled, tokens.sampling_logps, cap=self.importance_cap)
+        baseline = self.expected_advantage(probs, logits, log_normalizer, student_ids, teacher)
         masses = [(x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher_log_probs)]
 
         with torch.set_grad_enabled(want_gradient):
             student.requires_grad_(want_gradient)
-            values, reported = self.per_token(student, teacher_log_probs, mask)
-            loss = (values * token_weights).sum()
+            values, reported = self.per_token(student, teacher_log_probs, mask, baseline, tokens.reference_logps)
+            loss = (values * weights).sum()
         gradient = None
         if want_gradient:
             (by_log_prob,) = torch.autograd.grad(loss, student)

@@ -44,3 +44,31 @@ def sampled_token_loss(
     if weight is not None:
         advantage = advantage * weight.detach()
     return -advantage * student_logps
+
+
+def extrapolated_logps(teacher_logps: Tensor, reference_logps: Tensor, *, factor: float) -> Tensor:
+    """factor log q_y - (factor - 1) log ref_y: what `sampled_token_loss` takes as the teacher to go beyond it.
+
+    The advantage is then -[log p_y - log ref_y - factor (log q_y - log ref_y)], and p is stationary, in expectation,
+    at the normalised q^factor ref^(1 - factor): the teacher for 1, the reference for 0, beyond the teacher above 1.
+
+    Args:
+        teacher_logps: `(...)`, log q_y of the sampled token, nats.
+        reference_logps: `(...)`, log ref_y of the same token, e.g. of the student at step 0.
+        factor: how far from the reference towards the teacher.
+
+    Returns:
+        `(...)`, nats, not normalised. No gradient.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: ExOPD, arXiv 2602.12125 (factor 1.25).
+
+    Example:
+        >>> import torch
+        >>> extrapolated_logps(torch.tensor([-1.0]), torch.tensor([-3.0]), factor=1.25).tolist()
+        [-0.5]
+    """
+    teacher_logps, reference_logps = as_pair(teacher_logps.detach(), reference_logps)
+    return reference_logps + factor * (teacher_logps - reference_logps)

@@ -16,7 +16,7 @@ from .divergences import (
 
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "mixed"]
-Tail = Literal["drop", "bucket", "renormalize"]
+Tail = Literal["drop", "bucket", "renormalize", "reweight"]
 Support = Literal["student", "teacher", "intersection", "union"]
 
 
@@ -124,6 +124,9 @@ def support_divergence(
       the reverse part with its stop-gradient.
     - `tail="drop"` ignores the rest of the vocabulary; `"bucket"` adds it as one more category of probability
       1 - sum_S; `"renormalize"` divides both by their mass on S first (the mass on S is then free).
+    - `tail="reweight"`, of the reverse KL with its stop-gradient alone: sum_S p r / sg(m) with m = sum_S p, the
+      policy gradient whose weights are the student's shares of the mass on S and whose log-ratios stay those of the
+      whole vocabulary: dL/dz_j = p_j (r_j 1_S(j) - sum_S p r) / m.
 
     `stop_gradient` acts on the reverse KL alone, and only a dropped tail feels it: with a bucket or renormalised
     probabilities the extra term sums to zero.
@@ -133,7 +136,7 @@ def support_divergence(
         teacher_log_probs: `(..., K)`, log q on the same ids; detached.
         divergence: `"reverse_kl"`, `"forward_kl"`, `"jsd"` or `"mixed"`.
         beta: share of the reverse side in `jsd` (0 forward, 1 reverse) and `mixed`.
-        tail: `"drop"`, `"bucket"` or `"renormalize"`.
+        tail: `"drop"`, `"bucket"`, `"renormalize"` or `"reweight"`.
         stop_gradient: hold the log-ratio of the reverse KL constant.
         support_mask: `(..., K)` bool, False for entries outside S. A row without any entry gives a zero that keeps
             its graph (with `bucket`: the divergence of two empty supports, also zero).
@@ -144,10 +147,11 @@ def support_divergence(
         `(...)`, nats per token, float32 (float64 for float64 inputs), neither masked nor reduced.
 
     Raises:
-        ValueError: shapes differ, an unknown option, `beta` outside [0, 1], or K = 1 with `renormalize`, which is
-            identically zero.
+        ValueError: shapes differ, an unknown option, `beta` outside [0, 1], K = 1 with `renormalize`, which is
+            identically zero, or `reweight` with anything but the reverse KL and its stop-gradient.
 
-    Source: "The Many Faces of On-Policy Distillation", arXiv 2605.11182, eq. 12; `mixed` as in NeMo-RL.
+    Source: "The Many Faces of On-Policy Distillation", arXiv 2605.11182, eq. 12; `mixed` as in NeMo-RL; `reweight` as
+    in the code of "Rethinking On-Policy Distillation", arXiv 2604.13016.
 
     Example:
         >>> import torch
@@ -169,6 +173,11 @@ def support_divergence(
             "tail='renormalize' on a support of one token is identically zero. Use a larger top_k, "
             "tail='drop' or tail='bucket'."
         )
+    if tail == "reweight" and not (divergence == "reverse_kl" and stop_gradient):
+        raise ValueError(
+            f"tail='reweight' is a policy gradient: it needs divergence='reverse_kl' with stop_gradient=True, got "
+            f"{divergence!r} with {stop_gradient}. Use tail='drop' for other divergences."
+        )
     student, teacher = as_pair(student_log_probs, teacher_log_probs)
     if support_mask is not None:
         student, teacher = (x.masked_fill(~support_mask, LOG_ZERO) for x in (student, teacher))
@@ -178,6 +187,9 @@ def support_divergence(
         student, teacher = (torch.cat([x, log_tail(x)], dim=-1) for x in (student, teacher))
 
     terms = divergence_terms(student, teacher, divergence=divergence, beta=beta, stop_gradient=stop_gradient)
+    if tail == "reweight":
+        mass = student.detach().logsumexp(-1, keepdim=True).exp()
+        terms = terms / mass.clamp(min=torch.finfo(mass.dtype).tiny)  # an empty support has none
     if pointwise_clip is not None:
         terms = terms.clamp(max=pointwise_clip)
     if support_mask is not None:
