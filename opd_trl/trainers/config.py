@@ -7,6 +7,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from .config_checks import check_config
+from .methods import apply_method, given_fields
 
 
 #: Processes of the job that a recipe is checked for, where it is not this process that trains.
@@ -41,6 +42,15 @@ class OPDConfig(GRPOConfig):
         "teacher_chat_template_kwargs",
         "teachers",
     ]
+
+    # Method
+    method: str | None = field(
+        default=None,
+        metadata={
+            "help": "A published method by name (`opd-trl methods`) sets its fields; one that is also given by hand "
+            "wins, and the log says so."
+        },
+    )
 
     # Defaults that differ from GRPOConfig
     num_generations: int | None = field(
@@ -162,12 +172,45 @@ class OPDConfig(GRPOConfig):
     loss_tail: str = field(
         default="renormalize",
         metadata={
-            "help": "Probability outside the support: renormalize both models on it; bucket = one more category; drop."
+            "help": "Probability outside the support: renormalize both models on it; bucket = one more category; "
+            "drop; reweight = drop, over the student's mass on the support (policy gradient)."
         },
     )
     stop_gradient: bool = field(
         default=True,
         metadata={"help": "Hold the log-ratio of the reverse KL constant (eq. 12): the unbiased TopK gradient."},
+    )
+    loss_pointwise_clip: float | None = field(
+        default=None,
+        metadata={
+            "help": "Upper bound of each vocabulary entry's signed term (OPSD: 0.05). Negative terms stay, so the "
+            "loss can turn negative."
+        },
+    )
+    loss_baseline: str | None = field(
+        default=None,
+        metadata={
+            "help": "With loss_support sampled: subtract minus the reverse KL from the advantage, full, or top_k: on "
+            "the student's renormalised TopK (vOPD). Less variance, the same expectation."
+        },
+    )
+    loss_extrapolation: float = field(
+        default=1.0,
+        metadata={
+            "help": "With loss_support sampled: above 1 goes beyond the teacher, away from a reference model (ExOPD: "
+            "1.25)."
+        },
+    )
+    reference_model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "Reference model of loss_extrapolation. Default: the student at step 0."},
+    )
+    loss_importance_cap: float | None = field(
+        default=None,
+        metadata={
+            "help": "Weight each token by min(student now / student at sampling, cap): for vLLM, and where one "
+            "generation feeds several steps."
+        },
     )
     loss_temperature: float | None = field(
         default=None, metadata={"help": "Temperature of both distributions in the loss. Default: that of sampling."}
@@ -181,6 +224,13 @@ class OPDConfig(GRPOConfig):
     )
     num_loss_tokens_to_skip: int = field(
         default=0, metadata={"help": "First completion tokens left out of the distillation loss."}
+    )
+    loss_skip_first: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Texts whose tokens are left out of the loss at their first place in a completion, e.g. <think> "
+            "where the teacher opens its answers otherwise."
+        },
     )
     distillation_coef: float = field(default=1.0, metadata={"help": "Weight of the distillation loss."})
     distillation_coef_schedule: str = field(
@@ -201,7 +251,13 @@ class OPDConfig(GRPOConfig):
         default=1.0, metadata={"help": "Weight of GRPO's policy loss where reward functions are given."}
     )
 
+    def __new__(cls, *args, **kwargs):
+        config = super().__new__(cls)
+        config._given = given_fields(cls, args, kwargs)
+        return config
+
     def __post_init__(self):
+        apply_method(self, self._given)
         if self.num_generations == 1:
             self.num_generations = _SingleGeneration(1)
         super().__post_init__()

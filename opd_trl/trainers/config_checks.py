@@ -7,7 +7,7 @@ from typing import Any
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "mixed")
 TOP_K_SUPPORTS = ("student", "teacher", "intersection", "union")
 SUPPORTS = (*TOP_K_SUPPORTS, "full", "sampled")
-TAILS = ("drop", "bucket", "renormalize")
+TAILS = ("drop", "bucket", "renormalize", "reweight")
 #: Fields that name a separate teacher.
 SEPARATE_TEACHERS = ("teacher_model_name_or_path", "teacher_server_url", "teachers")
 CHOICES = {
@@ -17,6 +17,7 @@ CHOICES = {
     "teacher_offload": (None, "cpu"),
     "distillation_coef_schedule": ("constant", "linear"),
     "distillation_gate": (None, "correct", "incorrect"),
+    "loss_baseline": (None, "full", "top_k"),
 }
 NOT_NEGATIVE = (
     "num_loss_tokens_to_skip",
@@ -25,6 +26,7 @@ NOT_NEGATIVE = (
     "policy_coef",
     "teacher_server_retries",
 )
+ABOVE_ZERO = ("loss_temperature", "loss_pointwise_clip", "loss_importance_cap", "loss_extrapolation")
 AT_LEAST_ONE = ("max_teacher_prompt_length", "loss_memory_mib", "teacher_batch_size", "teacher_server_concurrency")
 
 
@@ -60,10 +62,10 @@ def check_choices(config) -> None:
         raise ValueError(
             f"divergence_beta must lie in [0, 1], got {config.divergence_beta}. 0 is the forward KL, 1 the reverse."
         )
-    if config.loss_temperature is not None and config.loss_temperature <= 0:
-        raise ValueError(
-            f"loss_temperature must be > 0, got {config.loss_temperature}. Leave it unset for that of sampling."
-        )
+    for name in ABOVE_ZERO:
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"{name} must be > 0, got {value}. Leave it unset for the default.")
     for name in AT_LEAST_ONE:
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -95,6 +97,12 @@ def check_loss(config) -> None:
         raise ValueError(
             f"loss_top_k must be >= 1, got {config.loss_top_k}. Use loss_support='full' for the whole vocabulary."
         )
+    check_sampled_options(config)
+    if config.loss_tail == "reweight" and not (config.divergence == "reverse_kl" and config.stop_gradient):
+        raise ValueError(
+            f"loss_tail='reweight' is a policy gradient on the support: it needs divergence='reverse_kl' with "
+            f"stop_gradient=True, got {config.divergence!r} with {config.stop_gradient}. Use loss_tail='drop'."
+        )
     if config.loss_support not in TOP_K_SUPPORTS:
         return
     # The union of two single tokens can hold two ids, so it alone has a gradient there.
@@ -112,4 +120,35 @@ def check_loss(config) -> None:
             "mechanism 2). Set stop_gradient=True or loss_tail='renormalize' unless you study the bias.",
             UserWarning,
             stacklevel=5,
+        )
+
+
+def check_sampled_options(config) -> None:
+    """Refuse options of the sampled token on other supports, and weights at two temperatures."""
+    extrapolates = config.loss_extrapolation != 1.0
+    for name, used in (("loss_baseline", config.loss_baseline is not None), ("loss_extrapolation", extrapolates)):
+        if used and config.loss_support != "sampled":
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} changes the advantage of a sampled token, and loss_support is "
+                f"{config.loss_support!r}. Set loss_support='sampled', or leave {name} out."
+            )
+    if config.loss_baseline == "top_k" and config.loss_top_k == 1:
+        raise ValueError(
+            "loss_baseline='top_k' with loss_top_k=1 is identically zero: one token has the whole renormalised mass. "
+            "Use a larger loss_top_k (vOPD: 100) or loss_baseline='full'."
+        )
+    if config.reference_model_name_or_path is not None and not extrapolates:
+        raise ValueError(
+            "reference_model_name_or_path is used by loss_extrapolation alone, which is 1. Set it above 1, or remove "
+            "the reference model."
+        )
+    if config.loss_importance_cap is not None and config.loss_temperature not in (None, config.temperature):
+        raise ValueError(
+            f"loss_importance_cap compares with the probabilities of sampling, at temperature={config.temperature}, "
+            f"and loss_temperature is {config.loss_temperature}. Leave loss_temperature unset."
+        )
+    if config.loss_pointwise_clip is not None and config.loss_support == "sampled":
+        raise ValueError(
+            "loss_pointwise_clip bounds the terms of a divergence, and loss_support='sampled' has one log-ratio. "
+            "Leave it out."
         )

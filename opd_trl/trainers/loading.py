@@ -1,5 +1,6 @@
 """Load whole models: a separate teacher, a second copy of the student, one to read from."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -40,3 +41,9 @@ def plain_models(args: OPDConfig) -> Iterator[None]:
 def one_device(args: OPDConfig) -> dict[str, Any]:
     """In a distributed job every rank holds the whole model; `device_map="auto"` would take other ranks' GPUs."""
     return {"device_map": None} if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}
+
+
+def copy_student(model, kwargs: dict[str, Any]) -> nn.Module | None:
+    """A copy of the student at step 0, before TRL changes it. LoRA needs none, and a path is loaded again."""
+    lora = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
+    return None if lora or isinstance(model, str) else copy.deepcopy(model)

@@ -9,22 +9,24 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
-from ..diagnostics import METRICS, divergence_by_teacher, dropped_tail_advice, token_means, token_sums
 from ..privileged import TeacherView, left_pad
 from ..teachers import Teacher
 from .checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
 from .config import OPDConfig
 from .config_checks import TOP_K_SUPPORTS
+from .figures import log_distillation
+from .loading import copy_student
+from .masks import loss_mask
 from .paper import PAPER
 from .passes import loss_options, student_pass
 from .placement import build_teacher, check_placement, find_teachers, prepare_teachers
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward
 from .routing import TEACHER_COLUMN, check_routes, is_routed, named_teachers, teacher_index
-from .scores import Scores
-from .scoring import score_ahead, score_micro_batch, stop_at_broken_teacher
+from .scoring import score_ahead, score_micro_batch
 from .served import ServedTeacher
 from .teacher_prompts import TeacherPrompts
+from .token_logps import build_reference, needs_student_at_start, token_logps
 
 
 logger = get_logger(__name__)
@@ -131,6 +133,7 @@ class OPDTrainer(GRPOTrainer):
         self._may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teachers = self._build_teachers(teachers, initial_copy)
         check_placement(self)
+        self._reference = build_reference(self, initial_copy)
         self._num_rows, windows = prepare_teachers(self)
         self._loss_options = loss_options(args, self.temperature, self._num_rows, self.accelerator.device)
         limits = [args.max_teacher_prompt_length, *(window - self.max_completion_length for window in windows)]
@@ -156,8 +159,8 @@ class OPDTrainer(GRPOTrainer):
         )
 
     def _copy_student(self, model, args, kwargs):
-        """A copy of the student at step 0, before TRL changes it; a separate teacher needs none."""
-        return None
+        """A copy of the student at step 0 where something needs it, before TRL changes the student."""
+        return copy_student(model, kwargs) if needs_student_at_start(args) else None
 
     def _build_teachers(self, found: dict[str, Any], initial_copy) -> dict[str, Teacher | ServedTeacher]:
         return {name: build_teacher(teacher, self.args) for name, teacher in found.items()}
@@ -185,17 +188,16 @@ class OPDTrainer(GRPOTrainer):
         if not self._has_rewards:
             for name in ("reward", "reward_std", "frac_reward_zero_std"):
                 self._metrics["train" if self.model.training else "eval"].pop(name, None)
-        loss_mask = output["completion_mask"] * output.get("tool_mask", 1)
-        loss_mask[:, : self.args.num_loss_tokens_to_skip] = 0
+        mask = loss_mask(self.args, output, self._tokenizer)
         if self.args.distillation_gate is not None:
             is_open = gate(self.args, self._rewards, self.reward_weights)
             self._metrics["train" if self.model.training else "eval"]["distillation/gate_open"].append(
                 is_open.float().mean().item()
             )
             own = self.accelerator.process_index * len(inputs)  # rewards are gathered from all processes
-            loss_mask = loss_mask * is_open[own : own + len(inputs), None]
-        output["loss_mask"] = loss_mask
-        output["num_loss_tokens"] = self.accelerator.gather(loss_mask.sum()).sum()
+            mask = mask * is_open[own : own + len(inputs), None]
+        output["loss_mask"] = mask
+        output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         if self._teacher_prompts.differ:
             names = [f"row {i} of this batch (prompt {str(row['prompt'])[:80]!r})" for i, row in enumerate(inputs)]
             output["teacher_prompt_ids"], output["teacher_prompt_mask"] = left_pad(
@@ -205,7 +207,7 @@ class OPDTrainer(GRPOTrainer):
             )
         if is_routed(self.teachers):
             output["teacher_index"] = teacher_index(inputs, list(self.teachers), self.accelerator.device)
-        return output | score_ahead(self, output)
+        return output | token_logps(self, output) | score_ahead(self, output)
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         """The old log-probs of a policy loss; where there is none, that forward is spared."""
@@ -246,7 +248,7 @@ class OPDTrainer(GRPOTrainer):
                 router_loss=self.aux_loss_enabled,
                 policy_temperature=self.temperature if self._policy_is_active else None,
             )
-        self._log_distillation(result.stats, inputs, scores)
+        log_distillation(self, result.stats, inputs, scores)
         loss = distillation_coef(self.args, self.state) * result.loss
         if self._policy_is_active:
             already_run = SimpleNamespace(
@@ -273,26 +275,3 @@ class OPDTrainer(GRPOTrainer):
         if self.model.training:
             tokens = tokens * self._num_micro_batches() / self.args.steps_per_generation
         return tokens
-
-    def _log_distillation(self, stats: dict[str, dict[str, Tensor]], inputs, scores: dict[str, Scores]) -> None:
-        if not all(figures["teacher_mass"].isfinite().all() for figures in stats.values()):
-            stop_at_broken_teacher(self, inputs, scores)
-        metrics = self._metrics["train" if self.model.training else "eval"]
-        # A rank on which a teacher has no row adds zeros.
-        sums = torch.zeros(len(self.teachers), len(METRICS) + 1, device=self.accelerator.device)
-        for row, name in zip(sums, self.teachers, strict=True):
-            if name in stats:
-                row += token_sums(stats[name])
-        sums = self.accelerator.reduce(sums, reduction="sum")
-        means = token_means(sums.sum(0))
-        if self._policy_is_active:
-            del means["entropy"]  # GRPO logs it
-        if is_routed(self.teachers):
-            means |= divergence_by_teacher(list(self.teachers), sums)
-        for name, value in means.items():
-            metrics[name].append(value)
-        if self._may_warn_of_dropped_tail and means["support/student_mass"] > 0:
-            advice = dropped_tail_advice(means["support/student_mass"])
-            if advice is not None:
-                self._may_warn_of_dropped_tail = False
-                logger.warning(advice)

@@ -1,15 +1,14 @@
 """OPSDTrainer: the student teaches itself, reading a privileged context that it will not see."""
 
-import copy
 from typing import Any
 
 from transformers import TrainerCallback
-from trl.trainer.utils import get_config_model_id
 
-from ..teachers import Teacher, self_teacher
-from .loading import load_student_again
+from ..teachers import Teacher
+from .loading import copy_student
 from .opd import OPDTrainer
 from .opsd_config import OPSDConfig
+from .placement import own_teacher
 from .resume import load_moving_teacher, save_moving_teacher
 
 
@@ -72,18 +71,13 @@ class OPSDTrainer(OPDTrainer):
         return {"": None}
 
     def _copy_student(self, model, args, kwargs):
-        lora = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
-        if lora or args.teacher_model_kind == "live" or isinstance(model, str):
-            return None
-        return copy.deepcopy(model)
+        if args.teacher_model_kind == "live":
+            return super()._copy_student(model, args, kwargs)
+        return copy_student(model, kwargs)
 
     def _build_teachers(self, found: dict[str, Any], initial_copy) -> dict[str, Teacher]:
-        kind = self.args.teacher_model_kind
-        student = self.accelerator.unwrap_model(self.model)
-        if initial_copy is None and kind != "live" and not hasattr(student, "peft_config"):
-            initial_copy = load_student_again(get_config_model_id(student.config), self.args)
-        rate = self.args.teacher_update_rate
-        return {"": self_teacher(student, kind=kind, update_rate=rate, initial_copy=initial_copy)}
+        kind, rate = self.args.teacher_model_kind, self.args.teacher_update_rate
+        return {"": own_teacher(self, kind=kind, rate=rate, initial_copy=initial_copy)}
 
     # Checkpoints
 

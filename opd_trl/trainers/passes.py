@@ -9,8 +9,16 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from ..losses import chunk_size_for, chunked_support_log_probs
 from ..privileged import join
 from .config import OPDConfig
-from .forward import MULTIMODAL_KEYS, completion_hidden_states, read_head, scatter, unique_tensors
+from .forward import MULTIMODAL_KEYS, Head, completion_hidden_states, read_head, scatter, unique_tensors
 from .scores import Scores
+
+
+# Arguments of the loss, one value per token, and the batch entries `(B, T)` that hold them.
+TOKEN_ENTRIES = {
+    "completion_ids": "completion_ids",
+    "reference_logps": "reference_logps",
+    "sampling_logps": "sampling_logps",
+}
 
 
 class StudentPass(NamedTuple):
@@ -35,6 +43,10 @@ def loss_options(
         "beta": args.divergence_beta,
         "tail": args.loss_tail,
         "stop_gradient": args.stop_gradient,
+        "pointwise_clip": args.loss_pointwise_clip,
+        "baseline": args.loss_baseline,
+        "extrapolation": args.loss_extrapolation,
+        "importance_cap": args.loss_importance_cap,
         "temperature": sampling_temperature if args.loss_temperature is None else args.loss_temperature,
         "chunk_size": chunk_size_for(vocab_size, device, budget=budget),
     }
@@ -108,14 +120,16 @@ def student_pass(
         head, losses, stats = head.rows(num_rows), [], {}
         for name, teacher in scores.items():
             at = teacher.select(kept)
-            ids = teacher.select(completion_ids)[at]
+            of_tokens = {
+                name: teacher.select(inputs[entry])[at] for name, entry in TOKEN_ENTRIES.items() if entry in inputs
+            }
             loss, stats[name] = teacher.loss(
                 teacher.select(hidden_states)[at],
                 head,
                 at,
-                torch.ones_like(ids, dtype=torch.float32) / num_loss_tokens,
+                torch.ones_like(of_tokens["completion_ids"], dtype=torch.float32) / num_loss_tokens,
                 {
-                    "completion_ids": ids,
+                    **of_tokens,
                     "student_lm_head_bias": head.bias,
                     "student_logit_scale": head.logit_scale,
                     "student_final_logit_softcapping": head.final_logit_softcapping,
@@ -125,19 +139,34 @@ def student_pass(
             losses.append(loss)
         per_token_logps = entropies = None
         if policy_temperature is not None:
-            scored = inputs["completion_mask"].bool()
-            log_probs, _, entropy = chunked_support_log_probs(
-                hidden_states[scored],
-                head.weight,
-                ids=completion_ids[scored].unsqueeze(-1),
-                bias=head.bias,
-                temperature=policy_temperature,
-                logit_scale=head.logit_scale,
-                final_logit_softcapping=head.final_logit_softcapping,
-                chunk_size=options["chunk_size"],
-            )
-            per_token_logps, entropies = scatter(log_probs.squeeze(-1), scored), scatter(entropy, scored)
+            per_token_logps, entropies = sampled_logps(hidden_states, head, inputs, policy_temperature, options)
     return StudentPass(torch.stack(losses).sum(), stats, aux_loss, per_token_logps, entropies)
+
+
+def logps_pass(model: nn.Module, inputs: dict[str, Any], num_rows: int, options: dict[str, Any]) -> Tensor:
+    """Log-probabilities `(b, T)` of the completions; runs inside the engine's forward of `model`."""
+    hidden_states, head = teacher_pass(model, inputs), read_head(model)
+    with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias))):
+        logps, _ = sampled_logps(hidden_states, head.rows(num_rows), inputs, options["temperature"], options)
+    return logps
+
+
+def sampled_logps(
+    hidden_states: Tensor, head: Head, inputs: dict[str, Any], temperature: float, options: dict[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of the completion tokens and entropies, both `(b, T)`, zero behind their end."""
+    scored = inputs["completion_mask"].bool()
+    log_probs, _, entropy = chunked_support_log_probs(
+        hidden_states[scored],
+        head.weight,
+        ids=inputs["completion_ids"][scored].unsqueeze(-1),
+        bias=head.bias,
+        temperature=temperature,
+        logit_scale=head.logit_scale,
+        final_logit_softcapping=head.final_logit_softcapping,
+        chunk_size=options["chunk_size"],
+    )
+    return scatter(log_probs.squeeze(-1), scored), scatter(entropy, scored)
 
 
 def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:

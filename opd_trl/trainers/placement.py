@@ -6,12 +6,13 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import get_config_model_id
 
-from ..teachers import ModelTeacher, Teacher, TeacherServerError, shared_rows
+from ..teachers import ModelTeacher, Teacher, TeacherServerError, self_teacher, shared_rows
 from .checks import check_teacher, text_config
 from .config import OPDConfig
 from .config_checks import is_url
-from .loading import load_teacher
+from .loading import load_student_again, load_teacher
 from .served import ServedTeacher, connect
 
 
@@ -47,6 +48,14 @@ def build_teacher(found, args: OPDConfig) -> Teacher | ServedTeacher:
     if isinstance(found, ServedTeacher):
         return found
     return ModelTeacher(load_teacher(found, args) if isinstance(found, str) else found)
+
+
+def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | None) -> Teacher:
+    """A teacher made of the student; see `self_teacher`."""
+    student = trainer.accelerator.unwrap_model(trainer.model)
+    if initial_copy is None and kind != "live" and not hasattr(student, "peft_config"):
+        initial_copy = load_student_again(get_config_model_id(student.config), trainer.args)
+    return self_teacher(student, kind=kind, update_rate=rate, initial_copy=initial_copy)
 
 
 def check_placement(trainer) -> None:

@@ -91,5 +91,5 @@ class LogProbs(Scores):
             self.log_probs[kept],
             weights,
             completion_log_probs=self.sampled_log_probs[kept],
-            **{name: value for name, value in options.items() if name != "top_k"},
+            **{name: value for name, value in options.items() if name not in ("top_k", "baseline")},
         )

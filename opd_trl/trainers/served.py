@@ -171,6 +171,11 @@ def check_loss_is_served(server: TeacherServer, args: OPDConfig) -> None:
             f"score ids that are chosen per position, only its own TopK and the sampled token. Use loss_support "
             f"{', '.join(get_args(KnownSupport))}. {ours}"
         )
+    if args.loss_baseline is not None:
+        raise ValueError(
+            f"loss_baseline={args.loss_baseline!r} with the teacher server {server.url}: the baseline needs the "
+            f"teacher on the student's ids, which a completions endpoint cannot score. Leave it out. {ours}"
+        )
     temperature = args.temperature if args.loss_temperature is None else args.loss_temperature
     if temperature != 1.0:
         raise ValueError(

@@ -1,0 +1,68 @@
+"""`opd-trl methods`: the published methods that `method:` sets."""
+
+import argparse
+import json
+import sys
+
+
+DESCRIPTION = """\
+List the published methods that the field `method` sets, or show one: its source, its fields, what differs here.
+
+  opd-trl methods                      all of them
+  opd-trl methods sdpo                 one, as YAML to copy
+  opd-trl opsd --method sdft ...       train with it; a field that is also given by hand wins
+  opd-trl recipes show methods/sdft    a complete recipe
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="opd-trl methods", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("name", nargs="?", help="show this method alone")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run `opd-trl methods`."""
+    args = make_parser().parse_args(argv)
+    from opd_trl.trainers.methods import METHODS, find_method
+
+    try:
+        chosen = METHODS if args.name is None else {args.name: find_method(args.name)}
+    except ValueError as error:
+        print(f"opd-trl methods: error: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps({name: vars(method) for name, method in chosen.items()}, indent=2))
+    elif args.name is None:
+        print_table(METHODS)
+    else:
+        print(as_text(args.name, chosen[args.name]), end="")
+    return 0
+
+
+def print_table(methods) -> None:
+    """One line per method."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "command", "source", "what it is", box=None, pad_edge=False)
+    for name, method in methods.items():
+        table.add_row(name, " or ".join(method.commands), method.source, method.title)
+    Console().print(table)
+    print("\nFields and differences of one: opd-trl methods NAME   Recipes: opd-trl recipes show methods/NAME")
+
+
+def as_text(name: str, method) -> str:
+    """A method as YAML, with source and differences as comments."""
+    import textwrap
+
+    import yaml
+
+    differs = method.differs or "Nothing differs."
+    command = " or ".join(method.commands)
+    lines = [f"{name}: {method.title}.", f"Source: {method.address}", f"Command: opd-trl {command}"]
+    lines += textwrap.wrap(f"Differs: {differs}", 112)
+    return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(method.fields, sort_keys=False)

@@ -1,0 +1,69 @@
+"""Log-probabilities of the sampled tokens besides the teacher's: of a reference model, and at sampling."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..teachers import ModelTeacher, Teacher
+from .config import OPDConfig
+from .loading import load_teacher
+from .passes import logps_pass
+from .placement import own_teacher, prepare_teacher
+from .scoring import check_no_images
+
+
+def needs_student_at_start(args: OPDConfig) -> bool:
+    """Is the student at step 0 the reference model?"""
+    return args.loss_extrapolation != 1.0 and args.reference_model_name_or_path is None
+
+
+def build_reference(trainer, initial_copy: nn.Module | None) -> Teacher | None:
+    """The reference model of an extrapolated loss, prepared with the engine; None where there is no extrapolation."""
+    args = trainer.args
+    if args.loss_extrapolation == 1.0:
+        return None
+    if args.reference_model_name_or_path is not None:
+        reference = ModelTeacher(load_teacher(args.reference_model_name_or_path, args))
+    else:
+        reference = own_teacher(trainer, kind="base", rate=0.0, initial_copy=copy.deepcopy(initial_copy))
+    if reference.model is not None:
+        reference.model = prepare_teacher(trainer, reference)
+    return reference
+
+
+def token_logps(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Entries `(B, T)` of a generation batch: `reference_logps`, and `sampling_logps` where tokens are weighted.
+
+    The sampler says itself what it sampled (vLLM); otherwise tokens are as likely as under the student that wrote
+    them, which is scored where it will have moved on before the last step that uses them.
+    """
+    args, entries = trainer.args, {}
+    if trainer._reference is not None:
+        entries["reference_logps"] = score_tokens(trainer, trainer._reference, batch)
+    if args.loss_importance_cap is not None:
+        known = [batch[name] for name in ("sampling_per_token_logps", "old_per_token_logps") if name in batch]
+        if known:
+            entries["sampling_logps"] = known[0]
+        elif args.gradient_accumulation_steps % (args.steps_per_generation * trainer.num_iterations):
+            entries["sampling_logps"] = score_tokens(trainer, Teacher(), batch)
+    return entries
+
+
+@torch.no_grad()
+def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
+    """Log-probabilities `(B, T)` of the completions after the student's own prompt, zero behind their end."""
+    check_no_images(batch)
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    parts = []
+    with model.scoring(trainer.model_wrapped) as module, trainer.accelerator.autocast():
+        plain = trainer.accelerator.unwrap_model(module)
+        for rows in torch.arange(len(batch["completion_ids"])).split(trainer.args.per_device_train_batch_size):
+            inputs = {name: batch[name][rows] for name in names}
+            parts.append(
+                trainer._forward_redirection(
+                    module, plain, logps_pass, plain, inputs, trainer._num_rows, trainer._loss_options
+                )
+            )
+    return torch.cat(parts)
