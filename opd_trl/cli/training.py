@@ -1,7 +1,10 @@
 """`opd-trl opd` and `opd-trl opsd`: parse strictly here, so that errors come early, then `accelerate launch`."""
 
 import importlib
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def main(name: str, argv: list[str]) -> int:
@@ -16,8 +19,7 @@ def main(name: str, argv: list[str]) -> int:
     if "--help-all" in argv:
         parser.print_help()
         return 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the training process gives them
+    with quiet():
         *parsed, from_recipe, from_command_line = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )
@@ -30,6 +32,20 @@ def main(name: str, argv: list[str]) -> int:
         )
     except (ValueError, ImportError) as error:  # ImportError: DeepSpeed is asked for and not installed
         parser.error(str(error))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leave warnings, and the log of what a method sets, to the training process."""
+    logger = logging.getLogger("opd_trl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def without(argv: list[str], *, flags: list[str]) -> list[str]:
