@@ -58,7 +58,7 @@ ABOUT = {
 }
 
 START = (
-    ("config", "Recipe: a name (`opd-trl recipes list`) or a YAML file. Each of its keys is a flag too; flags win."),
+    ("config", "Recipe: a name (`opd-trl recipes list`) or a file; given again, later ones win; flags win over all."),
     ("accelerate_config", "single_gpu, multi_gpu, zero1, zero2, zero3, fsdp2, cpu, or a file of `accelerate config`."),
     ("num_processes", "And every other flag of `accelerate launch`."),
     ("dataset_name", "Hub id, or a .jsonl, .json, .parquet or .csv file, or a folder with train.* and test.*."),

@@ -1,20 +1,20 @@
 """The strict parser of the training commands: TRL's, with recipes by name and no unknown key let through."""
 
 import dataclasses
-import difflib
+import os
 import sys
 from argparse import Action
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import yaml
 from trl import TrlParser
 from trl.scripts.utils import DatasetConfig
 
 from ..trainers.config import PROCESSES
-from .launching import as_flags, flag_name, launch_arity, num_processes, unknown_tokens
-from .recipes import FILE_KEYS, beside, find_recipe
+from ..trainers.methods import GIVEN
+from .launching import as_flags, launch_arity, num_processes, unknown_tokens
+from .recipes import Recipe, find_recipe, read_recipe, stacked
+from .spelling import suggest
 
 
 DATASET_FIELDS = [field.name for field in dataclasses.fields(DatasetConfig)]
@@ -23,16 +23,17 @@ DATASET_FIELDS = [field.name for field in dataclasses.fields(DatasetConfig)]
 class StrictParser(TrlParser):
     """[`~trl.TrlParser`] that stops at whatever it does not know, with one line and exit status 2.
 
-    Differences: `--config` takes a recipe's name as well as a path (`--config=...` too); an unknown key or flag is an
-    error that names the nearest right one; keys of `accelerate launch` are allowed in a recipe, and on the command
-    line where the caller launches (`return_remaining_strings=True`); files that a recipe names are looked for in the
-    working directory first, then beside the recipe; a value of the wrong type in a recipe is an error as on the
+    Differences: `--config` takes a recipe's name as well as a path (`--config=...` too), several times, later ones
+    winning; a recipe may extend others (`extends`, see `read_recipe`); an unknown key or flag is an error that names
+    the nearest right one; keys of `accelerate launch` are allowed in a recipe, and on the command line where the
+    caller launches (`return_remaining_strings=True`); files that a recipe names are looked for in the working
+    directory first, then beside the file that names them; a value of the wrong type in a recipe is an error as on the
     command line; no abbreviated flags.
     """
 
     def __init__(self, dataclass_types=None, **kwargs):
         super().__init__(dataclass_types, **{"allow_abbrev": False, **kwargs})
-        self._recipe: Path | None = None
+        self._recipe: Recipe | None = None
         self._launch_flags: list[str] = []
 
     def parse_args_and_config(
@@ -51,16 +52,16 @@ class StrictParser(TrlParser):
             separate_remaining_strings: the launch flags of the recipe and of the command line as two lists.
         """
         try:
-            return super().parse_args_and_config(
-                self._find_config(list(sys.argv[1:] if args is None else args)),
-                return_remaining_strings=return_remaining_strings,
-                fail_with_unknown_args=False,  # set_defaults_with_config has refused them already
-                separate_remaining_strings=separate_remaining_strings,
-            )
-        except yaml.YAMLError as error:
-            self.error(f"{self._recipe} is not valid YAML: {error}")
+            argv = self._take_recipe(list(sys.argv[1:] if args is None else args))
+            output = self.parse_args_into_dataclasses(argv, return_remaining_strings=return_remaining_strings)
         except (ValueError, TypeError, ImportError, OSError) as error:
             self.error(str(error))
+        if not return_remaining_strings:
+            return output
+        *parsed, from_line = output
+        if separate_remaining_strings:
+            return (*parsed, self._launch_flags, from_line)
+        return (*parsed, self._launch_flags + from_line)
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:
         """Take the values of a recipe as defaults; return the flags of `accelerate launch` among them."""
@@ -69,11 +70,9 @@ class StrictParser(TrlParser):
         arity = launch_arity() if others else {}
         unknown = [key for key in others if key not in arity]
         if unknown:
-            lines = "; ".join(suggest(key, [*fields, *arity]) for key in unknown)
-            raise ValueError(f"unknown key in {self._recipe}. {lines}")
+            raise ValueError(self._unknown_keys(unknown, [*fields, *arity]))
         self._check_values({fields[key]: value for key, value in kwargs.items()})
         self._check_datasets(kwargs.get("datasets") or [])
-        kwargs, others = self._beside_recipe(kwargs), self._beside_recipe(others)
         super().set_defaults_with_config(**kwargs)
         self._launch_flags = as_flags(others, arity)
         return self._launch_flags
@@ -89,14 +88,14 @@ class StrictParser(TrlParser):
                     f"{rest[0]} belongs to `accelerate launch`. Put it before the script, as in `accelerate launch "
                     f"{rest[0]} ... -m MODULE ...`, or start with `opd-trl opd` or `opd-trl opsd`."
                 )
-        if not return_remaining_strings:
-            return super().parse_args_into_dataclasses(args, return_remaining_strings, **kwargs)
-        # The caller launches: batches are multiples of the processes that it will start.
-        token = PROCESSES.set(num_processes([*self._launch_flags, *rest]))
+        # Where the caller launches, batches are multiples of the processes that it will start.
+        processes = num_processes([*self._launch_flags, *rest]) if return_remaining_strings else None
+        tokens = PROCESSES.set(processes), GIVEN.set(self._given(args))
         try:
             return super().parse_args_into_dataclasses(args, return_remaining_strings, **kwargs)
         finally:
-            PROCESSES.reset(token)
+            PROCESSES.reset(tokens[0])
+            GIVEN.reset(tokens[1])
 
     def error(self, message: str):
         """Exit with status 2 and one line; argparse would print all 300 flags first."""
@@ -106,30 +105,37 @@ class StrictParser(TrlParser):
         """Every field with its flag; of a switch and its `--no_` twin the switch."""
         return {a.dest: a for a in reversed(self._actions) if a.dest != "help"}
 
-    def _find_config(self, args: list[str]) -> list[str]:
-        """Return `args` with the recipe's file in place of its name."""
-        places = [i for i, token in enumerate(args) if token == "--config" or token.startswith("--config=")]
-        if not places:
+    def _given(self, args: list[str]) -> frozenset[str]:
+        """The fields that the recipe or the command line names, over which a `method` has no say."""
+        flags = {token.partition("=")[0] for token in args}
+        named = {action.dest for action in self._actions if flags & set(action.option_strings)}
+        return frozenset(named | (self._recipe.values.keys() if self._recipe else set()))
+
+    def _take_recipe(self, args: list[str]) -> list[str]:
+        """Take environment and defaults from the recipes that `--config` names; return the other arguments."""
+        names, args = split_config(args)
+        if not names:
             return args
-        if len(places) > 1:
-            raise ValueError("--config is given twice. Give one recipe; flags override its values.")
-        at = places[0]
-        _, given, name = args[at].partition("=")
-        rest = args[at + 1 :]
-        if not given:
-            if not rest or rest[0].startswith("--"):
-                raise ValueError("--config needs a recipe's name or path, e.g. --config system_prompt/demo.")
-            name, *rest = rest
-        self._recipe = find_recipe(name)
-        return [*args[:at], "--config", str(self._recipe), *rest]
+        self._recipe = stacked([read_recipe(find_recipe(name)) for name in names])
+        values = self._recipe.beside()
+        if "stages" in values:
+            path = self._recipe.origins["stages"]
+            raise ValueError(f"{path} is a pipeline. Run it with `opd-trl pipeline --config {path}`.")
+        environment = values.pop("env", {})
+        if not isinstance(environment, dict):
+            raise ValueError(f"env in {self._recipe.origins['env']} must map names to values, got {environment!r}.")
+        os.environ.update({key: str(value) for key, value in environment.items()})
+        self.set_defaults_with_config(**values)
+        return args
 
     def _check_values(self, values: dict[Action, Any]) -> None:
         """Pass plain values of a recipe through the types and choices of the flags: argparse skips defaults."""
         plain = {a: v for a, v in values.items() if isinstance(v, bool | int | float | str)}
         for action, value in plain.items():
             if isinstance(value, bool) and action.choices is not None:
+                choices = ", ".join(map(str, action.choices))
                 raise ValueError(
-                    f"{self._recipe}: {action.dest}: {value} is no choice of {', '.join(map(str, action.choices))}. "
+                    f"{self._origin(action.dest)}: {action.dest}: {value} is no choice of {choices}. "
                     "YAML reads an unquoted yes or no as a boolean: quote it."
                 )
         self.parse_known_args([f"{action.option_strings[0]}={value}" for action, value in plain.items()])
@@ -139,30 +145,40 @@ class StrictParser(TrlParser):
         unknown = [key for entry in datasets if isinstance(entry, dict) for key in entry if key not in DATASET_FIELDS]
         if unknown:
             lines = "; ".join(suggest(key, DATASET_FIELDS) for key in unknown)
-            raise ValueError(f"unknown key under datasets in {self._recipe}. {lines}")
+            raise ValueError(f"unknown key under datasets in {self._origin('datasets')}. {lines}")
 
     def _check_flags(self, unknown: list[str], known: list[str]) -> None:
         if unknown:
             lines = "; ".join(suggest(token.partition("=")[0], known) for token in unknown)
             raise ValueError(f"unknown argument. {lines}")
 
-    def _beside_recipe(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Point the files that a recipe names to their place beside it, where the working directory has none."""
-        if self._recipe is None:
-            return values
-        folder = self._recipe.resolve().parent
-        named = {key: value for key, value in values.items() if key in FILE_KEYS and isinstance(value, str)}
-        return {**values, **{key: beside(value, folder) for key, value in named.items()}}
+    def _unknown_keys(self, unknown: list[str], known: list[str]) -> str:
+        """Say what is unknown in which file, and the nearest right names."""
+        files = dict.fromkeys(map(self._origin, unknown))
+        return " ".join(
+            f"unknown key in {file}. " + "; ".join(suggest(key, known) for key in unknown if self._origin(key) == file)
+            for file in files
+        )
+
+    def _origin(self, key: str) -> str:
+        """The file in which a key stands."""
+        return str(self._recipe.origins[key]) if self._recipe else "the defaults"
 
 
-def suggest(given: str, known: list[str]) -> str:
-    """Name the nearest right key or flag.
+def split_config(args: list[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into the values of `--config` and the other arguments.
 
-    >>> suggest("betta", ["beta", "learning_rate"])
-    'betta: did you mean beta?'
+    >>> split_config(["--config", "a", "--top_k", "2", "--config=b"])
+    (['a', 'b'], ['--top_k', '2'])
     """
-    near = difflib.get_close_matches(flag_name(given), known, n=1)
-    if not near:
-        return f"{given}: nothing is spelt like it; `--help` and `--help-all` list what there is."
-    dashes = "--" if given.startswith("--") else ""
-    return f"{given}: did you mean {dashes}{near[0]}?"
+    names, rest, tokens = [], [], iter(args)
+    for token in tokens:
+        flag, given, name = token.partition("=")
+        if flag != "--config":
+            rest.append(token)
+            continue
+        name = name if given else next(tokens, "--")
+        if name.startswith("--"):
+            raise ValueError("--config needs a recipe's name or path, e.g. --config system_prompt/demo.")
+        names.append(name)
+    return names, rest

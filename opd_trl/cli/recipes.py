@@ -1,17 +1,50 @@
-"""Recipes: YAML files found by name or path, and `opd-trl recipes list|show|copy`."""
+"""Recipes: YAML files found by name or path, read with what they extend, and `opd-trl recipes list|show|copy`."""
 
 import argparse
 import difflib
-import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 import opd_trl
 
 
 ACCELERATE = "accelerate_configs"
+# Folders of files that are no recipes: of `accelerate launch`, and of `opd-trl eval`.
+NO_RECIPES = (ACCELERATE, "protocols")
 # The keys of a recipe that may name files lying beside it.
 FILE_KEYS = ("dataset_name", "privileged_context_file", "accelerate_config")
+EXTENDS = "extends"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe with the keys that it inherits.
+
+    Args:
+        path: the file.
+        values: its keys and those of what it extends, `extends` itself left out.
+        origins: the file in which each of the values stands.
+        bases: every file that it extends, itself left out, the nearest last.
+    """
+
+    path: Path
+    values: dict[str, Any]
+    origins: dict[str, Path]
+    bases: tuple[Path, ...]
+
+    def beside(self) -> dict[str, Any]:
+        """The values; files that they name are looked for here, then beside the file that names them."""
+        return {
+            key: beside(value, self.origins[key].resolve().parent)
+            if key in FILE_KEYS and isinstance(value, str)
+            else value
+            for key, value in self.values.items()
+        }
 
 
 def recipes_dir() -> Path:
@@ -25,11 +58,35 @@ def recipes_dir() -> Path:
     )
 
 
-def recipe_names() -> list[str]:
-    """Return the names of all training recipes, e.g. `system_prompt/demo`."""
+def all_names() -> list[str]:
+    """Return the names of everything that can be run: training recipes and pipelines."""
     folder = recipes_dir()
     names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    return sorted(name for name in names if not name.startswith(f"{ACCELERATE}/"))
+    return sorted(name for name in names if name.split("/")[0] not in NO_RECIPES and not is_base(name))
+
+
+def recipe_names() -> list[str]:
+    """Return the names of all training recipes, e.g. `system_prompt/demo`."""
+    return [name for name in all_names() if not is_pipeline(recipes_dir() / f"{name}.yaml")]
+
+
+def pipeline_names() -> list[str]:
+    """Return the names of all pipelines, e.g. `math/pipeline`."""
+    return [name for name in all_names() if is_pipeline(recipes_dir() / f"{name}.yaml")]
+
+
+def is_base(name: str) -> bool:
+    """Is a file only there to be extended? Its name says so.
+
+    >>> is_base("smoke/base"), is_base("smoke/base_opsd"), is_base("math/opd_qwen3_1.7b_base")
+    (True, True, False)
+    """
+    return name.split("/")[-1].partition("_")[0] == "base"
+
+
+def is_pipeline(path: Path) -> bool:
+    """Does a file describe stages, for `opd-trl pipeline`, and no single training run?"""
+    return "stages" in read_recipe(path).values
 
 
 def accelerate_names() -> list[str]:
@@ -37,25 +94,99 @@ def accelerate_names() -> list[str]:
     return sorted(path.stem for path in (recipes_dir() / ACCELERATE).glob("*.yaml"))
 
 
-def find_recipe(name: str) -> Path:
+def find_recipe(name: str, folder: Path | None = None) -> Path:
     """Return the file of a recipe.
 
     Args:
         name: a path, or a name with or without `.yaml`: `system_prompt/demo`, `accelerate_configs/zero3`. A file of
             that path wins over a recipe of that name.
+        folder: what a relative path starts from; the working directory by default.
 
     Raises:
         ValueError: there is neither; the message lists the nearest names.
     """
-    for candidate in (Path(name).expanduser(), recipes_dir() / name, recipes_dir() / f"{name}.yaml"):
+    start = folder or Path()
+    for candidate in (start / Path(name).expanduser(), recipes_dir() / name, recipes_dir() / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
-    names = recipe_names()
+    names = all_names()
     listed = ", ".join(nearest(name, names) or names)
     raise ValueError(
-        f"{name!r} is neither a file (looked in {Path.cwd()}) nor a recipe. Nearest recipes: {listed}. "
+        f"{name!r} is neither a file (looked in {start.resolve()}) nor a recipe. Nearest recipes: {listed}. "
         "`opd-trl recipes list` shows all."
     )
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe and what it extends.
+
+    `extends: base.yaml` takes over the keys of another file: a path from the folder of the recipe, or a recipe's name;
+    or a list of them, of which later ones win. Files that are extended may extend others. The recipe's own keys win
+    over all. A key is taken or replaced as a whole: a mapping such as `env` is not merged into the inherited one.
+
+    Raises:
+        ValueError: a file is missing, no YAML, no mapping of names, or extends itself. The message names the file.
+    """
+    return _read(path, ())
+
+
+def stacked(recipes: list[Recipe]) -> Recipe:
+    """Return several recipes as one, in which the keys of later ones win."""
+    first, *rest = recipes
+    for recipe in rest:
+        first = Recipe(
+            recipe.path,
+            {**first.values, **recipe.values},
+            {**first.origins, **recipe.origins},
+            (*first.bases, first.path, *recipe.bases),
+        )
+    return first
+
+
+def _read(path: Path, chain: tuple[Path, ...]) -> Recipe:
+    """`read_recipe`, for a file that the files of `chain` extend."""
+    if path.resolve() in (file.resolve() for file in chain):
+        raise ValueError(f"a recipe extends itself: {' -> '.join(map(str, (*chain, path)))}. Take one link out.")
+    own = load_mapping(path)
+    bases = [_read(found, (*chain, path)) for found in extended_files(path, own.pop(EXTENDS, None))]
+    values, origins = {}, {}
+    for base in bases:
+        values.update(base.values)
+        origins.update(base.origins)
+    files = (file for base in bases for file in (*base.bases, base.path))
+    return Recipe(path, {**values, **own}, {**origins, **dict.fromkeys(own, path)}, tuple(dict.fromkeys(files)))
+
+
+def load_mapping(path: Path) -> dict[str, Any]:
+    """Return the content of a YAML file that maps names to values.
+
+    Raises:
+        ValueError: it is no such file.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise ValueError(f"{path} must contain a YAML mapping of names to values, such as `learning_rate: 1.0e-6`.")
+    return content
+
+
+def extended_files(path: Path, extends: Any) -> list[Path]:
+    """Return the files that the value of `extends` in `path` means.
+
+    Raises:
+        ValueError: it is no name or list of names, or one of them is missing.
+    """
+    names = [extends] if isinstance(extends, str) else [] if extends is None else extends
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{EXTENDS} in {path} must be a file, a recipe's name or a list of them, got {extends!r}.")
+    try:
+        return [find_recipe(name, path.parent) for name in names]
+    except ValueError as error:
+        raise ValueError(f"{EXTENDS} in {path}: {error}") from None
 
 
 def nearest(name: str, names: list[str]) -> list[str]:
@@ -83,66 +214,14 @@ def beside(value: str, folder: Path) -> str:
     return str(folder / path)
 
 
-def side_files(recipe: Path) -> list[Path]:
-    """Return the files and folders beside a recipe that it names, relative to its folder."""
-    import yaml
-
-    content = yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}
-    named = [Path(content[key]) for key in FILE_KEYS if isinstance(content.get(key), str)]
-    return [path for path in named if not path.is_absolute() and (recipe.parent / path).exists()]
-
-
-def summary(recipe: Path) -> str:
-    """Return the first comment line of a recipe: what it is."""
-    lines = recipe.read_text(encoding="utf-8").splitlines()
-    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
-
-
-def copy_recipe(name: str, destination: Path) -> list[Path]:
-    """Copy a recipe and the files it names; return what was written.
-
-    Args:
-        name: as in `find_recipe`.
-        destination: a `.yaml` file, or a folder, created if needed. The side files keep their place beside the recipe.
-
-    Raises:
-        ValueError: no such recipe.
-        FileExistsError: something is there already; nothing is written.
-    """
-    source = find_recipe(name)
-    target = destination if destination.suffix == ".yaml" else destination / source.name
-    pairs = [(source, target)]
-    pairs += [(source.parent / path, target.parent / path) for path in side_files(source)]
-    for _, path in pairs:
-        if path.exists():
-            raise FileExistsError(f"{path} exists and is not overwritten. Remove it, or name another destination.")
-    for origin, path in pairs:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(origin, path) if origin.is_dir() else shutil.copyfile(origin, path)
-    return [path for _, path in pairs]
-
-
-def print_list() -> None:
-    """Print the recipes with their first lines, and the names for `--accelerate_config`."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("recipe", "what it is", box=None, pad_edge=False)
-    for name in recipe_names():
-        table.add_row(name, summary(find_recipe(name)))
-    console = Console()
-    console.print(table)
-    console.print(f"\n--accelerate_config: {', '.join(accelerate_names())}", highlight=False)
-    console.print("Train: opd-trl opd|opsd --config NAME   Read: opd-trl recipes show NAME", highlight=False)
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="opd-trl recipes", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names and what they are")
     show = commands.add_parser("show", help="print a recipe")
     show.add_argument("name", help="e.g. system_prompt/demo or accelerate_configs/zero3")
-    copy = commands.add_parser("copy", help="copy a recipe and its files, to change it")
+    show.add_argument("--resolved", action="store_true", help="all keys, those of the files that it extends included")
+    copy = commands.add_parser("copy", help="copy a recipe, what it extends and their files, to change it")
     copy.add_argument("name", help="e.g. system_prompt/demo")
     copy.add_argument("destination", nargs="?", default=".", type=Path, help="folder or .yaml file; default: here")
     return parser
@@ -151,14 +230,15 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl recipes`."""
     args = make_parser().parse_args(argv)
+    from . import recipe_files
+
+    actions: dict[str, Callable[[], None]] = {
+        "list": recipe_files.print_list,
+        "show": lambda: recipe_files.print_recipe(args.name, resolved=args.resolved),
+        "copy": lambda: recipe_files.print_copy(args.name, args.destination),
+    }
     try:
-        if args.command == "list":
-            print_list()
-        elif args.command == "show":
-            print(find_recipe(args.name).read_text(encoding="utf-8"), end="")
-        else:
-            for path in copy_recipe(args.name, Path(args.destination)):
-                print(f"wrote {path}")
+        actions[args.command]()
     except (ValueError, FileExistsError) as error:
         print(f"opd-trl recipes: error: {error}", file=sys.stderr)
         return 2

@@ -6,68 +6,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 import opd_trl
 from opd_trl.cli.main import main
-from opd_trl.cli.recipes import accelerate_names, copy_recipe, find_recipe, recipe_names, recipes_dir, side_files
+from opd_trl.cli.recipe_files import copy_recipe, side_files
+from opd_trl.cli.recipes import accelerate_names, all_names, find_recipe, recipe_names, recipes_dir
 
 
-COMMAND = re.compile(r"opd-trl (opd|opsd) --config (\S+)(.*)")
 NAMES = recipe_names()
-
-
-def header(recipe: Path) -> str:
-    lines = recipe.read_text().splitlines()
-    return "\n".join(lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))])
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_parses_strictly_with_the_command_of_its_header(name, parse):
-    command, config, flags = COMMAND.search(header(find_recipe(name))).groups()
-    assert config.removesuffix(".yaml") == name
-    script, training, model, *_ = parse("--config", config, *flags.split(), name=command)
-    assert model.model_name_or_path
-    assert script.dataset_name
-    assert training.output_dir.startswith("runs/")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_recipe_says_what_it_is_its_hardware_and_whether_it_was_run(name):
-    text = header(find_recipe(name))
-    assert "# Hardware:" in text
-    assert "Not run here." in text or "Run here" in text
-
-
-@pytest.mark.parametrize("name", [n for n in NAMES if "qwen3" in n])
-def test_the_paper_recipes_have_the_settings_of_the_paper(name):
-    recipe = yaml.safe_load(find_recipe(name).read_text())
-    paper = {
-        "loss_support": "intersection",
-        "loss_tail": "renormalize",
-        "loss_top_k": 20,
-        "stop_gradient": True,
-        "num_generations": 1,
-        "max_completion_length": 4096,
-        "temperature": 1.0,
-        "top_p": 0.95,
-        "learning_rate": 2e-6,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": 0.1,
-        "weight_decay": 0.1,
-        "adam_beta1": 0.9,
-        "adam_beta2": 0.98,
-        "max_steps": 1000,
-        "chat_template_kwargs": {"enable_thinking": False},
-    }
-    assert {key: recipe[key] for key in paper} == paper
-    assert recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"] * 8 == 64
-
-
-def test_the_answer_recipe_says_that_it_is_expected_to_fail_and_why():
-    text = header(find_recipe("math/opsd_qwen3_1.7b_answer"))
-    assert "Expected to fail" in text
-    assert "geometric" in text
 
 
 def test_a_recipe_is_found_by_name_with_and_without_suffix_and_by_path(here):
@@ -87,7 +33,7 @@ def test_a_file_of_that_path_wins_over_a_recipe_of_that_name(here):
 def test_a_missing_recipe_lists_the_nearest_or_all(here):
     with pytest.raises(ValueError, match=r"Nearest recipes: system_prompt/opsd_qwen3_1\.7b"):
         find_recipe("opsd_qwen3_1.7")
-    with pytest.raises(ValueError, match=re.escape(", ".join(NAMES))):
+    with pytest.raises(ValueError, match=re.escape(", ".join(all_names()))):
         find_recipe("zzz")
 
 

@@ -5,11 +5,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...trainers.config_checks import SEPARATE_TEACHERS, is_url
 from ..launching import launch_arguments
-from ..recipes import find_recipe
+from ..recipes import find_recipe, read_recipe
 from .engine import read_engine
 from .inputs import read_workload
 from .report import size
@@ -66,10 +64,10 @@ def peek(argv: list[str]) -> dict[str, Any]:
         parser.add_argument(*spellings(name), nargs="?", const="true")
     flags = {name: value for name, value in vars(parser.parse_known_args(argv)[0]).items() if value is not None}
     try:
-        recipe = yaml.safe_load(find_recipe(flags["config"]).read_text(encoding="utf-8")) if "config" in flags else {}
-    except (ValueError, yaml.YAMLError):
+        recipe = read_recipe(find_recipe(flags["config"])).values if "config" in flags else {}
+    except ValueError:
         return flags
-    return {**recipe, **flags} if isinstance(recipe, dict) else flags
+    return {**recipe, **flags}
 
 
 def make_parser(command: str):

@@ -1,0 +1,164 @@
+"""What `opd-trl recipes` does: list, show and copy files."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from .recipes import (
+    EXTENDS,
+    FILE_KEYS,
+    Recipe,
+    accelerate_names,
+    find_recipe,
+    load_mapping,
+    pipeline_names,
+    read_recipe,
+    recipe_names,
+)
+
+
+def print_list() -> None:
+    """Print the recipes and pipelines with their first lines, and the names for `--accelerate_config`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, names in (("recipe", recipe_names()), ("pipeline", pipeline_names())):
+        table = Table(title, "what it is", box=None, pad_edge=False)
+        for name in names:
+            table.add_row(name, summary(find_recipe(name)))
+        if names:
+            console.print(table)
+            console.print()
+    console.print(f"--accelerate_config: {', '.join(accelerate_names())}", highlight=False)
+    console.print(
+        "Train: opd-trl opd|opsd --config NAME   Pipelines: opd-trl pipeline --config NAME   "
+        "Read: opd-trl recipes show NAME",
+        highlight=False,
+    )
+
+
+def summary(recipe: Path) -> str:
+    """Return the first comment line of a recipe: what it is."""
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+
+
+def print_recipe(name: str, *, resolved: bool) -> None:
+    """Print a recipe as it is written, or with all that it extends."""
+    path = find_recipe(name)
+    print(resolved_text(read_recipe(path)) if resolved else path.read_text(encoding="utf-8"), end="")
+
+
+def resolved_text(recipe: Recipe) -> str:
+    """Return a recipe as one YAML text; a comment before each run of keys names the file that they are from."""
+    text, origin = "", None
+    for key, value in recipe.beside().items():
+        if recipe.origins[key] != origin:
+            origin = recipe.origins[key]
+            text += f"# {os.path.relpath(origin, recipe.path.parent)}\n"
+        text += yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+def print_copy(name: str, destination: Path) -> None:
+    """Copy a recipe and say what was written."""
+    for path in copy_recipe(name, destination):
+        print(f"wrote {path}")
+
+
+def copy_recipe(name: str, destination: Path) -> list[Path]:
+    """Copy a recipe, what it extends, and the files that these name; return what was written.
+
+    Args:
+        name: as in `find_recipe`.
+        destination: a `.yaml` file, or a folder, created if needed. What lies beside the recipe keeps its place there;
+            a file extended from elsewhere goes into a folder of the same name as its own, and `extends` follows it.
+
+    Raises:
+        ValueError: no such recipe, or two files would get the same name.
+        FileExistsError: something is there already; nothing is written.
+    """
+    source = find_recipe(name)
+    target = destination if destination.suffix == ".yaml" else destination / source.name
+    targets = {source.resolve(): target}
+    for path in linked_files(source):
+        targets.setdefault(path.resolve(), target.parent / place(path.resolve(), source.resolve().parent))
+    sides = {
+        (origin.parent / path).resolve(): copy.parent / path
+        for origin, copy in targets.items()
+        for path in side_files(origin)
+    }
+    pairs = {**sides, **targets}
+    written = list(pairs.values())
+    taken = next((path for path in written if written.count(path) > 1), None)
+    if taken is not None:
+        raise ValueError(f"two files of {name} would be copied to {taken}. Copy them by hand.")
+    for path in written:
+        if path.exists():
+            raise FileExistsError(f"{path} exists and is not overwritten. Remove it, or name another destination.")
+    texts = {copy: relinked(origin, targets) for origin, copy in targets.items()}
+    for origin, path in pairs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path in texts:
+            path.write_text(texts[path], encoding="utf-8")
+        else:
+            shutil.copytree(origin, path) if origin.is_dir() else shutil.copyfile(origin, path)
+    return sorted(written, key=lambda path: path != target)
+
+
+def place(path: Path, folder: Path) -> Path:
+    """Where a file goes, from the folder of the copied recipe.
+
+    >>> place(Path("/recipes/smoke/base.yaml"), Path("/recipes/smoke"))
+    PosixPath('base.yaml')
+    >>> place(Path("/recipes/math/opd.yaml"), Path("/recipes/smoke"))
+    PosixPath('math/opd.yaml')
+    """
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.parent.name, path.name)
+
+
+def side_files(recipe: Path) -> list[Path]:
+    """Return the files and folders beside a recipe that it names, relative to its folder."""
+    content = load_mapping(recipe)
+    named = [Path(content[key]) for key in FILE_KEYS if isinstance(content.get(key), str)]
+    return [path for path in named if not path.is_absolute() and (recipe.parent / path).exists()]
+
+
+def linked_files(recipe: Path) -> list[Path]:
+    """Return every file that a recipe extends, and for a pipeline every recipe of its stages with what it extends."""
+    found = list(read_recipe(recipe).bases)
+    for path in (recipe, *found):
+        for node in links(path.read_text(encoding="utf-8")):
+            linked = find_recipe(node.value, path.parent)
+            found += [path for path in (linked, *read_recipe(linked).bases) if path not in found]
+    return found
+
+
+def links(text: str) -> Iterator[yaml.ScalarNode]:
+    """Yield the places in a recipe that name another: entries of `extends`, and `config` of a pipeline's stages."""
+    top = members(yaml.compose(text, Loader=yaml.SafeLoader))
+    extends = top.get(EXTENDS)
+    yield from extends.value if isinstance(extends, yaml.SequenceNode) else [extends] if extends else []
+    for stage in members(top.get("stages")).values():
+        if config := members(stage).get("config"):
+            yield config
+
+
+def members(node: yaml.Node | None) -> dict[str, yaml.Node]:
+    """The nodes of a mapping by their keys."""
+    return {key.value: value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+
+
+def relinked(path: Path, targets: dict[Path, Path]) -> str:
+    """Return the text of a recipe in which the names of others point to their copies; the rest stays as written."""
+    text = path.read_text(encoding="utf-8")
+    for node in reversed(list(links(text))):
+        copy = targets[find_recipe(node.value, path.parent).resolve()]
+        name = os.path.relpath(copy, targets[path].parent)
+        if (path.parent / node.value).resolve() != (path.parent / name).resolve():
+            text = text[: node.start_mark.index] + name + text[node.end_mark.index :]
+    return text
