@@ -177,11 +177,11 @@ def test_copy_takes_extended_files_along_and_the_copy_reads_the_same(family, her
 
 
 def test_copy_to_a_file_of_another_name_takes_recipes_extended_by_name_along(packaged):
-    write("r.yaml", "extends: math/opd # the large run\nseed: 3\n")
-    copy_recipe("r.yaml", Path("copy/mine.yaml"))
+    write("mine/r.yaml", "extends: math/opd # the large run\nseed: 3\n")
+    copy_recipe("mine/r.yaml", Path("copy/mine.yaml"))
     assert Path("copy/mine.yaml").read_text() == "extends: math/opd.yaml # the large run\nseed: 3\n"
     assert Path("copy/math/opd.yaml").read_text() == "# Packaged.\nextends: ../recipes/common.yaml\nseed: 1\n"
-    assert read_recipe(Path("copy/mine.yaml")).values == read_recipe(Path("r.yaml")).values
+    assert read_recipe(Path("copy/mine.yaml")).values == read_recipe(Path("mine/r.yaml")).values
 
 
 def test_copy_of_a_pipeline_takes_the_recipes_of_its_stages_along(family, here):

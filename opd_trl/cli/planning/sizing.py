@@ -70,9 +70,9 @@ def communication(work: Workload, engine: Engine) -> Component:
 
 
 def reference_model(work: Workload, engine: Engine) -> Component:
-    """GRPO's own, a model as the student is; a LoRA student switches its adapter instead."""
+    """GRPO's own and that of an extrapolated loss, models as the student is; LoRA switches its adapter instead."""
     model, shards = work.student, engine.shards(3)
     width = weight_width(work, engine, model)
-    there = work.reference_model and not work.use_peft and not engine.offload_weights
-    needed = stored_bytes(model, width) / shards if there else 0
+    copies = 0 if work.use_peft or engine.offload_weights else work.reference_model + work.extrapolates
+    needed = copies * stored_bytes(model, width) / shards
     return Component("reference model", needed, stored_in_words(model, width, shards))

@@ -91,6 +91,7 @@ class Workload:
         gather_for_generation: does ZeRO-3 gather all weights to generate with transformers?
         gpu_memory: bytes.
         device: `cuda` or `cpu`.
+        extrapolates: is there a reference model of `loss_extrapolation`? It is counted as large as the student.
     """
 
     student: ModelSize
@@ -119,6 +120,7 @@ class Workload:
     gather_for_generation: bool
     gpu_memory: float
     device: str
+    extrapolates: bool = False
 
     @property
     def teachers_here(self) -> tuple[Teacher, ...]:

@@ -1,13 +1,12 @@
 import json
 
 import pytest
-import yaml
 from transformers import Qwen3Config
 
 from opd_trl.cli.main import main
 from opd_trl.cli.planning.component import GIB
 from opd_trl.cli.planning.workload import ModelSize, Teacher, Workload
-from opd_trl.cli.recipes import find_recipe
+from opd_trl.cli.recipes import find_recipe, read_recipe
 from tests import tiny
 from tests.cli.planning.sized import sized
 
@@ -76,8 +75,8 @@ def plan(configs, here, capsys):
     """Run `opd-trl plan`, return its figures; `.text` of the function is what it printed."""
 
     def run(*argv: str, config: str = OPD, status: int = 0) -> dict:
-        recipe = yaml.safe_load(find_recipe(config).read_text())
-        models = configs if "teacher_model_name_or_path" in recipe else configs[:2]
+        has_teacher = read_recipe(find_recipe(config)).values.get("teacher_model_name_or_path") is not None
+        models = configs if has_teacher else configs[:2]
         assert main(["plan", "--config", config, *models, "--json", "plan.json", *argv]) == status
         run.text = capsys.readouterr().out
         return json.loads((here / "plan.json").read_text())

@@ -1,7 +1,6 @@
 """The moments of a step as `opd-trl plan` sizes them, against every byte that torch allocates in one."""
 
 import weakref
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from opd_trl import OPDConfig
 from opd_trl.cli.planning.component import BACKWARD, LOSS, MOMENTS, TEACHER, at
 from opd_trl.cli.planning.model_size import measure
 from opd_trl.cli.planning.sizing import estimate
@@ -66,7 +66,7 @@ def measured(student, teacher, work: Workload) -> dict[str, int]:
     inputs = dict(zip(names, (prompt, mask, completion, kept, kept), strict=True))
     recipe = {"loss_top_k": 20, "loss_support": "student", "divergence": "reverse_kl", "divergence_beta": 0.5}
     recipe |= {"loss_tail": "renormalize", "stop_gradient": True, "loss_temperature": None}
-    args = SimpleNamespace(loss_memory_mib=work.loss_memory_mib, **recipe)
+    args = OPDConfig(output_dir="out", use_cpu=True, loss_memory_mib=work.loss_memory_mib, **recipe)
     options = loss_options(args, 1.0, VOCABULARY, torch.device("cpu"))
     weights = [x for model in (student, teacher) for x in (*model.parameters(), *model.buffers())]
     for parameter in student.parameters():

@@ -137,6 +137,7 @@ def test_the_prompts_are_as_long_as_told(plan):
         ("", {"generation": "colocate", "vllm_share": 0.25, "vllm_sleeps": False, "gpu_memory": 80 * 2**30}),
         ("", {"batch_size": 2, "generation_batch_size": 8, "completion_length": 4096, "prompt_length": 512}),
         ("--beta 0.1", {"reference_model": True}),
+        ("--loss_support sampled --loss_extrapolation 1.25", {"extrapolates": True, "reference_model": False}),
         ("--optim adamw_8bit", {"eight_bit_optimizer": True}),
         ("--bf16 false", {"mixed_precision": False}),
         ("--bf16 false --fp16", {"mixed_precision": True}),

@@ -79,7 +79,9 @@ def test_what_is_offloaded_takes_nothing(work):
 
 
 def test_a_reference_model_is_a_copy_of_the_student(work, student):
-    assert by_name(replace(work, reference_model=True), SINGLE)["reference model"] == 4 * student.parameters
+    for anchor, extrapolates, copies in ((True, False, 1), (False, True, 1), (True, True, 2), (False, False, 0)):
+        parts = by_name(replace(work, reference_model=anchor, extrapolates=extrapolates), SINGLE)
+        assert parts.get("reference model", 0) == copies * 4 * student.parameters
 
 
 @pytest.mark.parametrize("engine", engines(8), ids=lambda engine: engine.name)
