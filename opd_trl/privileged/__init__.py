@@ -2,7 +2,7 @@
 
 from .alignment import check_lengths, completion_positions, join, left_pad
 from .builders import TEMPLATES, Builder, Context, Prompt, get_builder
-from .contexts import check_column, check_context, read_shared_context
+from .contexts import check_column, check_context, is_empty, read_shared_context
 from .view import TeacherView
 
 
@@ -17,6 +17,7 @@ __all__ = [
     "check_lengths",
     "completion_positions",
     "get_builder",
+    "is_empty",
     "join",
     "left_pad",
     "read_shared_context",

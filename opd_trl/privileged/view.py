@@ -3,7 +3,7 @@
 from typing import Any
 
 from .builders import Prompt, get_builder
-from .contexts import check_context, read_shared_context
+from .contexts import Context, check_context, read_shared_context
 
 
 class TeacherView:
@@ -39,9 +39,15 @@ class TeacherView:
 
     def prompts(self, rows: list[dict[str, Any]], names: list[str]) -> list[Prompt]:
         """The teacher's prompt of each row; `names` says in an error which row it is about."""
-        return [
-            self.builder(
-                row["prompt"], self.shared or check_context(row.get(self.column), column=self.column, row=name)
-            )
+        contexts = [
+            self.shared or check_context(row.get(self.column), column=self.column, row=name)
             for row, name in zip(rows, names, strict=True)
+        ]
+        return self.prompts_with(contexts, rows)
+
+    def prompts_with(self, contexts: list[Context | None], rows: list[dict[str, Any]]) -> list[Prompt]:
+        """The same with other contexts than those of the rows; where one is None the bare prompt."""
+        return [
+            row["prompt"] if context is None else self.builder(row["prompt"], context)
+            for context, row in zip(contexts, rows, strict=True)
         ]

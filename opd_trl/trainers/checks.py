@@ -25,7 +25,9 @@ def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], tra
     return args
 
 
-def check_data(train_dataset, eval_dataset, *, column: str, shared: bool, required: bool, environment: bool) -> bool:
+def check_data(
+    train_dataset, eval_dataset, *, column: str, shared: bool, required: bool, siblings: bool, environment: bool
+) -> bool:
     """Check prompts and privileged context of every row that can be read in advance.
 
     Returns:
@@ -35,7 +37,7 @@ def check_data(train_dataset, eval_dataset, *, column: str, shared: bool, requir
         ValueError: an empty data set, no prompt column, no privileged context where one is required, one that is
             empty in some row, or both a column and a shared text.
     """
-    uses_context = shared
+    uses_context = shared or siblings
     for name, dataset in named_datasets(train_dataset, eval_dataset).items():
         columns = column_names(dataset)
         if hasattr(dataset, "__len__") and len(dataset) == 0:
@@ -50,7 +52,9 @@ def check_data(train_dataset, eval_dataset, *, column: str, shared: bool, requir
                 f"the {name} set has a column {column!r} and a shared privileged context is given too. Remove "
                 "privileged_context / privileged_context_file, or drop the column."
             )
-        if shared or (not required and (columns is None or column not in columns)):
+        if shared or siblings:  # a sibling's success comes before a column, which may be empty
+            continue
+        if not required and (columns is None or column not in columns):
             continue
         check_column(columns, column)
         uses_context = True

@@ -135,6 +135,13 @@ class OPDConfig(GRPOConfig):
         default=None,
         metadata={"help": "The same from a file: text, or a .json list of chat messages for few_shot."},
     )
+    sibling_context: bool = field(
+        default=False,
+        metadata={
+            "help": "The context of a completion is the first other one of its prompt that the rewards call correct "
+            "(SDPO); without one, the row's own column; without that, no loss."
+        },
+    )
     privileged_builder: str = field(
         default="system_prompt",
         metadata={

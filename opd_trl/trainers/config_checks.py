@@ -44,6 +44,7 @@ def check_config(config) -> None:
     check_choices(config)
     check_teachers(config)
     check_loss(config)
+    check_siblings(config)
     if config.privileged_context is not None and config.privileged_context_file is not None:
         raise ValueError(
             "privileged_context and privileged_context_file are both set. Give the shared text in one of them."
@@ -151,4 +152,20 @@ def check_sampled_options(config) -> None:
         raise ValueError(
             "loss_pointwise_clip bounds the terms of a divergence, and loss_support='sampled' has one log-ratio. "
             "Leave it out."
+        )
+
+
+def check_siblings(config) -> None:
+    """Raise ValueError where no completion has a sibling, or where all rows share a context already."""
+    if not config.sibling_context:
+        return
+    if config.num_generations < 2:
+        raise ValueError(
+            f"sibling_context needs several completions of a prompt, and num_generations is {config.num_generations}. "
+            "Set num_generations: 8."
+        )
+    if config.has_shared_context:
+        raise ValueError(
+            "sibling_context together with a privileged context that all rows share. Put the shared text into "
+            "privileged_template, or leave one of them out."
         )

@@ -26,7 +26,6 @@ def log_distillation(trainer, stats: dict[str, dict[str, Tensor]], inputs, score
     """
     if not all(figures["teacher_mass"].isfinite().all() for figures in stats.values()):
         stop_at_broken_teacher(trainer, inputs, scores)
-    metrics = trainer._metrics["train" if trainer.model.training else "eval"]
     # A rank on which a teacher has no row adds zeros.
     sums = torch.zeros(len(trainer.teachers), len(METRICS) + 1, device=trainer.accelerator.device)
     for row, name in zip(sums, trainer.teachers, strict=True):
@@ -39,7 +38,7 @@ def log_distillation(trainer, stats: dict[str, dict[str, Tensor]], inputs, score
     if is_routed(trainer.teachers):
         means |= divergence_by_teacher(list(trainer.teachers), sums)
     for name, value in means.items():
-        metrics[name].append(value)
+        trainer._own_metrics[name].append(value)
     if trainer._may_warn_of_dropped_tail and means["support/student_mass"] > 0:
         advice = dropped_tail_advice(means["support/student_mass"])
         if advice is not None:

@@ -112,8 +112,9 @@ METHODS = {
             "privileged_builder": "feedback",
             "learning_rate": 1e-5,
         },
-        "The context is a column: feedback, or a solution with privileged_builder: solution. A sibling rollout of the "
-        "same step as context is not built.",
+        "The context is a column of feedback, unless sibling_context: true (with privileged_builder: solution, "
+        "reward_funcs and num_generations: 8) takes the first success of the same prompt, as published; policy_coef: "
+        "0 leaves GRPO's own loss out then.",
     ),
     "thinking_machines": Method(
         "the teacher's log-ratio of the sampled token as its advantage",

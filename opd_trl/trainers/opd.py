@@ -25,6 +25,7 @@ from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_r
 from .routing import TEACHER_COLUMN, check_routes, is_routed, named_teachers, teacher_index
 from .scoring import score_ahead, score_micro_batch
 from .served import ServedTeacher
+from .siblings import sibling_contexts
 from .teacher_prompts import TeacherPrompts
 from .token_logps import build_reference, needs_student_at_start, token_logps
 
@@ -102,6 +103,7 @@ class OPDTrainer(GRPOTrainer):
             column=args.privileged_context_column,
             shared=args.has_shared_context,
             required=self.requires_privileged_context,
+            siblings=args.sibling_context,
             environment=kwargs.get("environment_factory") is not None,
         )
         check_peft(model, kwargs.get("peft_config"))
@@ -143,7 +145,7 @@ class OPDTrainer(GRPOTrainer):
             template_kwargs=args.teacher_chat_template_kwargs,
             limit=min((limit for limit in limits if limit is not None), default=None),
         )
-        if args.max_teacher_prompt_length is not None:
+        if args.max_teacher_prompt_length is not None and not args.sibling_context:
             self._teacher_prompts.check(train_dataset)
 
     # Building the teachers
@@ -172,12 +174,18 @@ class OPDTrainer(GRPOTrainer):
 
     # The batch
 
+    @property
+    def _own_metrics(self) -> dict[str, list[float]]:
+        """TRL's metrics of training or of evaluation, whichever runs."""
+        return self._metrics["train" if self.model.training else "eval"]
+
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         columns = (self.args.privileged_context_column, TEACHER_COLUMN)
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        self._completions = completions
         if self._has_rewards:
             self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             return self._rewards
@@ -187,21 +195,25 @@ class OPDTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if not self._has_rewards:
             for name in ("reward", "reward_std", "frac_reward_zero_std"):
-                self._metrics["train" if self.model.training else "eval"].pop(name, None)
-        mask = loss_mask(self.args, output, self._tokenizer)
+                self._own_metrics.pop(name, None)
+        mask, contexts = loss_mask(self.args, output, self._tokenizer), None
         if self.args.distillation_gate is not None:
             is_open = gate(self.args, self._rewards, self.reward_weights)
-            self._metrics["train" if self.model.training else "eval"]["distillation/gate_open"].append(
-                is_open.float().mean().item()
-            )
+            self._own_metrics["distillation/gate_open"].append(is_open.float().mean().item())
             own = self.accelerator.process_index * len(inputs)  # rewards are gathered from all processes
             mask = mask * is_open[own : own + len(inputs), None]
+        if self.args.sibling_context:
+            contexts = sibling_contexts(self, inputs, self._completions)
+            taught = torch.tensor([context is not None for context in contexts], device=mask.device)
+            share = self.accelerator.gather(taught.float()).mean().item()
+            self._own_metrics["distillation/has_context"].append(share)
+            mask = mask * taught[:, None]
         output["loss_mask"] = mask
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         if self._teacher_prompts.differ:
             names = [f"row {i} of this batch (prompt {str(row['prompt'])[:80]!r})" for i, row in enumerate(inputs)]
             output["teacher_prompt_ids"], output["teacher_prompt_mask"] = left_pad(
-                self._teacher_prompts.token_ids(inputs, names),
+                self._teacher_prompts.token_ids(inputs, names, contexts=contexts),
                 pad_token_id=self._tokenizer.pad_token_id,
                 device=self.accelerator.device,
             )
@@ -257,8 +269,7 @@ class OPDTrainer(GRPOTrainer):
             inputs = {**inputs, "advantages": self.args.policy_coef * inputs["advantages"]}
             return loss + super()._compute_loss(lambda **_: already_run, inputs)
         if self.aux_loss_enabled:
-            mode = "train" if self.model.training else "eval"
-            self._metrics[mode]["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())
+            self._own_metrics["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())
             loss = loss + self.router_aux_loss_coef * result.aux_loss / self._num_micro_batches()
         return loss
 

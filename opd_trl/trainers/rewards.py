@@ -30,12 +30,17 @@ def check_rewards(args: OPDConfig, *, has_rewards: bool) -> str | None:
     """Refuse a gate that nothing opens; return a warning where rewards cannot teach.
 
     Raises:
-        ValueError: `distillation_gate` without rewards.
+        ValueError: `distillation_gate` or `sibling_context` without rewards.
     """
     if args.distillation_gate is not None and not has_rewards:
         raise ValueError(
             f"distillation_gate={args.distillation_gate!r} needs reward_funcs that say which completions are correct, "
             "e.g. math_accuracy (opd_trl.evaluation). Give one, or leave the gate unset."
+        )
+    if args.sibling_context and not has_rewards:
+        raise ValueError(
+            "sibling_context needs reward_funcs that say which completions are correct, e.g. math_accuracy "
+            "(opd_trl.evaluation). Give one, or leave it out and give the context in a column."
         )
     if has_rewards and args.num_generations == 1 and args.distillation_gate is None:
         return (
@@ -55,10 +60,15 @@ def gate(args: OPDConfig, rewards_per_func: Tensor, reward_weights: Tensor) -> T
             left out is not distilled.
         reward_weights: one per function.
     """
-    reward = (rewards_per_func * reward_weights.to(rewards_per_func.device)).nansum(-1)
-    correct = reward >= args.distillation_gate_threshold
+    correct = is_correct(args, rewards_per_func, reward_weights)
     scored = ~torch.isnan(rewards_per_func).all(-1)
     return scored & (correct if args.distillation_gate == "correct" else ~correct)
+
+
+def is_correct(args: OPDConfig, rewards_per_func: Tensor, reward_weights: Tensor) -> Tensor:
+    """`(B,)` bool: is the weighted sum of rewards at least `distillation_gate_threshold`?"""
+    reward = (rewards_per_func * reward_weights.to(rewards_per_func.device)).nansum(-1)
+    return reward >= args.distillation_gate_threshold
 
 
 def distillation_coef(args: OPDConfig, state) -> float:

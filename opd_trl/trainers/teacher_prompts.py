@@ -4,7 +4,7 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from ..privileged import TeacherView, check_lengths
+from ..privileged import Context, TeacherView, check_lengths
 
 
 class TeacherPrompts:
@@ -33,9 +33,20 @@ class TeacherPrompts:
         """Does the teacher read another prompt than the student?"""
         return self.view is not None or self.template_kwargs != self.trainer.chat_template_kwargs
 
-    def token_ids(self, rows: list[dict[str, Any]], names: list[str]) -> list[list[int]]:
-        """Token ids of each row's prompt; `names` tells the user which row an error is about."""
-        prompts = [row["prompt"] for row in rows] if self.view is None else self.view.prompts(rows, names)
+    def token_ids(
+        self, rows: list[dict[str, Any]], names: list[str], *, contexts: list[Context | None] | None = None
+    ) -> list[list[int]]:
+        """Token ids of each row's prompt.
+
+        Args:
+            rows: of the data set.
+            names: tell the user which row an error is about.
+            contexts: in place of the rows' own; where one is None the teacher reads the bare prompt.
+        """
+        if contexts is not None:
+            prompts = self.view.prompts_with(contexts, rows)
+        else:
+            prompts = [row["prompt"] for row in rows] if self.view is None else self.view.prompts(rows, names)
         student_kwargs, self.trainer.chat_template_kwargs = self.trainer.chat_template_kwargs, self.template_kwargs
         try:
             prompt_ids, *_ = self.trainer._tokenize_prompts(prompts)

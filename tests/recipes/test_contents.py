@@ -74,7 +74,7 @@ def test_every_method_has_a_recipe_in_which_nothing_overrides_it(name, parse, ca
     assert command in METHODS[name].commands
     training = parse(*flags, name=command)[1]
     differs = {key for key, value in METHODS[name].fields.items() if getattr(training, key) != value}
-    # SDPO's feedback stands in for a success of the same group, which a solution is nearer to.
+    # A sibling's success is a solution; the method alone reads a column of feedback.
     assert differs == ({"privileged_builder"} if name == "sdpo" else set())
     assert "is published with" not in caplog.text
 
