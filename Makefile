@@ -10,7 +10,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --quiet
 VLLM_INSTALL := $(VLLM_PIP) install --progress-bar off -c tests/vllm/constraints.txt
 
-.PHONY: install demo test test-vllm lint check recipes matrix bench bench-gpu clean
+.PHONY: install demo test test-vllm lint check recipes docs matrix bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -41,8 +41,13 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Every recipe, shrunk to a toy model on a CPU, and the pipeline of such stages.
 recipes: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q tests/cli/test_recipes.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/recipes tests/cli/pipelines/test_smoke.py
+
+# The documentation as a site in site/: open site/index.html, no server and no network needed.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Every engine, teacher and batch split against one process: the table of docs/scale.md. About 20 minutes.
 matrix: install
@@ -63,4 +68,4 @@ bench-gpu: install
 check: lint test
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
