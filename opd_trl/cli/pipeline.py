@@ -1,0 +1,121 @@
+"""`opd-trl pipeline`: the stages of a file, each a process of its own, resumable and recorded."""
+
+import argparse
+import sys
+
+
+NAME = "opd-trl pipeline"
+DESCRIPTION = """\
+Runs the stages of a YAML file in their order: data, SFT, a teacher by GRPO, OPD, evaluation. Every stage is a command
+of TRL, one of ours or a Python script, run as a process of its own. A stage may refer to what an earlier one wrote.
+
+All stages are checked before the first one starts. A second run skips what is unchanged (command, recipe, inputs and
+outputs are compared by hash) and runs everything from the first change on; training that was ended goes on from its
+last whole checkpoint. What lies in the place of an output is kept under another name, never removed.
+
+Written to the pipeline's folder (its `output_dir`):
+  pipeline.json      command, hashes of arguments, inputs and outputs, times, exit status, versions, of every stage
+  logs/STAGE.log     everything that a stage prints
+  configs/STAGE.yaml the recipe of a stage with all that it extends
+"""
+EXAMPLES = """\
+examples
+  opd-trl pipeline --config smoke/pipeline                          two minutes on a CPU, no network
+  opd-trl pipeline --config math/pipeline --dry-run                 check all stages and print their command lines
+  opd-trl pipeline --config mine.yaml --from opd --set opd.learning_rate=1e-6
+                                                                    change one stage, and run it and what follows
+
+Exit status: 0 all stages done, 1 a stage failed, 2 bad input (nothing was run), 128 + N ended by signal N.
+A description of the file: docs/pipeline.md.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of `opd-trl pipeline`."""
+    parser = argparse.ArgumentParser(
+        prog=NAME,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the pipeline, by path or name (required)")
+    parser.add_argument(
+        "--from",
+        dest="first",
+        metavar="STAGE",
+        help="run this stage in any case, and all that follow; take those before it as they are (default: the first "
+        "stage that has changed)",
+    )
+    parser.add_argument("--until", dest="last", metavar="STAGE", help="stop after this stage (default: the last one)")
+    parser.add_argument("--dry-run", action="store_true", help="check, print what would run and why (default: run)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="STAGE.KEY=VALUE",
+        help="an argument in place of the file's, the value as YAML; output_dir=PATH for the pipeline's folder; may "
+        "be given again (default: none)",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run `opd-trl pipeline` and return its exit status."""
+    args = make_parser().parse_args(argv)
+    from .pipelines.child import Ended, signals_end_the_pipeline
+
+    try:
+        with signals_end_the_pipeline():
+            return run(args)
+    except ValueError as error:
+        print(f"{NAME}: error: {error}", file=sys.stderr)
+        return 2
+    except Ended as ended:
+        print(f"{NAME}: {ended}", file=sys.stderr)
+        return 128 + ended.number
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the pipeline, then run it.
+
+    Raises:
+        ValueError: what is given cannot be run; nothing has been run.
+    """
+    from rich.console import Console
+
+    from .pipelines.arguments import command_lines
+    from .pipelines.document import read_pipeline
+    from .pipelines.lock import locked
+    from .pipelines.record import read_record
+    from .pipelines.report import print_outcomes, print_plan
+    from .pipelines.runner import Run, execute
+
+    console = Console()
+    pipeline = read_pipeline(args.config, args.settings)
+    first = pipeline.index(args.first, option="--from") if args.first else 0
+    last = pipeline.index(args.last, option="--until") if args.last else len(pipeline.stages) - 1
+    if first > last:
+        raise ValueError(f"--until {args.last} comes before --from {args.first}.")
+    stages = pipeline.stages[first : last + 1]
+    lines = command_lines(stages, without_gpu=args.dry_run)
+
+    def start() -> tuple[Run, list]:
+        run = Run(pipeline, lines, read_record(pipeline.folder), say=lambda text: print(text, flush=True))
+        run.check_first(first)
+        planned = run.plan(first=first, last=last, forced=args.first is not None)
+        run.check_free(planned)
+        return run, planned
+
+    started = start()
+    if args.dry_run:
+        print_plan(console, *started)
+        return 0
+    pipeline.folder.mkdir(parents=True, exist_ok=True)
+    with locked(pipeline.folder) as lock:
+        # Read again: the run that held the lock until now may have changed it.
+        run, planned = start()
+        outcomes, status = execute(run, planned, lock)
+    print_outcomes(console, outcomes)
+    return status

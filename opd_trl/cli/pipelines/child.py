@@ -1,0 +1,118 @@
+"""One stage as a process: a session of its own, its text on the terminal and in a log, ended as a whole."""
+
+import codecs
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TextIO
+
+from . import leash
+
+
+class Ended(BaseException):
+    """The pipeline was told to end, by Ctrl-C or by a signal."""
+
+    def __init__(self, number: int):
+        super().__init__(f"ended by {signal.Signals(number).name}")
+        self.number = number
+
+
+@contextlib.contextmanager
+def signals_end_the_pipeline() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into `Ended`, so that the stage ends and the record says so."""
+
+    def end(number: int, _frame: object) -> None:
+        raise Ended(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run_child(argv: list[str], log: Path, lock: int) -> int:
+    """Run a command to its end and return its exit status, 128 + N where signal N ended it.
+
+    Args:
+        argv: the command.
+        log: file to which its stdout and stderr are added.
+        lock: file descriptor of the pipeline's lock. The leash holds it too, so that no other pipeline starts before
+            everything that this one started has ended.
+
+    Raises:
+        Ended: the pipeline was told to end; the command and all its processes have ended.
+    """
+    leash_end, our_end = os.pipe()  # what the leash reads ends when we do
+    try:
+        process = subprocess.Popen(
+            [sys.executable, leash.__file__, str(leash_end), *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            pass_fds=(leash_end, lock),
+            start_new_session=True,
+        )
+    finally:
+        os.close(leash_end)
+    with log.open("ab") as file:
+        copies = [
+            threading.Thread(target=copy, args=(source, screen, file), daemon=True)
+            for source, screen in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        ]
+        for thread in copies:
+            thread.start()
+        try:
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        except Ended:
+            end_group(process.pid)
+            raise
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # what the command has left behind
+            process.wait()
+            os.close(our_end)
+            for thread in copies:
+                thread.join(timeout=5)
+    return process.returncode
+
+
+def end_group(leader: int) -> None:
+    """Ask a process group to end, and end it after the time of grace or at the next signal."""
+    with contextlib.suppress(ProcessLookupError, Ended):
+        os.killpg(leader, signal.SIGTERM)
+        waiter = threading.Thread(target=os.waitid, args=(os.P_PID, leader, os.WEXITED | os.WNOWAIT), daemon=True)
+        waiter.start()
+        waiter.join(timeout=leash.GRACE)
+
+
+def copy(source: BinaryIO, screen: TextIO, log: BinaryIO) -> None:
+    """Write what a process says to the screen as it comes, and to its log line by line: two streams share it."""
+    decoder, rest = codecs.getincrementaldecoder("utf-8")(errors="replace"), b""
+    while block := os.read(source.fileno(), 65536):
+        whole, rest = whole_lines(rest + block)
+        log.write(whole)
+        log.flush()
+        with contextlib.suppress(OSError, ValueError):  # a closed terminal ends no stage
+            screen.write(decoder.decode(block))
+            screen.flush()
+    log.write(rest)
+    log.flush()
+
+
+def whole_lines(text: bytes) -> tuple[bytes, bytes]:
+    """Split text behind its last line; a progress bar's return ends a line too.
+
+    >>> whole_lines(b"one\\n50%\\r60"), whole_lines(b"one")
+    ((b'one\\n50%\\r', b'60'), (b'', b'one'))
+    """
+    end = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+    return text[:end], text[end:]

@@ -1,0 +1,132 @@
+"""The record of a pipeline: what each stage ran, read and wrote, with hashes; `pipeline.json`."""
+
+import hashlib
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import opd_trl
+
+
+RECORD = "pipeline.json"
+# Checkpoints are there to go on from: they may be removed when a stage is done, and are large.
+CHECKPOINTS = "checkpoint-"
+PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
+
+Digest = dict[str, Any]
+
+
+class Hasher:
+    """SHA-256 of files and folders; a file is read once in a run unless its size or time has changed."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, int], str] = {}
+
+    def digest(self, path: Path) -> Digest | None:
+        """Return the hash of a file, or those of a folder file by file; None where there is neither.
+
+        Hidden files and `checkpoint-*` folders of a folder are left out.
+        """
+        if path.is_file():
+            return {"sha256": self._file(path), "bytes": path.stat().st_size}
+        if not path.is_dir():
+            return None
+        files = {str(file.relative_to(path)): file for file in sorted(path.rglob("*")) if file.is_file()}
+        kept = {name: file for name, file in files.items() if not left_out(name)}
+        hashes = {name: self._file(file) for name, file in kept.items()}
+        return {
+            "sha256": sha256(hashes),
+            "bytes": sum(file.stat().st_size for file in kept.values()),
+            "files": hashes,
+        }
+
+    def _file(self, path: Path) -> str:
+        state = path.stat()
+        key = (str(path.absolute()), state.st_size, state.st_mtime_ns)
+        if key not in self._known:
+            with path.open("rb") as file:
+                self._known[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        return self._known[key]
+
+
+def left_out(name: str) -> bool:
+    """Is a file of a folder no part of what the folder is?
+
+    >>> left_out("checkpoint-20/model.safetensors"), left_out(".cache/x"), left_out("model.safetensors")
+    (True, True, False)
+    """
+    parts = Path(name).parts
+    return parts[0].startswith(CHECKPOINTS) or any(part.startswith(".") for part in parts)
+
+
+def sha256(content: Any) -> str:
+    """The hash of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def difference(before: Digest | None, now: Digest | None) -> str | None:
+    """Say how a file or folder differs from what was recorded; None if it does not.
+
+    >>> difference({"sha256": "1", "files": {"a": "2", "b": "3"}}, {"sha256": "4", "files": {"a": "5", "c": "6"}})
+    'changed: a; gone: b; added: c'
+    """
+    if before == now:
+        return None
+    if before is None or now is None:
+        return "is missing" if now is None else "was not there"
+    if "files" not in before or "files" not in now:
+        return "changed"
+    old, new = before["files"], now["files"]
+    groups = {
+        "changed": [name for name in old if name in new and old[name] != new[name]],
+        "gone": [name for name in old if name not in new],
+        "added": [name for name in new if name not in old],
+    }
+    return "; ".join(
+        f"{what}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}" for what, names in groups.items() if names
+    )
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record of the stages by name; empty where there is none.
+
+    Raises:
+        ValueError: the file is no record.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        return {}
+    try:
+        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is no record of a pipeline ({error!r}). Move it away to start anew; what the stages wrote must "
+            "then be moved as well."
+        ) from None
+    return stages
+
+
+def write_record(folder: Path, pipeline: Path, stages: dict[str, Any]) -> None:
+    """Write the record: whole, or not at all."""
+    path = folder / RECORD
+    scratch = path.with_suffix(".json.part")
+    with scratch.open("w", encoding="utf-8") as file:
+        json.dump({"pipeline": str(pipeline), "stages": stages}, file, indent=2, default=str)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide about numbers."""
+    found = {"python": platform.python_version(), "opd_trl": opd_trl.__version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
