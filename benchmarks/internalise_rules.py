@@ -1,0 +1,118 @@
+"""The rules of `internalise.py`: what the teacher reads, what counts as following, what counts as leaking."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from opd_trl.cli.recipes import recipes_dir
+from opd_trl.evaluation import one_sentence
+
+
+FOLDER = recipes_dir() / "system_prompt"
+TRAIN = FOLDER / "demo" / "train.jsonl"
+QUESTIONS = FOLDER / "demo" / "test.jsonl"
+ELSEWHERE = FOLDER / "rules" / "elsewhere.jsonl"
+PLAIN_TEXT = FOLDER / "rules" / "plain.jsonl"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule to learn.
+
+    Attributes:
+        context: file with the system message and the worked examples that only the teacher reads.
+        follows: is an answer right in every part of the rule? Strict: collapsed or unfinished text is not.
+        leaks: does an answer show any part of the rule? Loose: it is asked where the rule has no business.
+    """
+
+    context: Path
+    follows: Callable[[str], bool]
+    leaks: Callable[[str], bool]
+
+
+def repeats_itself(text: str, *, limit: float = 1 / 3) -> bool:
+    """Have more than `limit` of the word pairs occurred before?"""
+    words = re.findall(r"\w+", text.lower())
+    pairs = list(pairwise(words))
+    return len(pairs) - len(set(pairs)) > limit * len(pairs)
+
+
+def answer_object(text: str) -> bool:
+    """A JSON object with the one key "answer", a text that says something, and nothing around it."""
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    if not (isinstance(content, dict) and list(content) == ["answer"] and isinstance(content["answer"], str)):
+        return False
+    return bool(re.search(r"\w", content["answer"])) and not repeats_itself(content["answer"])
+
+
+def bullet_points(text: str, *, most: int = 4) -> bool:
+    """Up to `most` finished bullet points, one per line, and nothing else; no two alike."""
+    lines = text.strip().splitlines()
+    if not all(re.fullmatch(r"- \w.*[.!?][\"']?", line.rstrip()) for line in lines):
+        return False
+    return 1 <= len(lines) <= most and len(set(lines)) == len(lines) and not repeats_itself(text)
+
+
+def sentence_then(ending: str) -> Callable[[str], bool]:
+    """A rule: one finished sentence of at least two words, then `ending`, once, and nothing after it."""
+
+    def follows(text: str) -> bool:
+        text = text.strip().strip('"')
+        if not text.endswith(ending) or text.lower().count(ending.rstrip(".").lower()) != 1:
+            return False
+        sentence = text.removesuffix(ending).strip()
+        # A point between digits ends no sentence.
+        finished = re.fullmatch(r"(?:[^.!?]|(?<=\d)\.(?=\d))+[.!?]", sentence)
+        return bool(finished) and len(sentence.split()) >= 2 and not repeats_itself(sentence)
+
+    return follows
+
+
+def shows(pattern: str) -> Callable[[str], bool]:
+    """Does a pattern occur anywhere, in any case of letters?"""
+    return lambda text: bool(re.search(pattern, text, re.IGNORECASE | re.MULTILINE))
+
+
+RULES = {
+    # Persona: the first word and the vocabulary.
+    "pirate": Rule(
+        FOLDER / "demo" / "privileged_context.json",
+        one_sentence("Arr,"),
+        shows(r"\b(arr+|aye|ye|yer|matey|mateys)\b"),
+    ),
+    # Output format: a first symbol, a key, and a close that depends on what was opened.
+    "json": Rule(
+        FOLDER / "rules" / "json" / "privileged_context.json",
+        answer_object,
+        shows(r'"answer"\s*:'),
+    ),
+    # List: a shape that the student sometimes takes by itself, so its own text reaches some of it.
+    "bullets": Rule(
+        FOLDER / "rules" / "bullets" / "privileged_context.json",
+        bullet_points,
+        shows(r"^\s*[-*•] "),
+    ),
+    # Ending: nothing at the start gives the rule away; the student has to stop where it would go on.
+    "over_and_out": Rule(
+        FOLDER / "rules" / "over_and_out" / "privileged_context.json",
+        sentence_then("Over and out."),
+        shows(r"\bover and out\b"),
+    ),
+}
+
+
+def read_column(path: Path, column: str) -> list[Any]:
+    """A column of a JSONL file."""
+    return [json.loads(line)[column] for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_prompts(path: Path) -> list[list[dict[str, str]]]:
+    """The prompts of a JSONL file, as messages."""
+    return read_column(path, "prompt")
