@@ -3,13 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-
-READERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-FORMATS = ", ".join(READERS)
-
-
-class DataError(ValueError):
-    """The data set is missing, unreadable, empty, or lacks a split."""
+from ..data.files import FORMATS, READERS, DataError, looks_local
 
 
 def check_data_arguments(script_args, dataset_args) -> None:
@@ -33,15 +27,6 @@ def check_data_arguments(script_args, dataset_args) -> None:
             f"dataset_name={name!r} does not exist (looked in {Path.cwd()}). Give a file ({FORMATS}), a folder or a "
             "hub id such as trl-lib/ultrafeedback-prompt. A recipe's header says how to make its file."
         )
-
-
-def looks_local(name: str) -> bool:
-    """Is `name` meant as a path? A hub id is `owner/name` and ends in no file type.
-
-    >>> looks_local("prompts.jsonl"), looks_local("./data"), looks_local("trl-lib/ultrafeedback-prompt")
-    (True, True, False)
-    """
-    return Path(name).suffix in READERS or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def load_splits(script_args, dataset_args, *, evaluate: bool) -> tuple[Any, Any | None]:

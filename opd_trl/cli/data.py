@@ -1,0 +1,260 @@
+r"""`opd-trl data`: from data sets, generators and teachers to the rows that training and evaluation read."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+DESCRIPTION = """\
+Makes data ready: rows of `prompt`, `answer` and `privileged_context` (what only a teacher sees), as JSONL.
+
+  list        the data sets known by name
+  prepare     one of them, or a file of yours: shaped, without duplicates and evaluation rows, split into parts
+  procedural  as many rows of a reasoning-gym task as one asks for; no network
+  traces      completions that a teacher writes to prompts, for supervised training
+  filter      leave out the traces that are cut off, have no boxed answer, are wrong, or go round in circles
+
+Beside every output NAME.jsonl lies NAME.report.json: what was read, kept and rejected, by reason.
+
+examples
+  opd-trl data prepare dapo_math --output data/dapo_math.jsonl --parts rlvr=0.5,opd=0.5 --decontaminate math500 aime24
+  opd-trl data prepare problems.parquet --columns prompt=question,answer=label --output data/mine.jsonl
+  opd-trl data traces --model Qwen/Qwen3-8B --data data/openthoughts.sft.jsonl --output data/traces.jsonl
+  opd-trl data filter data/traces.jsonl --output data/sft.jsonl --check-answer
+
+`opd-trl data COMMAND --help` explains a command. Exit status: 0 done, 2 bad input (nothing was written).
+"""
+PREPARE = r"""
+Reads a data set by its name (`opd-trl data list`) or a file (.jsonl, .parquet, .csv, .json), and writes rows of ours.
+
+Two prompts are the same where they differ in case, blanks and Unicode forms alone: the second one is dropped. The
+part that a prompt falls into depends on the prompt, the shares and the salt alone, so parts stay disjoint whatever the
+order of the rows, the machine or the data set: the same problem in two data sets falls into the same part of both.
+
+examples
+  opd-trl data prepare gsm8k --output data/gsm8k.jsonl
+  opd-trl data prepare openthoughts_math --output data/openthoughts.jsonl --parts sft=0.4,opd=0.6 \
+      --decontaminate math500 aime24 aime25
+  opd-trl data prepare my.jsonl --columns prompt=question,privileged_context=solution --require-box \
+      --output data/my.jsonl
+  opd-trl data prepare wildguardmix --path copies/wildguardmix --output data/safety.jsonl --max-rows 5000
+"""
+PROCEDURAL = r"""
+Writes rows of a task of reasoning-gym (pip install 'opd_trl[procedural]'). The columns `task` and `metadata` are for
+its own scoring: reward_funcs: [opd_trl.data.procedural_score].
+
+examples
+  opd-trl data procedural --task chain_sum --count 2000 --output data/chain_sum.jsonl
+  opd-trl data procedural --task leg_counting --count 5000 --seed 1 --output data/legs.jsonl \
+      --parts sft=0.4,rlvr=0.3,opd=0.25,test=0.05
+  opd-trl data procedural --task chain_sum --count 500 --options '{"min_terms": 2, "max_terms": 3}' \
+      --output data/short.jsonl
+"""
+TRACES = r"""
+A model writes completions to the prompts of a file, in the shape that `trl sft` reads. With a privileged context the
+model reads what a teacher reads in `opd-trl opsd`; the trace has the bare prompt. A run that was ended goes on where
+it was when it is started again with the same settings: its rows stand in OUTPUT.part until all are there.
+
+examples
+  opd-trl data traces --model Qwen/Qwen3-8B --data data/openthoughts.sft.jsonl --output data/traces.jsonl \
+      --chat-template-kwargs '{"enable_thinking": false}'
+  opd-trl data traces --model runs/teacher --data data/prompts.jsonl --output data/traces.jsonl --samples 4
+  opd-trl data traces --model Qwen/Qwen3-1.7B --data data/prompts.jsonl --output data/traces.jsonl \
+      --privileged-context-file constitution.txt
+"""
+FILTER = r"""
+The filter of arXiv 2605.11182 for supervised training on a teacher's traces. Rejected are traces that are empty or
+cut off, repeat a line or a block, have no (last) boxed answer, or, where asked, a wrong one. Reasons are counted.
+
+examples
+  opd-trl data filter data/traces.jsonl --output data/sft.jsonl
+  opd-trl data filter data/traces.jsonl --output data/sft.jsonl --check-answer
+  opd-trl data filter data/stories.jsonl --output data/sft.jsonl --no-box --max-chars 20000
+"""
+INSTRUCTION = r"Put the final answer, and nothing else, into \boxed{}."
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of `opd-trl data`."""
+    parser = argparse.ArgumentParser(
+        prog="opd-trl data",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    listing = add(commands, "list", "the data sets known by name", "List the data sets known by name.")
+    listing.add_argument("--procedural", action="store_true", help="the tasks of reasoning-gym instead (default: no)")
+    add_prepare(add(commands, "prepare", "a data set or a file, made ready", PREPARE))
+    add_procedural(add(commands, "procedural", "rows of a generator", PROCEDURAL))
+    add_traces(add(commands, "traces", "completions of a teacher", TRACES))
+    add_filter(add(commands, "filter", "leave out unfit traces", FILTER))
+    return parser
+
+
+def add(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
+    """A command with its own help."""
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_output(parser: argparse.ArgumentParser, *, instruction: str = "") -> None:
+    """Options of the commands that write parts."""
+    default = f"default: {instruction}" if instruction else "default: none"
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
+    parser.add_argument(
+        "--parts",
+        metavar="NAME=SHARE,...",
+        help="disjoint parts by the hash of the prompt, into FILE.NAME.jsonl each; shares may add up to less than 1 "
+        "(default: one file)",
+    )
+    parser.add_argument("--salt", default="", help="another one gives another split (default: none)")
+    parser.add_argument(
+        "--max-rows",
+        type=int,
+        metavar="N",
+        help="at most so many rows in each file, chosen by hash (default: all)",
+    )
+    parser.add_argument(
+        "--instruction",
+        default=instruction,
+        metavar="TEXT",
+        help=f"stands below each question ({default.replace('%', '%%')})",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: refuse)")
+
+
+def add_prepare(parser: argparse.ArgumentParser) -> None:
+    """Options of `prepare`."""
+    parser.add_argument("source", metavar="NAME|FILE", help="a data set by name, or a file")
+    parser.add_argument("--split", help="default: the one that `opd-trl data list` names")
+    parser.add_argument("--config", help="configuration of the data set (default: likewise)")
+    parser.add_argument("--revision", help="commit or tag on the hub, for a result that stays (default: the newest)")
+    parser.add_argument("--path", help="a local copy in the hub's layout, or one file of it (default: from the hub)")
+    parser.add_argument(
+        "--columns",
+        type=columns,
+        metavar="OURS=THEIRS,...",
+        help="columns of a file by our names: prompt, answer, privileged_context, or others to keep (default: these "
+        "three, where they are there)",
+    )
+    parser.add_argument(
+        "--require-box",
+        nargs="?",
+        const="privileged_context",
+        metavar="COLUMN",
+        help=r"this text must have exactly one \boxed{} answer, which becomes `answer` where there is none (default: "
+        "not asked; without COLUMN: privileged_context)",
+    )
+    parser.add_argument(
+        "--decontaminate",
+        nargs="+",
+        default=[],
+        metavar="NAME[:SPLIT]|FILE",
+        help="evaluation sets whose prompts may not occur: names such as math500 or gsm8k:test, or files of ours "
+        "(default: none)",
+    )
+    parser.add_argument(
+        "--ngram",
+        type=int,
+        default=13,
+        metavar="N",
+        help="words in a row that make a match (default: %(default)s)",
+    )
+    add_output(parser)
+
+
+def add_procedural(parser: argparse.ArgumentParser) -> None:
+    """Options of `procedural`."""
+    parser.add_argument("--task", required=True, metavar="NAME", help="`opd-trl data list --procedural` (required)")
+    parser.add_argument("--count", type=int, default=1000, metavar="N", help="rows to draw (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the generator (default: %(default)s)")
+    parser.add_argument("--options", type=json_object, default={}, metavar="JSON", help="of the task (default: none)")
+    add_output(parser, instruction=INSTRUCTION)
+
+
+def add_traces(parser: argparse.ArgumentParser) -> None:
+    """Options of `traces`."""
+    parser.add_argument("--model", required=True, help="who writes: hub id or path (required)")
+    parser.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="rows with `prompt` (required)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
+    parser.add_argument("--revision", help="of the model (default: the newest)")
+    parser.add_argument("--dtype", default="auto", help="of the weights (default: %(default)s)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="mass that is sampled from (default: %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=4096, help="longest trace (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=1, help="traces per prompt (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="traces written together (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--max-rows", type=int, metavar="N", help="only the first N prompts (default: all)")
+    parser.add_argument("--chat-template-kwargs", type=json_object, default={}, metavar="JSON", help="default: none")
+    parser.add_argument("--privileged-builder", metavar="NAME", help="as in `opd-trl opsd` (default: no context)")
+    parser.add_argument("--privileged-template", metavar="JINJA", help="in place of its wording (default: its own)")
+    parser.add_argument("--privileged-context-column", default="privileged_context", help="default: %(default)s")
+    parser.add_argument("--privileged-context", metavar="TEXT", help="one for all rows (default: the column)")
+    parser.add_argument("--privileged-context-file", metavar="FILE", help="the same from a file (default: the column)")
+    parser.add_argument("--overwrite", action="store_true", help="begin again and replace (default: go on, or refuse)")
+
+
+def add_filter(parser: argparse.ArgumentParser) -> None:
+    """Options of `filter`."""
+    parser.add_argument("source", type=Path, metavar="FILE", help="traces: rows with `completion`")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
+    parser.add_argument("--check-answer", action="store_true", help="reject wrong answers (math-verify; default: no)")
+    parser.add_argument("--no-box", action="store_true", help="do not ask for a boxed answer (default: ask)")
+    parser.add_argument("--line-chars", type=int, default=20, help="shortest line that counts (default: %(default)s)")
+    parser.add_argument("--line-repeats", type=int, default=5, help="so often is too often (default: %(default)s)")
+    parser.add_argument("--block-chars", type=int, default=100, help="length of a block (default: %(default)s)")
+    parser.add_argument("--block-repeats", type=int, default=5, help="so often is too often (default: %(default)s)")
+    parser.add_argument("--max-chars", type=int, metavar="N", help="reject longer traces (default: no limit)")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: refuse)")
+
+
+def columns(text: str) -> dict[str, str]:
+    """Read `prompt=question,answer=label`; `answer` alone is `answer=answer`.
+
+    >>> columns("prompt=question,answer")
+    {'prompt': 'question', 'answer': 'answer'}
+    """
+    pairs = [piece.strip().partition("=") for piece in text.split(",")]
+    found = {ours: theirs or ours for ours, _, theirs in pairs}
+    if "" in found or len(found) < len(pairs) or "prompt" not in found:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected OURS=THEIRS pairs, each name once and prompt among them, e.g. "
+            "prompt=question,answer=label"
+        )
+    return found
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as " + '{"enable_thinking": false}')
+    return value
+
+
+def main(argv: list[str]) -> int:
+    """Run `opd-trl data`."""
+    args = make_parser().parse_args(argv)
+    from opd_trl.data.files import DataError
+
+    from . import data_runs
+
+    try:
+        getattr(data_runs, f"run_{args.command}")(args)
+    except DataError as error:
+        print(f"opd-trl data {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,264 @@
+"""What the commands of `opd-trl data` do."""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from opd_trl.data.adapters import ADAPTERS, RejectedRow, mapped
+from opd_trl.data.decontaminate import Contamination, evaluation_prompts
+from opd_trl.data.files import DataError, Row, check_free, looks_local, write_jsonl
+from opd_trl.data.filtering import TraceFilter, filter_rows
+from opd_trl.data.outputs import Output, report_file, write_report
+from opd_trl.data.prepare import prepare
+from opd_trl.data.sources import load_named, read_file, with_columns
+
+
+OURS = ("prompt", "answer", "privileged_context")
+
+
+def run_list(args: argparse.Namespace) -> None:
+    """Print what there is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no edge to break lines at
+    if args.procedural:
+        from opd_trl.data.procedural import task_names
+
+        console.print(", ".join(task_names()), highlight=False)
+        return
+    table = Table("name", "on the hub", "split", "what it is", box=None, pad_edge=False)
+    for name, adapter in ADAPTERS.items():
+        place = adapter.hub_id + (f" ({adapter.config})" if adapter.config else "")
+        table.add_row(name, place, adapter.split, adapter.about + (" [gated]" if adapter.gated else ""))
+    console.print(table, markup=False)
+
+
+def run_prepare(args: argparse.Namespace) -> None:
+    """Read, shape, leave out, split, write."""
+    output = output_of(args)
+    rows, to_row, settings = source(args)
+    evaluation = against(args.decontaminate, args.ngram) if args.decontaminate else None
+    with progress("reading", total_of(rows)) as advance:
+        made = prepare(rows, to_row, box_column=args.require_box, evaluation=evaluation, progress=advance)
+    settings |= {"require_box": args.require_box, "decontaminate": args.decontaminate, "ngram": args.ngram}
+    report = output.write(made.rows, made.report() | {"settings": settings})
+    show(report, output.report_file)
+
+
+def run_procedural(args: argparse.Namespace) -> None:
+    """Draw, split, write."""
+    from opd_trl.data.procedural import generate
+
+    output = output_of(args)
+    rows, duplicates = generate(args.task, count=args.count, seed=args.seed, options=args.options)
+    settings = {"task": args.task, "count": args.count, "seed": args.seed, "options": args.options}
+    rejected = {"duplicate prompt": duplicates} if duplicates else {}
+    report = {"read": len(rows) + duplicates, "kept": len(rows), "rejected": rejected, "settings": settings}
+    show(output.write(rows, report), output.report_file)
+
+
+def run_traces(args: argparse.Namespace) -> None:
+    """A model writes."""
+    from opd_trl.data import traces
+
+    check_jsonl(args.output)
+    check_free(args.output, report_file(args.output), overwrite=args.overwrite)
+    check_numbers(args)
+    if looks_local(args.model) and not Path(args.model).expanduser().exists():
+        raise DataError(f"--model {args.model} does not exist (looked in {Path.cwd()}). Give a folder or a hub id.")
+    rows = list(read_file(args.data))[: args.max_rows]
+    settings = traces.TraceSettings(
+        **{name: getattr(args, name) for name in SAMPLING},
+        privileged=privileged(args),
+        template_kwargs=args.chat_template_kwargs or None,
+        data=traces.digest(rows),
+    )
+    prompts = traces.check_rows(rows, settings)
+    from opd_trl.data.sampling import load_model, make_sampler
+    from opd_trl.evaluation.sampling import Sampling
+
+    model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
+    sampling = Sampling(args.temperature, args.top_p, 0, args.max_new_tokens)
+    sampler = make_sampler(model, tokenizer, sampling, template_kwargs=settings.template_kwargs)
+    with progress("writing", len(rows) * args.samples) as advance:
+        report = traces.write_traces(
+            rows,
+            prompts,
+            sampler,
+            args.output,
+            settings,
+            restart=args.overwrite,
+            progress=advance,
+        )
+    write_report(args.output, report)
+    print(
+        f"Wrote {report['traces']} traces to {args.output}, {report['truncated']} of them cut off at "
+        f"{args.max_new_tokens} tokens. Next: opd-trl data filter {args.output} --output FILE.jsonl"
+    )
+
+
+def run_filter(args: argparse.Namespace) -> None:
+    """Leave out, count, write."""
+    check_jsonl(args.output)
+    check_free(args.output, report_file(args.output), overwrite=args.overwrite)
+    names = ("line_chars", "line_repeats", "block_chars", "block_repeats", "max_chars")
+    rule = TraceFilter(need_box=not args.no_box, **{name: getattr(args, name) for name in names})
+    rows = read_file(args.source)
+    with progress("filtering", total_of(rows)) as advance:
+        kept, report = filter_rows(rows, rule, judge=judge() if args.check_answer else None, progress=advance)
+    write_jsonl(args.output, kept)
+    settings = {"source": str(args.source), "check_answer": args.check_answer, **vars(rule)}
+    report |= {"files": {args.output.name: len(kept)}, "settings": settings}
+    write_report(args.output, report)
+    show(report, report_file(args.output))
+
+
+MAP_COLUMNS = "Map your names with --columns, e.g. prompt=question,answer=label."
+PREPARE_FIRST = "Make a file with that column with `opd-trl data prepare`."
+TEACHER_VIEW = {"text": "context", "file": "context_file", "template": "template"}
+SAMPLING = ("model", "revision", "temperature", "top_p", "max_new_tokens", "samples", "batch_size", "seed")
+
+
+def source(args: argparse.Namespace) -> tuple[Iterable[Row], Callable[[Row], Row], dict[str, Any]]:
+    """The rows that are asked for, how each becomes one of ours, and what to note about them.
+
+    Raises:
+        DataError: neither a name nor a file, or options that do not go together.
+    """
+    if args.source in ADAPTERS:
+        if args.columns is not None:
+            raise DataError(f"--columns is for files: {args.source} has its own adapter. Leave it out.")
+        where = {name: getattr(args, name) for name in ("split", "config", "revision", "path")}
+        return load_named(args.source, **where), ADAPTERS[args.source].to_row, {"source": args.source, **where}
+    for name in ("split", "config", "revision", "path"):
+        if getattr(args, name) is not None:
+            raise DataError(
+                f"--{name} is for data sets by name, and {args.source!r} is none of {', '.join(ADAPTERS)}."
+            )
+    if not Path(args.source).exists() and not looks_local(args.source):
+        load_named(args.source)  # says which names there are
+    path = Path(args.source)
+    chosen = args.columns or {name: name for name in OURS if name in first_row(read_file(path), args.source)}
+    # The first row names the columns where --columns does not: all rows must have them, and `prompt` at least.
+    wanted = chosen.values() if args.columns else {"prompt": None, **chosen}
+    checked = with_columns(read_file(path), wanted, source=args.source, remedy=MAP_COLUMNS)
+    return checked, mapped(chosen), {"source": args.source, "columns": chosen}
+
+
+def first_row(rows: Iterable[Row], name: str) -> Row:
+    """The first row; raises DataError where there is none."""
+    for row in rows:
+        return row
+    raise DataError(f"{name} has no rows. Put one example into each line or row.")
+
+
+def against(names: list[str], ngram: int) -> Contamination:
+    """What training rows are compared with; raises DataError for an n that is too small."""
+    prompts: list[tuple[str | list, str]] = []
+    for name in names:
+        known, _, split = name.partition(":")
+        if known in ADAPTERS:
+            rows: Iterable[Row] = shaped(load_named(known, split=split or None), ADAPTERS[known].to_row)
+        else:
+            rows = with_columns(read_file(Path(name)), ["prompt"], source=name, remedy=PREPARE_FIRST)
+        prompts += evaluation_prompts(rows, name)
+    try:
+        return Contamination(prompts, ngram=ngram)
+    except ValueError as error:
+        raise DataError(f"--ngram {ngram}: {error}") from error
+
+
+def shaped(rows: Iterable[Row], to_row: Callable[[Row], Row]) -> Iterator[Row]:
+    """The rows that an adapter takes."""
+    for row in rows:
+        with suppress(RejectedRow):
+            yield to_row(row)
+
+
+def privileged(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Arguments of `TeacherView`, or None where no privileged context is asked for."""
+    given = {name: getattr(args, f"privileged_{key}") for name, key in TEACHER_VIEW.items()}
+    if args.privileged_builder is None and not any(given.values()):
+        return None
+    return {
+        "builder": args.privileged_builder or "system_prompt",
+        "column": args.privileged_context_column,
+        **{name: value for name, value in given.items() if value is not None},
+    }
+
+
+def output_of(args: argparse.Namespace) -> Output:
+    """Where to, checked."""
+    options = {name: getattr(args, name) for name in ("salt", "max_rows", "instruction")}
+    return Output.checked(args.output, args.parts, overwrite=args.overwrite, **options)
+
+
+def check_jsonl(output: Path) -> None:
+    """Raise DataError where an output is no `.jsonl`."""
+    if output.suffix != ".jsonl":
+        raise DataError(f"--output {output} must end in .jsonl: that is what is written.")
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    """Raise DataError for sampling settings that mean nothing."""
+    for name in ("samples", "batch_size", "max_new_tokens"):
+        if getattr(args, name) < 1:
+            raise DataError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    if args.temperature < 0 or not 0 < args.top_p <= 1:
+        raise DataError(
+            "--temperature must be 0 or more and --top-p above 0 and up to 1, got "
+            f"{args.temperature} and {args.top_p}."
+        )
+
+
+def judge() -> Callable:
+    """Tells right from wrong answers; raises DataError where math-verify is missing."""
+    import importlib.util
+
+    if importlib.util.find_spec("math_verify") is None:
+        raise DataError("--check-answer needs math-verify: pip install 'opd_trl[math]' (or pip install math-verify).")
+    from opd_trl.evaluation import math_accuracy
+
+    return math_accuracy
+
+
+def total_of(rows: Iterable[Row]) -> int | None:
+    """How many rows there are, where that is known."""
+    return len(rows) if hasattr(rows, "__len__") else None
+
+
+@contextmanager
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar; yields a function of the number done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    shape = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*shape, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def show(report: dict[str, Any], file: Path) -> None:
+    """Print the counts as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "rows", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    table.add_row("read", f"{report['read']:,}")
+    for reason, count in report["rejected"].items():
+        table.add_row(f"  rejected: {reason}", f"{count:,}")
+    table.add_row("kept", f"{report['kept']:,}")
+    for name, count in report["files"].items():
+        table.add_row(f"  in {name}", f"{count:,}")
+    if report.get("left_over"):
+        table.add_row("  in no file", f"{report['left_over']:,}")
+    console = Console()
+    console.print(table, markup=False)
+    console.print(f"Report: {file}", markup=False, highlight=False, soft_wrap=True)

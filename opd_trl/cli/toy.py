@@ -1,0 +1,111 @@
+"""`opd-trl toy`: a tiny model and its task, written in seconds, without network."""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+
+DESCRIPTION = r"""
+Write a tiny language model (Qwen3, 0.46 million random weights) and a task that it can learn on a CPU in minutes: five
+digits added up modulo six. One in four SFT completions writes the steps out:
+  4+3+0+2+5 mod 6  ->  4+3=11,1+0=01,1+2=03,3+5=12:\boxed{2}
+The others state the answer straight away, which such a model does not learn to do. A student trained on both mostly
+guesses; a reward teaches it to write the steps; this habit is what on-policy distillation then hands on.
+
+  sft.jsonl   prompt, completion        supervised training:     trl sft
+  rlvr.jsonl  prompt, answer, solution  reward from the answer:  trl grpo
+  opd.jsonl   prompt, answer, solution  distillation:            opd-trl opd, opd-trl opsd
+  test.jsonl  prompt, answer, solution  what none of them sees:  opd-trl eval
+  README.md   names the four to `datasets`, so that stock TRL finds them by --dataset_name and --dataset_config
+  model/      weights, a tokenizer of single characters, a chat template
+
+The four parts share no prompt. The smoke recipes and the pipeline of math/ train on this folder.
+"""
+EXAMPLES = """
+examples
+  opd-trl toy
+  opd-trl toy --output runs/toy-1 --seed 1
+  trl sft --model_name_or_path runs/toy/model --dataset_name runs/toy --dataset_config sft --use_cpu true \\
+      --bf16 false --max_steps 250 --output_dir runs/toy-sft
+"""
+# `datasets` reads this head: one configuration per file. Its cache knows a folder by this head alone and would go on
+# serving the rows of a file that was rewritten: the hash in the description makes it look again.
+CARD = """\
+---
+configs:
+{configs}---
+# A toy task: {task}
+
+Written by `opd-trl toy --task {task} --seed {seed}`: {counts}. No prompt is in two of the files.
+"""
+CONFIG = """\
+- config_name: {part}
+  data_files: {part}.jsonl
+  description: sha256 {digest}
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of `opd-trl toy`."""
+    parser = argparse.ArgumentParser(
+        prog="opd-trl toy",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/toy"), help="folder to write (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of rows (default: 0)")
+    parser.add_argument("--task", choices=["addition"], default="addition", help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: refuse)")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run `opd-trl toy`."""
+    args = make_parser().parse_args(argv)
+    from opd_trl.data.files import DataError
+
+    try:
+        write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite)
+    except DataError as error:
+        print(f"opd-trl toy: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: bool = False) -> None:
+    """Write data and model to `output`.
+
+    Raises:
+        DataError: one of the files is there and may not be overwritten; nothing is written.
+    """
+    from opd_trl.data import toy_model
+    from opd_trl.data.files import atomically, check_free, write_jsonl
+    from opd_trl.data.toy_task import TASKS
+
+    parts = TASKS[task](seed)
+    card = output / "README.md"
+    check_free(card, output / "model", *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output, prefix=".model-") as scratch:
+        parameters = toy_model.save(Path(scratch), seed=seed)
+        (output / "model").mkdir(exist_ok=True)
+        for file in Path(scratch).iterdir():
+            os.replace(file, output / "model" / file.name)
+    for part, rows in parts.items():
+        write_jsonl(output / f"{part}.jsonl", rows)
+    counts = ", ".join(f"{len(rows)} rows in {part}.jsonl" for part, rows in parts.items())
+    configs = "".join(CONFIG.format(part=part, digest=digest(output / f"{part}.jsonl")) for part in parts)
+    with atomically(card) as file:
+        file.write(CARD.format(configs=configs, task=task, seed=seed, counts=counts))
+    print(f"Wrote {output}: {counts}; a model of {parameters:,} parameters in {output / 'model'}.")
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    import hashlib
+
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,240 @@
+r"""Known data sets by name: where each lies, which columns it has, how a row of it becomes one of ours.
+
+One of our rows: `prompt` (messages), `answer` (text), and `privileged_context` (the reference solution) where the data
+set has one. Columns, configurations and splits are those that the hub's cards state.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from opd_trl.evaluation.boxes import single_boxed_answer
+
+from .files import Row
+
+
+class RejectedRow(ValueError):
+    """A row that is no example; the message is the reason under which it is counted."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One data set.
+
+    Args:
+        hub_id, config, split: what `datasets.load_dataset` is asked for.
+        columns: the ones that `to_row` reads.
+        to_row: from a row of the data set to one of ours; raises RejectedRow.
+        about: one line for `opd-trl data list`.
+        gated: does the hub ask for a token and an accepted licence?
+    """
+
+    hub_id: str
+    config: str | None
+    split: str
+    columns: tuple[str, ...]
+    to_row: Callable[[Row], Row]
+    about: str
+    gated: bool = False
+
+
+def chat(question: str) -> list[dict[str, str]]:
+    """A question as the one user turn of a conversation.
+
+    Raises:
+        RejectedRow: it is empty.
+    """
+    if not question or not question.strip():
+        raise RejectedRow("empty prompt")
+    return [{"role": "user", "content": question.strip()}]
+
+
+def gsm8k(row: Row) -> Row:
+    """GSM8K: the answer stands after `####`; the solution loses the calculator marks `<<...>>`.
+
+    >>> gsm8k({"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\\n#### 4"})["privileged_context"]
+    '2 + 2 = 4\\n\\\\boxed{4}'
+    """
+    solution, mark, answer = row["answer"].rpartition("####")
+    if not mark:
+        raise RejectedRow("no answer after ####")
+    solution = re.sub(r"<<[^>]*>>", "", solution).strip()
+    answer = answer.strip().replace(",", "")
+    return {
+        "prompt": chat(row["question"]),
+        "privileged_context": f"{solution}\n\\boxed{{{answer}}}",
+        "answer": answer,
+    }
+
+
+def problem_with_solution(row: Row) -> Row:
+    """MATH-500, AIME 2024: columns problem, solution, answer."""
+    return {
+        "prompt": chat(row["problem"]),
+        "privileged_context": row["solution"].strip(),
+        "answer": str(row["answer"]).strip(),
+    }
+
+
+def problem_with_answer(row: Row) -> Row:
+    """AIME 2025: there are no solutions."""
+    return {"prompt": chat(row["problem"]), "answer": str(row["answer"]).strip()}
+
+
+def openthoughts_math(row: Row) -> Row:
+    """OpenThoughts-114k, configuration `metadata`: the mathematics; the answer is the one box of the solution."""
+    if row["domain"] != "math":
+        raise RejectedRow("not mathematics")
+    solution = row["ground_truth_solution"] or ""
+    answer, reason = single_boxed_answer(solution)
+    if answer is None:
+        raise RejectedRow(f"solution: {reason}")
+    return {"prompt": chat(row["problem"]), "privileged_context": solution.strip(), "answer": answer}
+
+
+def dapo_math(row: Row) -> Row:
+    """DAPO-Math-17k as open-r1 has it, without the prompt's wrapping: `solution` is the answer alone."""
+    return {"prompt": chat(row["prompt"]), "answer": str(row["solution"]).strip()}
+
+
+# What the original DAPO-Math-17k says around each problem: how it starts, and where the problem ends.
+_DAPO_HEAD = re.compile(r"^Solve the following math problem.*?\n\n", re.DOTALL)
+_DAPO_TAIL = re.compile(r"\n\nRemember to put your answer on its own line.*$", re.DOTALL)
+
+
+def dapo_math_original(row: Row) -> Row:
+    """DAPO-Math-17k as published: a chat prompt with format instructions, which are taken off.
+
+    >>> text = "Solve the following math problem.\\n\\n1 + 1?\\n\\nRemember to put your answer on its own line."
+    >>> dapo_math_original({"prompt": [{"content": text, "role": "user"}], "reward_model": {"ground_truth": "2"}})
+    {'prompt': [{'role': 'user', 'content': '1 + 1?'}], 'answer': '2'}
+    """
+    text = _DAPO_TAIL.sub("", _DAPO_HEAD.sub("", row["prompt"][0]["content"], count=1), count=1)
+    return {"prompt": chat(text), "answer": str(row["reward_model"]["ground_truth"]).strip()}
+
+
+def wildguardmix(row: Row) -> Row:
+    """WildGuardMix: prompts, with what the labels say about them; there is no answer to check."""
+    if row["prompt_harm_label"] is None:
+        raise RejectedRow("no harm label")
+    return {
+        "prompt": chat(row["prompt"]),
+        "harmful": row["prompt_harm_label"] == "harmful",
+        "adversarial": bool(row["adversarial"]),
+        "category": row["subcategory"],
+    }
+
+
+def svamp(row: Row) -> Row:
+    """SVAMP: a story and a question about it; answers such as 145.0 become 145."""
+    answer = float(row["Answer"])
+    return {
+        "prompt": chat(f"{row['Body'].strip().rstrip('.')}. {row['Question'].strip()}"),
+        "privileged_context": str(row["Equation"]).strip(),
+        "answer": f"{answer:g}" if answer.is_integer() else str(answer),
+    }
+
+
+ADAPTERS = {
+    "gsm8k": Adapter(
+        "openai/gsm8k", "main", "train", ("question", "answer"), gsm8k, "grade-school problems, 7,473 and 1,319 (test)"
+    ),
+    "math500": Adapter(
+        "HuggingFaceH4/MATH-500",
+        None,
+        "test",
+        ("problem", "solution", "answer"),
+        problem_with_solution,
+        "500 competition problems, for evaluation",
+    ),
+    "aime24": Adapter(
+        "HuggingFaceH4/aime_2024",
+        None,
+        "train",
+        ("problem", "solution", "answer"),
+        problem_with_solution,
+        "30 problems of AIME 2024, for evaluation",
+    ),
+    "aime25": Adapter(
+        "math-ai/aime25",
+        None,
+        "test",
+        ("problem", "answer"),
+        problem_with_answer,
+        "30 problems of AIME 2025, for evaluation",
+    ),
+    "openthoughts_math": Adapter(
+        "open-thoughts/OpenThoughts-114k",
+        "metadata",
+        "train",
+        ("problem", "ground_truth_solution", "domain"),
+        openthoughts_math,
+        "the mathematics of OpenThoughts-114k with one boxed answer",
+    ),
+    "dapo_math": Adapter(
+        "open-r1/DAPO-Math-17k-Processed",
+        "en",
+        "train",
+        ("prompt", "solution"),
+        dapo_math,
+        "14,116 English problems with integer answers",
+    ),
+    "dapo_math_original": Adapter(
+        "BytedTsinghua-SIA/DAPO-Math-17k",
+        None,
+        "train",
+        ("prompt", "reward_model"),
+        dapo_math_original,
+        "as published: every problem about a hundred times (duplicates are dropped), Chinese ones too",
+    ),
+    "wildguardmix": Adapter(
+        "allenai/wildguardmix",
+        "wildguardtrain",
+        "train",
+        ("prompt", "prompt_harm_label", "adversarial", "subcategory"),
+        wildguardmix,
+        "86,759 harmful and harmless prompts (test: --config wildguardtest --split test)",
+        gated=True,
+    ),
+    "svamp": Adapter(
+        "ChilleD/SVAMP",
+        None,
+        "train",
+        ("Body", "Question", "Equation", "Answer"),
+        svamp,
+        "short word problems, 700 and 300 (test)",
+    ),
+}
+
+
+def mapped(columns: dict[str, str]) -> Callable[[Row], Row]:
+    """The adapter function of a file: from our column names to the file's.
+
+    Args:
+        columns: e.g. `{"prompt": "question", "answer": "label"}`; `prompt` is needed. Others keep their values.
+
+    Example:
+        >>> mapped({"prompt": "q", "answer": "a"})({"q": "1 + 1?", "a": 2, "id": 7})
+        {'prompt': [{'role': 'user', 'content': '1 + 1?'}], 'answer': '2'}
+    """
+
+    def to_row(row: Row) -> Row:
+        made = {ours: row[theirs] for ours, theirs in columns.items()}
+        prompt = made["prompt"]
+        if isinstance(prompt, str):
+            made["prompt"] = chat(prompt)
+        elif not _is_messages(prompt):
+            raise RejectedRow("prompt is neither text nor messages with a user turn")
+        if made.get("answer") is not None:
+            made["answer"] = str(made["answer"]).strip()
+        return made
+
+    return to_row
+
+
+def _is_messages(prompt: object) -> bool:
+    return (
+        isinstance(prompt, list)
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
+        and any(turn["role"] == "user" and str(turn["content"]).strip() for turn in prompt)
+    )
