@@ -12,6 +12,11 @@ COMMANDS = {
     "opsd": "train a student on its own text, scored by itself reading a privileged context",
     "plan": "size a training run before it starts: what each GPU holds, and which setting to change",
     "serve-teacher": "put a teacher behind HTTP, for students on other machines",
+    "eval": "measure a model: mathematics, rules, retention; with seeds and intervals",
+    "data": "make data sets ready: adapters, splits, decontamination, teacher traces and their filter",
+    "pipeline": "run stages (SFT, RLVR, OPD, evaluation) from one file, resumable",
+    "methods": "list the published methods that `method:` sets, and what each one changes",
+    "toy": "write a tiny model and its arithmetic task: what the smoke recipes train, no network",
     "recipes": "list, show or copy the recipes (YAML files) that come with the package",
     "demo": "the ten-minute CPU demo: a small model learns a system prompt",
     "env": "print the versions to put into a bug report",
@@ -28,6 +33,7 @@ commands
 Start here:
   opd-trl demo                                       see it work, no GPU needed
   opd-trl recipes list                               what can be trained out of the box
+  opd-trl toy                                        a tiny model: every recipe runs on it with --config smoke/opd
   opd-trl plan --config math/opd_qwen3_1.7b_from_8b  does it fit my GPUs?
   opd-trl opsd --config system_prompt/demo           train with a recipe, by name or by path
   opd-trl serve-teacher --model Qwen/Qwen3-8B        a teacher for students on other machines

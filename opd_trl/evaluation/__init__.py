@@ -1,8 +1,29 @@
 """Floor 1: answers and rules. Is it right, does it comply?"""
 
+from .boxes import BoxedAnswer, boxed_answers, single_boxed_answer
 from .generation import greedy_answers
+from .judge import Judge, Verdict
 from .math import math_accuracy
+from .named_rules import parse_rule
 from .rules import Rule, compliance, one_sentence
+from .statistics import Interval, bootstrap_interval, majority, paired_difference, pass_at_k
 
 
-__all__ = ["Rule", "compliance", "greedy_answers", "math_accuracy", "one_sentence"]
+__all__ = [
+    "BoxedAnswer",
+    "Interval",
+    "Judge",
+    "Rule",
+    "Verdict",
+    "bootstrap_interval",
+    "boxed_answers",
+    "compliance",
+    "greedy_answers",
+    "majority",
+    "math_accuracy",
+    "one_sentence",
+    "paired_difference",
+    "parse_rule",
+    "pass_at_k",
+    "single_boxed_answer",
+]

@@ -28,12 +28,29 @@ def one_sentence(start: str, *, min_words: int = 2, max_repetition: float = 1 / 
         answer = answer.strip()
         if not (answer.startswith(start) and re.fullmatch(r"[^.!?]+[.!][\"']?", answer[len(start) :])):
             return False
-        words = [_word(word) for word in answer[len(start) :].split()]
-        pairs = list(pairwise(words))
-        repeated = len(pairs) - len(set(pairs))
-        return len(words) >= min_words and _word(start) not in words and repeated <= max_repetition * len(pairs)
+        words = words_of(answer[len(start) :])
+        return len(words) >= min_words and _word(start) not in words and repetition(words) <= max_repetition
 
     return follows
+
+
+def words_of(text: str) -> list[str]:
+    """Its words between blanks, in lower case, without signs.
+
+    >>> words_of("Arr, it BE so.")
+    ['arr', 'it', 'be', 'so']
+    """
+    return [_word(word) for word in text.split()]
+
+
+def repetition(words: list[str]) -> float:
+    """Share of the word pairs that have occurred before; 0 for fewer than two words.
+
+    >>> repetition(["a", "b", "a", "b", "a"])
+    0.5
+    """
+    pairs = list(pairwise(words))
+    return (len(pairs) - len(set(pairs))) / len(pairs) if pairs else 0.0
 
 
 def compliance(answers: Iterable[str], rule: Rule) -> float:

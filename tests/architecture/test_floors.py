@@ -14,6 +14,7 @@ FLOORS = {
     "teachers": 1,
     "evaluation": 1,
     "diagnostics": 1,
+    "data": 2,
     "trainers": 2,
     "scripts": 3,
     "serving": 3,

@@ -71,7 +71,8 @@ def commands() -> list[tuple[str, list[str]]]:
         for number, line in enumerate(joined(block.code)):
             found += [(f"{block}+{number}", words) for words in split_line(line)]
     for page in PAGES:
-        indented = re.findall(r"^    (opd-trl .*)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+        text = FENCE.sub("", page.read_text(encoding="utf-8")).replace("\\\n", " ")
+        indented = re.findall(r"^    (opd-trl .*)$", text, re.MULTILINE)
         found += [(str(page.relative_to(ROOT)), words) for line in indented for words in split_line(line)]
     return found
 

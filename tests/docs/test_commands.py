@@ -18,8 +18,6 @@ from .pages import commands
 
 
 CALLS = commands()
-# Commands that are still being written.
-AWAITED = {"eval", "data"}
 
 
 @functools.cache
@@ -69,11 +67,6 @@ def is_the_readers_own(name: str) -> bool:
     return name.endswith(".yaml") and ("/" not in name or name.startswith("mine/"))
 
 
-def skip_what_is_awaited(command: str) -> None:
-    if command in AWAITED and importlib.util.find_spec(f"opd_trl.cli.{command}") is None:
-        pytest.skip(f"opd-trl {command} is not there yet")
-
-
 def test_there_are_commands_to_check():
     assert len(CALLS) > 20
 
@@ -84,7 +77,6 @@ def test_a_command_of_the_pages_exists_with_its_options(where, words):
     if command in ("--help", "--version", "COMMAND"):
         return
     assert command in COMMANDS
-    skip_what_is_awaited(command)
     used = {flag_name(word) for word in rest if word.startswith("--") and word != "--"} - {"FIELD"}
     unknown = used - options(command, rest)
     assert not unknown

@@ -5,10 +5,6 @@ import pytest
 from .pages import PAGES, ROOT, anchors, links, slug
 
 
-# Pages and commands that are still being written; a link to one of them may lead nowhere until it is there.
-AWAITED = {ROOT / "docs" / name for name in ("data.md", "evaluation.md", "pipeline.md", "results.md")}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_the_links_of_a_page_lead_somewhere(page):
     lost = []
@@ -16,7 +12,7 @@ def test_the_links_of_a_page_lead_somewhere(page):
         path, _, anchor = link.partition("#")
         target = (page.parent / path).resolve() if path else page
         if not target.exists():
-            lost += [link] if target not in AWAITED else []
+            lost.append(link)
         elif anchor and target.suffix == ".md" and "<!-- " not in target.read_text(encoding="utf-8"):
             lost += [link] if anchor not in anchors(target) else []
     assert not lost

@@ -1,9 +1,7 @@
 """The table at the end of a pipeline."""
 
 import json
-import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,8 @@ from .runner import Outcome, Run
 
 RESULT = "result.json"
 COLOURS = {"ran": "green", "skipped": "cyan", "failed": "red", "killed": "red", "not run": "dim"}
-# Names in a result.json that say how good a model is, in the order in which they are shown.
-FIGURES = ("accuracy", "avg", "pass", "majority", "compliance", "perplexity", "truncat")
-SHOWN = 4
+# Figures of a result that are shown.
+SHOWN = 3
 
 
 def print_outcomes(console: Any, outcomes: list[Outcome]) -> None:
@@ -47,34 +44,23 @@ def print_plan(console: Any, run: Run, planned: list) -> None:
 
 
 def figures(outcome: Outcome) -> list[str]:
-    """The key figures of the results that a stage wrote."""
+    """The first figures of the results that a stage wrote, with their intervals; see `opd-trl eval`."""
     lines = []
     for output in outcome.stage.outputs:
         path = Path(output) / RESULT
         if path.is_file():
             try:
-                found = dict(numbers(json.loads(path.read_text(encoding="utf-8"))))
-            except ValueError:
+                found = json.loads(path.read_text(encoding="utf-8")).get("figures", {})
+                lines += [as_line(name, figure) for name, figure in list(found.items())[:SHOWN]]
+            except (ValueError, AttributeError, TypeError, KeyError):  # another program's result.json
                 continue
-            ranked = sorted((rank(name), name) for name in found if rank(name) < len(FIGURES))
-            lines += [f"{name} {found[name]:.4g}" for _, name in ranked[:SHOWN]]
     return lines
 
 
-def rank(name: str) -> int:
-    """The place of a figure by its name; those of no interest come last.
+def as_line(name: str, figure: dict[str, Any]) -> str:
+    """A figure and its interval.
 
-    >>> rank("math.avg@4.mean"), rank("truncation_ratio"), rank("n")
-    (1, 6, 7)
+    >>> as_line("avg@8", {"value": 0.28241, "low": 0.2674, "high": 0.298})
+    'avg@8 0.282 [0.267, 0.298]'
     """
-    parts = re.split(r"[./]", name)
-    return next((i for i, start in enumerate(FIGURES) if any(part.startswith(start) for part in parts)), len(FIGURES))
-
-
-def numbers(content: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """Every number of a result with its path, e.g. `math.avg@4`; lists are left out."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            yield from numbers(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(content, int | float) and not isinstance(content, bool):
-        yield name, content
+    return "{} {:.3g} [{:.3g}, {:.3g}]".format(name, *(figure[key] for key in ("value", "low", "high")))

@@ -255,12 +255,23 @@ def test_figures_of_a_result_are_in_the_table(write_pipeline, run, monkeypatch):
     script = (
         'import sys, pathlib; p = pathlib.Path(sys.argv[2]); p.mkdir(parents=True); (p / "result.json").write_text('
     )
-    Path("judge.py").write_text(script + '\'{"n": 4, "math": {"avg@4": 0.625, "truncation_ratio": 0.0625}}\')\n')
+    Path("judge.py").write_text(
+        script + '\'{"figures": {"avg@4": {"value": 0.625, "low": 0.5, "high": 0.75, "unit": "%"}}}\')\n'
+    )
     write_pipeline()
     content = yaml.safe_load(Path("p.yaml").read_text())
     content["stages"] = {"eval": {"run": "python judge.py", "args": {"output": "{output_dir}/eval"}}}
     Path("p.yaml").write_text(yaml.safe_dump(content))
     _, text = run()
-    assert "math.avg@4 0.625" in text
-    assert "math.truncation_ratio 0.0625" in text
-    assert "math.avg@4 0.625" in run()[1]
+    assert "avg@4 0.625 [0.5, 0.75]" in text
+    assert "avg@4 0.625 [0.5, 0.75]" in run()[1]
+
+
+def test_a_result_of_another_shape_is_left_out_of_the_table(write_pipeline, run):
+    script = "import sys, pathlib; p = pathlib.Path(sys.argv[2]); p.mkdir(parents=True); "
+    Path("judge.py").write_text(script + """(p / "result.json").write_text('{"figures": [1, 2]}')""")
+    write_pipeline()
+    content = yaml.safe_load(Path("p.yaml").read_text())
+    content["stages"] = {"eval": {"run": "python judge.py", "args": {"output": "{output_dir}/eval"}}}
+    Path("p.yaml").write_text(yaml.safe_dump(content))
+    assert run()[0] == 0

@@ -1,0 +1,1 @@
+"""What `opd-trl eval` does."""

@@ -1,0 +1,204 @@
+"""The whole of `opd-trl eval`: check, draw what is missing, summarise, compare, write, print."""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from opd_trl.data.files import atomically
+from opd_trl.privileged.contexts import read_shared_context
+
+from . import card
+from .comparing import check_comparable, compare
+from .problems import read_problems
+from .protocol import Protocol, digest, find_protocol, load_protocol
+from .provenance import check_model, conditions, identify
+from .result import summarise
+from .store import Store, read_json
+
+
+DEFAULT_PROTOCOL = {"math": "math_paper", "rules": "rules", "retention": "retention"}
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    """Run or go on with an evaluation; return the content of its result.json.
+
+    Raises:
+        ValueError: bad input, before anything is drawn.
+        ImportError: a package that the suite or the engine needs is missing.
+    """
+    path = find_protocol(args.protocol or DEFAULT_PROTOCOL[args.suite])
+    protocol = overridden(load_protocol(path), args)
+    check(args, protocol)
+    context = read_shared_context(None, args.context)
+    suite = make_suite(args, protocol)
+    try:
+        identity = identity_of(args, protocol, suite)
+        for folder in args.compare:
+            check_comparable(Path(folder), identity)
+        tokenizer, tasks = prepare(args, protocol, suite, context)
+        store = Store(output_folder(args), identity)
+        drawn = fill(args, protocol, suite, tokenizer, tasks, store)
+        result = describe(args, path.stem, protocol, suite, identity, store, drawn)
+    finally:
+        suite.close()
+    with atomically(store.folder / "result.json") as file:
+        json.dump(result, file, indent=2, ensure_ascii=False)
+    return result
+
+
+def overridden(protocol: Protocol, args: argparse.Namespace) -> Protocol:
+    """The protocol with what the command line sets."""
+    seeds = None
+    if args.seeds is not None:
+        texts = [text for part in args.seeds for text in part.split(",")]
+        if not all(text.isdecimal() for text in texts):
+            raise ValueError(f"--seeds must be whole numbers such as 0,1,2, got {' '.join(args.seeds)!r}.")
+        seeds = list(map(int, texts))
+    return protocol.override(n=args.n, seeds=seeds, max_new_tokens=args.max_new_tokens)
+
+
+def check(args: argparse.Namespace, protocol: Protocol) -> None:
+    """Raise ValueError for arguments that do not go together, and for models that are not there."""
+    if protocol.suite != args.suite:
+        raise ValueError(f"the protocol is of the suite {protocol.suite}, not {args.suite}. Give another --protocol.")
+    if args.suite != "retention" and args.data is None:
+        raise ValueError(f"--suite {args.suite} needs --data: a file, or a name of `opd-trl data list`.")
+    if args.suite != "rules" and (args.rule or args.leak_rule or args.elsewhere):
+        raise ValueError(f"--rule, --leak-rule and --elsewhere belong to --suite rules, got --suite {args.suite}.")
+    if args.elsewhere and not args.rule:
+        raise ValueError("--elsewhere measures where a rule leaks to: give the rule with --rule.")
+    if args.leak_rule and not args.elsewhere:
+        raise ValueError("--leak-rule is judged on the prompts of --elsewhere FILE, which is missing.")
+    if args.suite == "retention" and args.engine == "vllm":
+        raise ValueError("--suite retention scores texts with transformers. Leave --engine out.")
+    check_model(args.model, option="--model", needs="config.json")
+    if args.adapter is not None:
+        check_model(args.adapter, option="--adapter", needs="adapter_config.json")
+
+
+def make_suite(args: argparse.Namespace, protocol: Protocol) -> Any:
+    """The suite with its problems."""
+    if args.suite == "math":
+        from .math_suite import MathSuite
+
+        return MathSuite(read_problems(args.data, answers=True, limit=args.limit), protocol)
+    if args.suite == "retention":
+        from .retention_suite import RetentionSuite
+
+        return RetentionSuite(protocol, args.data)
+    from .rules_suite import InstructionSuite, RulesSuite
+
+    problems = read_problems(args.data, answers=False, limit=args.limit)
+    if not args.rule:
+        if all(problem.instructions is None for problem in problems.problems):
+            raise ValueError(
+                "--suite rules needs a rule: --rule one_sentence:Arr, (see --help), or rows of IFEval with "
+                "instruction_id_list and kwargs."
+            )
+        return InstructionSuite(problems, protocol)
+    elsewhere = None if args.elsewhere is None else read_problems(args.elsewhere, answers=False)
+    return RulesSuite(problems, args.rule, elsewhere, args.leak_rule)
+
+
+def identity_of(args: argparse.Namespace, protocol: Protocol, suite: Any) -> dict[str, Any]:
+    """What the samples depend on."""
+    return {
+        "suite": args.suite,
+        "model": identify(args.model),
+        "adapter": None if args.adapter is None else identify(args.adapter),
+        "context": None
+        if args.context is None
+        else {"path": args.context, "hash": digest(Path(args.context).read_bytes())},
+        "protocol": protocol.identity(),
+        "data": {part: {"problems": len(p.problems), "hash": p.hash} for part, p in suite.parts.items()},
+        "rules": args.rule,
+        "leak_rules": args.leak_rule,
+        "engine": args.engine,
+        "dtype": args.dtype,
+    }
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """`--output`, or a folder named after suite and model."""
+    who = Path(args.adapter or args.model).name
+    return Path(args.output or f"runs/eval/{args.suite}_{who}")
+
+
+def prepare(args: argparse.Namespace, protocol: Protocol, suite: Any, context: Any) -> tuple[Any, list]:
+    """The tokenizer, and all samples to draw."""
+    from transformers import AutoConfig
+
+    from .engines import load_tokenizer
+    from .running import plan
+
+    tokenizer = load_tokenizer(args.model)
+    text_config = AutoConfig.from_pretrained(args.model).get_text_config()
+    return tokenizer, plan(suite, protocol, tokenizer, context, getattr(text_config, "max_position_embeddings", None))
+
+
+def fill(args: argparse.Namespace, protocol: Protocol, suite: Any, tokenizer: Any, tasks: list, store: Store) -> bool:
+    """Draw what is missing; was anything?"""
+    from .engines import load_engine
+    from .running import draw, missing_batches, progress, score
+
+    console = Console(stderr=True)
+    if store.repaired:
+        console.print(f"{store.path}: an unfinished last line is cut off; its sample is drawn again.")
+    texts = getattr(suite, "texts", {})
+    wanted = len(tasks) + len(texts)
+    if len(store.samples) == wanted:
+        return False
+    if store.samples:
+        console.print(f"{store.folder} has {len(store.samples)} of {wanted} samples; the rest is drawn.")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        quiet_libraries()
+        engine = load_engine(
+            args.engine, args.model, tokenizer, adapter=args.adapter, dtype=args.dtype, batch_size=args.batch_size
+        )
+    if texts:
+        score(texts, tokenizer, engine.model, store)
+    batches = missing_batches(tasks, engine.batch_size, store)
+    with progress(f"{args.suite}, batches of {engine.batch_size}", len(batches), console) as done:
+        draw(batches, engine, suite, protocol, store, done)
+    return True
+
+
+def quiet_libraries() -> None:
+    """Leave the screen to our own progress bar."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def describe(
+    args: argparse.Namespace, name: str, protocol: Protocol, suite: Any, identity: dict, store: Store, drawn: bool
+) -> dict[str, Any]:
+    """All of result.json. Where nothing was drawn, conditions stay those under which it was."""
+    samples = list(store.samples.values())
+    before = store.folder / "result.json"
+    keep = not drawn and before.is_file()
+    metrics = suite.metrics(samples)
+    return {
+        **summarise(suite, protocol, samples),
+        "comparisons": [compare(Path(folder), identity, metrics, suite) for folder in args.compare],
+        "protocol_name": name,
+        "protocol_hash": protocol.hash,
+        "identity": identity,
+        "sources": {part: problems.source for part, problems in suite.parts.items()},
+        "conditions": read_json(before)["conditions"] if keep else conditions(),
+        "folder": str(store.folder),
+    }
+
+
+def print_result(result: dict[str, Any], *, as_json: bool) -> None:
+    """The card, or the result as JSON."""
+    if as_json:
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        card.show(result, Console(highlight=False, markup=False))

@@ -1,0 +1,75 @@
+"""`--suite math`: are the answers right?"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from opd_trl.evaluation import Judge, majority, pass_at_k
+from opd_trl.evaluation.judge import UNPARSABLE_GOLD
+from opd_trl.evaluation.math import as_solution
+from opd_trl.evaluation.sampling import Completion
+
+from .metrics import Metric, by_problem, grouped
+from .problems import Problem, ProblemSet
+from .protocol import Protocol
+from .store import Sample
+
+
+PART = "math"
+
+
+class MathSuite:
+    """Mathematics, judged by math-verify within a limit.
+
+    Args:
+        problems: with answers. Those whose own answer cannot be judged are left out and counted.
+        protocol: limits of the judge.
+    """
+
+    def __init__(self, problems: ProblemSet, protocol: Protocol) -> None:
+        self.judge_answers = Judge(time_limit=protocol.judge_seconds, max_chars=protocol.max_answer_chars)
+        self.protocol = protocol
+        golds = [as_solution(problem.answer) for problem in problems.problems]
+        boxed = [rf"\boxed{{{problem.answer}}}" for problem in problems.problems]
+        verdicts = zip(problems.problems, self.judge_answers(boxed, golds), strict=True)
+        unfit = {problem.id: UNPARSABLE_GOLD for problem, verdict in verdicts if verdict.reason == UNPARSABLE_GOLD}
+        self.parts = {PART: problems.without(unfit)}
+
+    def judge(self, part: str, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[dict[str, Any]]:
+        """Verdicts of answers."""
+        golds = [as_solution(problem.answer) for problem in problems]
+        verdicts = self.judge_answers([completion.text for completion in completions], golds)
+        return [verdict._asdict() for verdict in verdicts]
+
+    def metrics(self, samples: list[Sample]) -> list[Metric]:
+        """avg@n, pass@k, majority@n."""
+        total, n, groups = self.protocol.samples, self.protocol.n, grouped(samples)
+        found = [Metric(f"avg@{total}", by_problem(samples, lambda sample: sample["correct"]), "right answers")]
+        for k in sorted({2**i for i in range(1, 12) if 2**i < total} | {total} - {1}):
+            values = {
+                problem: [float(pass_at_k([sample["correct"] for group in seeds.values() for sample in group], k))]
+                for problem, seeds in groups.items()
+            }
+            found.append(Metric(f"pass@{k}", values, f"at least one of {k} samples is right"))
+        if n > 2:
+            values = {
+                problem: [
+                    majority([sample["value"] for sample in group], [sample["correct"] for sample in group])
+                    for group in seeds.values()
+                ]
+                for problem, seeds in groups.items()
+            }
+            found.append(Metric(f"majority@{n}", values, f"the most frequent of {n} answers is right"))
+        return found
+
+    def counts(self, samples: list[Sample]) -> dict[str, int]:
+        """Wrong samples by reason."""
+        return dict(Counter(sample["reason"] for sample in samples if sample["reason"]).most_common())
+
+    def figures(self, samples: list[Sample]) -> dict[str, float]:
+        """Nothing beside the metrics."""
+        return {}
+
+    def close(self) -> None:
+        """End the judge's processes."""
+        self.judge_answers.close()

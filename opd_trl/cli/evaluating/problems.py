@@ -1,0 +1,155 @@
+"""Problems: rows of a file or of a known data set, each with an identity, no two of them the same."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opd_trl.data.adapters import ADAPTERS, RejectedRow
+from opd_trl.data.files import READERS, DataError
+from opd_trl.data.sources import adapter_of, load_named, read_file
+
+
+Message = dict[str, Any]
+INSTRUCTIONS = ("instruction_id_list", "kwargs")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt.
+
+    Args:
+        id: the start of the SHA-256 of the prompt, so that it is the same in every file and order.
+        messages: the prompt.
+        answer: the right answer, or the list of right ones; None where the suite needs none.
+        instructions: `instruction_ids` and `kwargs` of IFEval; None elsewhere.
+    """
+
+    id: str
+    messages: list[Message]
+    answer: Any = None
+    instructions: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    """The problems of a file.
+
+    Args:
+        source: file or data set.
+        problems: in the file's order.
+        dropped: how many rows are left out, by reason.
+    """
+
+    source: str
+    problems: list[Problem]
+    dropped: dict[str, int]
+
+    @property
+    def hash(self) -> str:
+        """The first 12 digits of the SHA-256 of prompts and answers, whatever their order."""
+        lines = sorted(json.dumps([p.id, p.answer, p.instructions], sort_keys=True) for p in self.problems)
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+    def without(self, dropped: dict[str, str]) -> "ProblemSet":
+        """Leave problems out: from id to reason.
+
+        Raises:
+            DataError: none is left.
+        """
+        left = [problem for problem in self.problems if problem.id not in dropped]
+        counts = dict(Counter(self.dropped) + Counter(dropped.values()))
+        if not left:
+            raise DataError(f"{self.source}: no problem is left ({_listed(counts)}). Nothing can be measured.")
+        return ProblemSet(self.source, left, counts)
+
+
+def read_problems(source: str, *, answers: bool, limit: int | None = None) -> ProblemSet:
+    """Read the problems of a file, or of a data set that `opd-trl data list` knows by name or hub id.
+
+    A row that repeats a prompt with the same answer is left out and counted: it would weigh double, and the intervals
+    take problems for independent. A prompt with two different answers is an error.
+
+    Args:
+        source: a JSONL, Parquet, CSV or JSON file of `prompt` (text or messages) and, where asked for, `answer`; or a
+            name.
+        answers: does every row need an answer?
+        limit: take the first so many problems.
+
+    Raises:
+        DataError: missing, unreadable or empty, a row without prompt or answer, contradicting rows. File and row are
+            named.
+    """
+    rows, dropped = _rows(source)
+    found: dict[str, tuple[int, Problem]] = {}
+    for number, row in rows:
+        problem = _problem(row, where=f"{source}, row {number}", answers=answers)
+        if problem.id in found:
+            first, known = found[problem.id]
+            if (known.answer, known.instructions) != (problem.answer, problem.instructions):
+                raise DataError(
+                    f"{source}: rows {first} and {number} have the same prompt and different answers, "
+                    f"{known.answer!r} and {problem.answer!r}. Remove the wrong one."
+                )
+            dropped["duplicate"] += 1
+        elif limit is None or len(found) < limit:
+            found[problem.id] = (number, problem)
+    if not found:
+        raise DataError(f"{source} has no problem ({_listed(dropped) or 'no row'}). Nothing can be measured.")
+    return ProblemSet(source, [problem for _, problem in found.values()], dict(dropped))
+
+
+def _rows(source: str) -> tuple[Iterable[tuple[int, dict[str, Any]]], Counter[str]]:
+    """Numbered rows, and a count of the rejected ones that is filled while they are read."""
+    dropped: Counter[str] = Counter()
+    path = Path(source).expanduser()
+    if path.exists() or path.suffix in READERS:
+        return enumerate(read_file(path), start=1), dropped
+    by_hub_id = {adapter.hub_id: name for name, adapter in ADAPTERS.items()}
+    name = by_hub_id.get(source, source)
+    adapter = adapter_of(name)
+
+    def adapted():
+        for number, row in enumerate(load_named(name), start=1):
+            try:
+                yield number, adapter.to_row(row)
+            except RejectedRow as error:
+                dropped[str(error)] += 1
+
+    return adapted(), dropped
+
+
+def _problem(row: dict[str, Any], *, where: str, answers: bool) -> Problem:
+    prompt = row.get("prompt")
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not _is_prompt(messages):
+        raise DataError(
+            f'{where} has no prompt (columns: {", ".join(row) or "none"}). Expected "prompt": a text, or messages '
+            "that end with a user turn. `opd-trl data prepare` makes such rows of known data sets."
+        )
+    answer = row.get("answer")
+    if answers and (answer is None or answer == [] or not str(answer).strip()):
+        raise DataError(f'{where} has no answer (columns: {", ".join(row)}). Expected "answer", the right one.')
+    instructions = None
+    if row.get(INSTRUCTIONS[0]) is not None:
+        instructions = {"instruction_ids": list(row[INSTRUCTIONS[0]]), "kwargs": list(row.get(INSTRUCTIONS[1]) or [])}
+    digest = hashlib.sha256(json.dumps(messages, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return Problem(
+        digest[:16], messages, answer if isinstance(answer, list) or answer is None else str(answer), instructions
+    )
+
+
+def _is_prompt(messages: Any) -> bool:
+    if not isinstance(messages, list) or not messages:
+        return False
+    turns = all(
+        isinstance(turn, dict) and isinstance(turn.get("content"), str) and "role" in turn for turn in messages
+    )
+    return turns and messages[-1]["role"] == "user" and bool(messages[-1]["content"].strip())
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())

@@ -1,0 +1,101 @@
+"""Where a result comes from: model, versions, commit, machine, date."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import opd_trl
+
+
+PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "math-verify", "if-verifiable", "langdetect", "numpy")
+WEIGHTS = (".safetensors", ".bin", ".gguf")
+# Of a weight file's start and end; the whole of a large model would take minutes.
+PROBE = 2**20
+
+
+def fingerprint(folder: Path) -> str:
+    """A digest of a model's or adapter's folder: names and sizes of all files, small ones whole, ends of weight files.
+
+    It tells one checkpoint from another. It is no proof against somebody who forges one.
+    """
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.iterdir() if path.is_file()):
+        if path.suffix not in (".json", ".jinja", *WEIGHTS):
+            continue
+        total.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with path.open("rb") as file:
+            total.update(file.read(PROBE))
+            if path.stat().st_size > PROBE:
+                file.seek(max(PROBE, path.stat().st_size - PROBE))
+                total.update(file.read(PROBE))
+    return total.hexdigest()[:12]
+
+
+def check_model(model: str, *, option: str, needs: str) -> None:
+    """Raise ValueError where a path is meant that is not there, or is no model."""
+    path = Path(model).expanduser()
+    local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
+    if local and not path.is_dir():
+        raise ValueError(
+            f"{option} {model!r} does not exist (looked in {Path.cwd()}). Give a folder that save_pretrained wrote, "
+            "or a hub id such as Qwen/Qwen3-1.7B."
+        )
+    if path.is_dir() and not (path / needs).is_file():
+        there = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        raise ValueError(f"{option} {model!r} has no {needs}, it has {there}. Give the folder of one checkpoint.")
+
+
+def identify(model: str) -> dict[str, str]:
+    """A model by its place and what is known of its content."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return {"path": str(path.resolve()), "fingerprint": fingerprint(path)}
+    return {"path": model}
+
+
+def conditions() -> dict[str, Any]:
+    """Versions, commit, command, machine and date."""
+    return {
+        "versions": {"opd_trl": opd_trl.__version__, "python": platform.python_version(), **_versions()},
+        "git_commit": _commit(),
+        "command": shlex.join(["opd-trl", *sys.argv[1:]]) if sys.argv else "",
+        "machine": _machine(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    """Of the checkout that the package is run from; with a `+` where files of it are changed."""
+    folder = Path(opd_trl.__file__).parent
+    git = ["git", "-C", str(folder)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        changed = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + "+" * bool(changed.stdout.strip()) if head.returncode == 0 else None
+
+
+def _machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{len(os.sched_getaffinity(0))} CPU cores, {platform.machine()}"

@@ -1,0 +1,86 @@
+"""Generation with transformers, and the log-probabilities of given texts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .sampling import Completion, Sampling, derived_seed
+
+
+class TransformersEngine:
+    """A causal language model and its tokenizer.
+
+    The model's own generation settings (top-k, repetition penalty, ...) are dropped, but for its end tokens: nothing
+    but the given sampling decides.
+
+    Args:
+        model: plain or PEFT, in evaluation mode from here on.
+        tokenizer: its own.
+        batch_size: prompts decoded together.
+    """
+
+    name = "transformers"
+
+    def __init__(self, model: nn.Module, tokenizer, *, batch_size: int = 32) -> None:
+        from transformers import GenerationConfig
+
+        self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
+        self.end_ids = end_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        inner.generation_config = model.generation_config = GenerationConfig(
+            eos_token_id=self.end_ids, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id
+        )
+        self.pad_id = pad
+        self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
+        """Answers to prompts of token ids; one seed for the batch is made of all of theirs.
+
+        Returns:
+            an answer for each, up to its end token.
+        """
+        width = max(map(len, prompts))
+        ids = [[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        options = {"do_sample": False}
+        if sampling.temperature > 0:
+            options = {
+                "do_sample": True,
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k,
+            }
+        torch.manual_seed(derived_seed(*seeds))
+        output = self.model.generate(
+            input_ids=torch.tensor(ids, device=self.model.device),
+            attention_mask=torch.tensor(mask, device=self.model.device),
+            max_new_tokens=sampling.max_new_tokens,
+            **options,
+        )
+        return [self._completion(row) for row in output[:, width:].tolist()]
+
+    def _completion(self, ids: list[int]) -> Completion:
+        length = next((i + 1 for i, token in enumerate(ids) if token in self.end_ids), None)
+        kept = ids if length is None else ids[:length]
+        text = self.tokenizer.decode(kept, skip_special_tokens=True)
+        return Completion(text, len(kept), length is not None)
+
+
+def end_ids(of_model: int | list[int] | None, of_tokenizer: int | None) -> list[int]:
+    """Every id that ends an answer: those of the model's generation settings, and the tokenizer's.
+
+    Raises:
+        ValueError: there is none, so that no answer would ever end.
+
+    Example:
+        >>> end_ids([151645, 151643], 151645), end_ids(None, 2)
+        ([151645, 151643], [2])
+    """
+    ids = of_model if isinstance(of_model, list) else [] if of_model is None else [of_model]
+    found = list(dict.fromkeys([*ids, *([] if of_tokenizer is None else [of_tokenizer])]))
+    if not found:
+        raise ValueError("neither the model's generation_config nor its tokenizer has an eos_token. Set one of them.")
+    return found
