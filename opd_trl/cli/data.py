@@ -8,7 +8,7 @@ from typing import Any
 
 
 DESCRIPTION = """\
-Makes data ready: rows of `prompt`, `answer` and `privileged_context` (what only a teacher sees), as JSONL.
+Makes data ready: rows of `prompt`, `answer` and `solution`, as JSONL. A recipe says what only a teacher sees.
 
   list        the data sets known by name
   prepare     one of them, or a file of yours: shaped, without duplicates and evaluation rows, split into parts
@@ -37,7 +37,7 @@ examples
   opd-trl data prepare gsm8k --output data/gsm8k.jsonl
   opd-trl data prepare openthoughts_math --output data/openthoughts.jsonl --parts sft=0.4,opd=0.6 \
       --decontaminate math500 aime24 aime25
-  opd-trl data prepare my.jsonl --columns prompt=question,privileged_context=solution --require-box \
+  opd-trl data prepare my.jsonl --columns prompt=question,solution=worked --require-box \
       --output data/my.jsonl
   opd-trl data prepare wildguardmix --path copies/wildguardmix --output data/safety.jsonl --max-rows 5000
 """
@@ -142,16 +142,16 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         "--columns",
         type=columns,
         metavar="OURS=THEIRS,...",
-        help="columns of a file by our names: prompt, answer, privileged_context, or others to keep (default: these "
-        "three, where they are there)",
+        help="columns of a file by our names: prompt, answer, solution, privileged_context, or others to keep "
+        "(default: these four, where they are there)",
     )
     parser.add_argument(
         "--require-box",
         nargs="?",
-        const="privileged_context",
+        const="solution",
         metavar="COLUMN",
         help=r"this text must have exactly one \boxed{} answer, which becomes `answer` where there is none (default: "
-        "not asked; without COLUMN: privileged_context)",
+        "not asked; without COLUMN: solution)",
     )
     parser.add_argument(
         "--decontaminate",

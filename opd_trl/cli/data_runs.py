@@ -15,7 +15,7 @@ from opd_trl.data.prepare import prepare
 from opd_trl.data.sources import load_named, read_file, with_columns
 
 
-OURS = ("prompt", "answer", "privileged_context")
+OURS = ("prompt", "answer", "solution", "privileged_context")
 
 
 def run_list(args: argparse.Namespace) -> None:

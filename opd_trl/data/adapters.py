@@ -1,7 +1,8 @@
 r"""Known data sets by name: where each lies, which columns it has, how a row of it becomes one of ours.
 
-One of our rows: `prompt` (messages), `answer` (text), and `privileged_context` (the reference solution) where the data
-set has one. Columns, configurations and splits are those that the hub's cards state.
+One of our rows: `prompt` (messages), `answer` (text), and `solution` (text) where the data set has one. A recipe
+that shows it to the teacher alone names the column: `privileged_context_column: solution`. Columns, configurations
+and splits are those that the hub's cards state.
 """
 
 import re
@@ -52,7 +53,7 @@ def chat(question: str) -> list[dict[str, str]]:
 def gsm8k(row: Row) -> Row:
     """GSM8K: the answer stands after `####`; the solution loses the calculator marks `<<...>>`.
 
-    >>> gsm8k({"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\\n#### 4"})["privileged_context"]
+    >>> gsm8k({"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\\n#### 4"})["solution"]
     '2 + 2 = 4\\n\\\\boxed{4}'
     """
     solution, mark, answer = row["answer"].rpartition("####")
@@ -62,7 +63,7 @@ def gsm8k(row: Row) -> Row:
     answer = answer.strip().replace(",", "")
     return {
         "prompt": chat(row["question"]),
-        "privileged_context": f"{solution}\n\\boxed{{{answer}}}",
+        "solution": f"{solution}\n\\boxed{{{answer}}}",
         "answer": answer,
     }
 
@@ -71,7 +72,7 @@ def problem_with_solution(row: Row) -> Row:
     """MATH-500, AIME 2024: columns problem, solution, answer."""
     return {
         "prompt": chat(row["problem"]),
-        "privileged_context": row["solution"].strip(),
+        "solution": row["solution"].strip(),
         "answer": str(row["answer"]).strip(),
     }
 
@@ -89,7 +90,7 @@ def openthoughts_math(row: Row) -> Row:
     answer, reason = single_boxed_answer(solution)
     if answer is None:
         raise RejectedRow(f"solution: {reason}")
-    return {"prompt": chat(row["problem"]), "privileged_context": solution.strip(), "answer": answer}
+    return {"prompt": chat(row["problem"]), "solution": solution.strip(), "answer": answer}
 
 
 def dapo_math(row: Row) -> Row:
@@ -130,7 +131,7 @@ def svamp(row: Row) -> Row:
     answer = float(row["Answer"])
     return {
         "prompt": chat(f"{row['Body'].strip().rstrip('.')}. {row['Question'].strip()}"),
-        "privileged_context": str(row["Equation"]).strip(),
+        "solution": str(row["Equation"]).strip(),
         "answer": f"{answer:g}" if answer.is_integer() else str(answer),
     }
 

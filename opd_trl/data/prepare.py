@@ -52,7 +52,7 @@ def prepare(
     Args:
         rows: as the data set has them.
         to_row: an adapter's function.
-        box_column: this text (`privileged_context`, `completion`) must have exactly one boxed answer, which becomes
+        box_column: this text (`solution`, `completion`) must have exactly one boxed answer, which becomes
             `answer` where the row has none.
         evaluation: agreeing prompts are left out.
         progress: called with the number of rows read, after each.
@@ -101,8 +101,8 @@ def require_box(row: Row, column: str) -> None:
         DataError: the row has no such column.
 
     Example:
-        >>> row = {"prompt": "1+1?", "privileged_context": r"It is \boxed{2}."}
-        >>> require_box(row, "privileged_context")
+        >>> row = {"prompt": "1+1?", "solution": r"It is \boxed{2}."}
+        >>> require_box(row, "solution")
         >>> row["answer"]
         '2'
     """

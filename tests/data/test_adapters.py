@@ -109,11 +109,11 @@ def test_every_data_set_loads_from_a_copy_of_its_layout(name, here):
     assert [ADAPTERS[name].to_row(row)["prompt"] for row in load_named(name, path=str(path))]
 
 
-def test_the_solution_is_the_privileged_context_where_there_is_one():
+def test_the_reference_solution_is_kept_where_there_is_one():
     made = {name: ADAPTERS[name].to_row(ROWS[name]) for name in ADAPTERS}
-    assert made["gsm8k"]["privileged_context"] == "2 + 2 = 4\n4 * 300 = 1,200\n\\boxed{1200}"
-    assert made["openthoughts_math"]["privileged_context"] == "So \\boxed{4}."
-    assert {name for name in made if "privileged_context" not in made[name]} == {
+    assert made["gsm8k"]["solution"] == "2 + 2 = 4\n4 * 300 = 1,200\n\\boxed{1200}"
+    assert made["openthoughts_math"]["solution"] == "So \\boxed{4}."
+    assert {name for name in made if "solution" not in made[name]} == {
         "aime25",
         "dapo_math",
         "dapo_math_original",
@@ -173,5 +173,5 @@ def test_real_files_are_read_whole(name, file, count, real):
 
 def test_the_boxes_of_real_solutions_hold_the_real_answers(real):
     pairs = [(ADAPTERS["math500"].to_row(row), row) for row in read_jsonl(real("math500/test.jsonl"))]
-    boxed = [single_boxed_answer(row["privileged_context"]).answer for row, _ in pairs]
+    boxed = [single_boxed_answer(row["solution"]).answer for row, _ in pairs]
     assert sum(answer == row["answer"] for answer, (row, _) in zip(boxed, pairs, strict=True)) > 480

@@ -52,10 +52,10 @@ def test_a_file_is_mapped_split_and_reported(data, here):
 
 
 def test_own_columns_are_found_without_a_mapping(data, here):
-    rows = [{"prompt": user("1+1?"), "answer": "2", "privileged_context": "\\boxed{2}", "id": 1}]
+    rows = [{"prompt": user("1+1?"), "answer": "2", "solution": "\\boxed{2}", "id": 1}]
     Dataset.from_list(rows).to_parquet(here / "mine.parquet")
     assert data("prepare", "mine.parquet", "--output", "x.jsonl", "--require-box")[0] == 0
-    assert read(here / "x.jsonl") == [{name: rows[0][name] for name in ("prompt", "answer", "privileged_context")}]
+    assert read(here / "x.jsonl") == [{name: rows[0][name] for name in ("prompt", "answer", "solution")}]
 
 
 def test_an_instruction_stands_below_the_question_and_does_not_change_the_split(data, here):
@@ -140,7 +140,7 @@ def test_real_training_problems_are_disjoint_from_the_test_problems(data, here, 
         (["good.jsonl", "--parts", "sft=2"], "is no part"),
         (["good.jsonl", "--parts", "a=0.001"], "no row falls into a"),
         (["good.jsonl", "--max-rows", "0"], "--max-rows must be at least 1"),
-        (["good.jsonl", "--require-box"], "'privileged_context', which the rows do not have"),
+        (["good.jsonl", "--require-box"], "'solution', which the rows do not have"),
         (["good.jsonl", "--decontaminate", "other.jsonl"], "other.jsonl, row 1 has no column 'prompt'"),
         (["good.jsonl", "--decontaminate", "good.jsonl"], "no row is left of 1 (1 in an evaluation set)"),
         (["good.jsonl", "--decontaminate", "good.jsonl", "--ngram", "2"], "--ngram 2: ngram must be at least"),
