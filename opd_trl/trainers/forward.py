@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from ..losses import chunked_support_log_probs
 from ..privileged import completion_positions
 
 
@@ -115,6 +116,23 @@ def completion_hidden_states(
             outputs.router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
         )
     return completion_positions(outputs.last_hidden_state, num_completion_tokens), aux_loss
+
+
+def token_log_probs(hidden_states: Tensor, head: Head, ids: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
+    """Log-probabilities `(N,)` of one token each, and entropies `(N,)`, from hidden states `(N, H)`.
+
+    `options` are further keywords of `chunked_support_log_probs`: `temperature`, `chunk_size`.
+    """
+    log_probs, _, entropy = chunked_support_log_probs(
+        hidden_states,
+        head.weight,
+        ids=ids.unsqueeze(-1),
+        bias=head.bias,
+        logit_scale=head.logit_scale,
+        final_logit_softcapping=head.final_logit_softcapping,
+        **options,
+    )
+    return log_probs.squeeze(-1), entropy
 
 
 def unique_tensors(tensors: Iterable[Tensor | None]) -> list[Tensor]:

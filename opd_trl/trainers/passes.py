@@ -6,19 +6,23 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..losses import chunk_size_for, chunked_support_log_probs
+from ..losses import chunk_size_for
 from ..privileged import join
 from .config import OPDConfig
-from .forward import MULTIMODAL_KEYS, Head, completion_hidden_states, read_head, scatter, unique_tensors
+from .forward import (
+    MULTIMODAL_KEYS,
+    Head,
+    completion_hidden_states,
+    read_head,
+    scatter,
+    token_log_probs,
+    unique_tensors,
+)
 from .scores import Scores
 
 
-# Arguments of the loss, one value per token, and the batch entries `(B, T)` that hold them.
-TOKEN_ENTRIES = {
-    "completion_ids": "completion_ids",
-    "reference_logps": "reference_logps",
-    "sampling_logps": "sampling_logps",
-}
+# Arguments of the loss with one value per token: batch entries `(B, T)` of the same names, where they are there.
+TOKEN_ENTRIES = ("completion_ids", "reference_logps", "sampling_logps")
 
 
 class StudentPass(NamedTuple):
@@ -120,9 +124,7 @@ def student_pass(
         head, losses, stats = head.rows(num_rows), [], {}
         for name, teacher in scores.items():
             at = teacher.select(kept)
-            of_tokens = {
-                name: teacher.select(inputs[entry])[at] for name, entry in TOKEN_ENTRIES.items() if entry in inputs
-            }
+            of_tokens = {name: teacher.select(inputs[name])[at] for name in TOKEN_ENTRIES if name in inputs}
             loss, stats[name] = teacher.loss(
                 teacher.select(hidden_states)[at],
                 head,
@@ -156,17 +158,14 @@ def sampled_logps(
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the completion tokens and entropies, both `(b, T)`, zero behind their end."""
     scored = inputs["completion_mask"].bool()
-    log_probs, _, entropy = chunked_support_log_probs(
+    log_probs, entropy = token_log_probs(
         hidden_states[scored],
-        head.weight,
-        ids=inputs["completion_ids"][scored].unsqueeze(-1),
-        bias=head.bias,
+        head,
+        inputs["completion_ids"][scored],
         temperature=temperature,
-        logit_scale=head.logit_scale,
-        final_logit_softcapping=head.final_logit_softcapping,
         chunk_size=options["chunk_size"],
     )
-    return scatter(log_probs.squeeze(-1), scored), scatter(entropy, scored)
+    return scatter(log_probs, scored), scatter(entropy, scored)
 
 
 def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:

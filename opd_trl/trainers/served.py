@@ -9,7 +9,6 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from trl.trainer.utils import create_model_from_path
 
-from ..losses import chunked_support_log_probs
 from ..losses.from_log_probs import KnownSupport
 from ..privileged import join
 from ..teachers import (
@@ -21,7 +20,7 @@ from ..teachers import (
     shared_rows,
 )
 from .config import OPDConfig
-from .forward import Head, completion_hidden_states, read_head
+from .forward import Head, completion_hidden_states, read_head, token_log_probs
 from .loading import plain_models
 
 
@@ -233,15 +232,8 @@ def probe_ids(tokenizer, num_rows: int) -> list[int]:
 def log_probs_of(hidden_states: Tensor, head: Head, sequence: list[int]) -> Tensor:
     """Log-probabilities `(n - 1,)` of a sequence's tokens from hidden states `(n - 1, H)`."""
     device = head.weight.device
-    log_probs, _, _ = chunked_support_log_probs(
-        hidden_states.to(device),
-        head.weight,
-        ids=torch.tensor(sequence[1:], device=device).unsqueeze(-1),
-        bias=head.bias,
-        logit_scale=head.logit_scale,
-        final_logit_softcapping=head.final_logit_softcapping,
-    )
-    return log_probs.squeeze(-1).cpu()
+    log_probs, _ = token_log_probs(hidden_states.to(device), head, torch.tensor(sequence[1:], device=device))
+    return log_probs.cpu()
 
 
 @torch.no_grad()

@@ -70,8 +70,7 @@ def make_scorer(model: Any):
     """Log-probabilities of given ids `(B, L)` under a model, without a [tokens, vocabulary] tensor."""
     import torch
 
-    from opd_trl.losses import chunked_support_log_probs
-    from opd_trl.trainers.forward import completion_hidden_states, read_head, scatter
+    from opd_trl.trainers.forward import completion_hidden_states, read_head, scatter, token_log_probs
 
     head = read_head(model)
 
@@ -80,16 +79,8 @@ def make_scorer(model: Any):
         ids, mask = ids.to(model.device), mask.to(model.device)
         predicted = mask[:, 1:].bool()
         hidden, _ = completion_hidden_states(model, ids, mask, ids.size(1) - 1, multimodal={})
-        log_probs, _, _ = chunked_support_log_probs(
-            hidden[predicted],
-            head.weight,
-            ids=ids[:, 1:][predicted].unsqueeze(-1),
-            bias=head.bias,
-            logit_scale=head.logit_scale,
-            final_logit_softcapping=head.final_logit_softcapping,
-        )
-        scored = scatter(log_probs.squeeze(-1), predicted)
-        return torch.nn.functional.pad(scored, (1, 0)).cpu()
+        log_probs, _ = token_log_probs(hidden[predicted], head, ids[:, 1:][predicted])
+        return torch.nn.functional.pad(scatter(log_probs, predicted), (1, 0)).cpu()
 
     return score
 
