@@ -1,0 +1,92 @@
+"""From the command line of a check to the trainer of its recipe, built in a folder that is thrown away."""
+
+import argparse
+import contextlib
+import importlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..recipe_command import Flags, check_misplaced, make_parser, peek, training_command
+from .screen import hush
+
+
+# What a check changes of a recipe: nothing is trained, tracked or kept, and one process generates for itself.
+OVERRIDES = ("--report_to", "none", "--eval_strategy", "no", "--save_strategy", "no", "--use_vllm", "false")
+OVERRIDES += ("--push_to_hub", "false")
+# Flags that all checks have.
+SHARED_FLAGS: Flags = {"prompts": {"type": int}, "json": {"type": Path}}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A parsed command line.
+
+    Attributes:
+        command: `opd` or `opsd`.
+        parsed: arguments of the script, the training, the model and the data.
+        own: the flags of the check.
+    """
+
+    command: str
+    parsed: tuple[Any, ...]
+    own: argparse.Namespace
+
+    @property
+    def training(self) -> Any:
+        """The OPDConfig or OPSDConfig."""
+        return self.parsed[1]
+
+    @property
+    def student(self) -> str:
+        """Path or hub id of the student."""
+        return self.parsed[2].model_name_or_path
+
+
+def read_subject(argv: list[str], own: Flags, *, prog: str, defaults: dict[str, Any]) -> Subject:
+    """Parse the command line of a check.
+
+    Args:
+        argv: a recipe, fields of it and flags of the check; those of `accelerate launch` are read and not used.
+        own: flags of the check besides `SHARED_FLAGS`.
+        prog: the command, as errors call it.
+        defaults: of its flags.
+
+    Raises:
+        ValueError: what is given cannot be trained, or a flag of the check is out of range.
+    """
+    import torch
+
+    own = SHARED_FLAGS | own
+    recipe = peek(argv)
+    command = training_command(recipe)
+    check_misplaced(recipe, own, prog=prog)
+    parser = make_parser(command, own, prog=prog)
+    parser.set_defaults(**defaults)
+    # Where there is no accelerator, transformers refuses bf16 unless the run is told to stay on the CPU.
+    device = () if torch.cuda.is_available() else ("--use_cpu",)
+    given = [*argv, *OVERRIDES, *device]
+    with hush():
+        *parsed, flags, _ = parser.parse_args_and_config(given, return_remaining_strings=True)
+    if flags.prompts < 1:
+        raise ValueError(f"--prompts must be >= 1, got {flags.prompts}.")
+    importlib.import_module(f"opd_trl.scripts.{command}").check_arguments(*parsed)
+    return Subject(command, tuple(parsed), flags)
+
+
+@contextlib.contextmanager
+def build(subject: Subject, **options: Any) -> Iterator[Any]:
+    """The trainer of a recipe, in this process alone; `options` are further arguments of it.
+
+    Raises:
+        ValueError: what OPDTrainer refuses; DataError: a data set that cannot be read.
+    """
+    import opd_trl
+    from opd_trl.scripts import common
+
+    with tempfile.TemporaryDirectory() as folder, hush():
+        subject.training.output_dir = folder
+        trainer_class = getattr(opd_trl, {"opd": "OPDTrainer", "opsd": "OPSDTrainer"}[subject.command])
+        yield common.build_trainer(trainer_class, *subject.parsed, **options)

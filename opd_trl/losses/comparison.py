@@ -1,0 +1,160 @@
+"""What objectives do to the same logits: their gradients beside the exact one, chunk by chunk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from .chunking import chunk_size_for, chunks
+from .distribution import FromLogits
+from .divergences import forward_kl, generalized_jsd, reverse_kl
+from .gradients import LogitGradient
+from .head import LogitTransform, in_compute_dtype, project
+from .objective import Objective
+from .tokens import Tokens
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """A model's next-token distributions at N positions.
+
+    Attributes:
+        hidden_states: `(N, H)`.
+        weight, bias: of its LM head, `(V, H)` and `(V,)` or None.
+        transform: from raw outputs to logits, the loss temperature included.
+    """
+
+    hidden_states: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    transform: LogitTransform = field(default_factory=LogitTransform)
+
+    def __len__(self) -> int:
+        return self.hidden_states.size(0)
+
+    def select(self, at: Tensor) -> "NextToken":
+        """Some positions, `at` `(n,)` int64."""
+        return replace(self, hidden_states=self.hidden_states[at])
+
+    def raw(self, rows: slice) -> Tensor:
+        """Raw outputs `(n, V)` of the head."""
+        return project(self.hidden_states[rows], in_compute_dtype(self.weight), self.bias)
+
+    def logits(self, rows: slice) -> Tensor:
+        """Logits `(n, V)` of some positions."""
+        return self.transform.apply(self.raw(rows))
+
+
+@dataclass(frozen=True)
+class TokenGradients:
+    """What one objective gives for each of N tokens; detached, float32.
+
+    Attributes:
+        loss: `(N,)`, the divergence that the objective reports, nats.
+        squared_norm: `(N,)`, |dL/dz|^2 over the vocabulary.
+        dot: `(N,)`, with the exact gradient.
+        student_mass, teacher_mass: `(N,)`, on the support.
+        hidden: `(N, H)`, dL/dh in the student's hidden states.
+    """
+
+    loss: Tensor
+    squared_norm: Tensor
+    dot: Tensor
+    student_mass: Tensor
+    teacher_mass: Tensor
+    hidden: Tensor
+
+
+def exact_logit_gradient(
+    student_logits: Tensor, teacher_logits: Tensor, *, divergence: str = "reverse_kl", beta: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """The divergence over the whole vocabulary and its gradient in the student's logits, by autograd.
+
+    For the reverse KL dL/dz_j = p_j (r_j - sum_V p r), with r = log p - log q.
+
+    Args:
+        student_logits, teacher_logits: `(n, V)`.
+        divergence, beta: as in `support_divergence`.
+
+    Returns:
+        `(n,)` nats, and `(n, V)`.
+
+    Example:
+        >>> import torch
+        >>> value, gradient = exact_logit_gradient(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log())
+        >>> value, gradient
+        (tensor([0.1438]), tensor([[-0.2747,  0.2747]]))
+    """
+    logits = student_logits.detach().requires_grad_()
+    with torch.enable_grad():
+        student, teacher = logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
+        if divergence == "mixed":
+            value = (1 - beta) * forward_kl(student, teacher) + beta * reverse_kl(student, teacher)
+        elif divergence == "jsd":
+            value = generalized_jsd(student, teacher, beta=beta)
+        else:
+            value = {"reverse_kl": reverse_kl, "forward_kl": forward_kl}[divergence](student, teacher)
+        (gradient,) = torch.autograd.grad(value.sum(), logits)
+    return value.detach(), gradient
+
+
+@torch.no_grad()
+def compare_gradients(
+    student: NextToken,
+    teacher: NextToken,
+    tokens: Tokens,
+    objectives: Mapping[str, Objective],
+    *,
+    divergence: str = "reverse_kl",
+    beta: float = 0.5,
+    chunk_size: int | None = None,
+) -> tuple[TokenGradients, dict[str, TokenGradients]]:
+    """The exact gradient of a divergence, and that of each objective, on the same tokens.
+
+    Args:
+        student, teacher: over the same V ids.
+        tokens: the N sampled tokens.
+        objectives: name -> objective; the code that trains forms their gradients.
+        divergence, beta: of the exact gradient, see `exact_logit_gradient`.
+        chunk_size: positions projected at once; by default from the memory budget of the loss.
+
+    Returns:
+        of the exact gradient (masses 1, `dot` with itself), and of each objective.
+    """
+    if chunk_size is None:
+        chunk_size = max(1, chunk_size_for(student.weight.size(0), student.weight.device) // 4)
+    names = ("", *objectives)
+    parts: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in names}
+    for rows in chunks(len(student), chunk_size):
+        logits, teacher_logits = student.logits(rows), teacher.logits(rows)
+        value, exact = exact_logit_gradient(logits, teacher_logits, divergence=divergence, beta=beta)
+        one = torch.ones_like(value)
+        found: dict[str, tuple[Tensor, LogitGradient, Tensor, Tensor]] = {"": (value, LogitGradient(exact), one, one)}
+        for name, objective in objectives.items():
+            found[name] = run_objective(objective, logits, teacher_logits, tokens.rows(rows))
+        for name, (loss, gradient, *masses) in found.items():
+            of_exact, at = (
+                (exact, logits)
+                if gradient.ids is None
+                else (exact.gather(-1, gradient.ids), logits.gather(-1, gradient.ids))
+            )
+            raw = LogitGradient(student.transform.chain(gradient.values, at), gradient.ids)
+            squared_norm = gradient.values.square().sum(-1)
+            dot = (gradient.values * of_exact).sum(-1)
+            parts[name].append((loss, squared_norm, dot, *masses, raw.to_hidden(student.weight).float()))
+    gathered = {name: TokenGradients(*map(torch.cat, zip(*parts[name], strict=True))) for name in names}
+    return gathered.pop(""), gathered
+
+
+def run_objective(
+    objective: Objective, logits: Tensor, teacher_logits: Tensor, tokens: Tokens
+) -> tuple[Tensor, LogitGradient, Tensor, Tensor]:
+    """Reported divergence `(n,)`, gradient in the logits, and both masses `(n,)` of an objective."""
+    k = min(objective.top_k, logits.size(-1))
+    teacher = FromLogits.of(teacher_logits, k)
+    # A hidden size of 0 keeps the gradient on the support wherever it is zero off it.
+    _, gradient, (loss, _, student_mass, teacher_mass, *_) = replace(objective, top_k=k)(
+        logits, teacher, tokens, want_gradient=True, hidden_size=0
+    )
+    return loss, gradient, student_mass, teacher_mass

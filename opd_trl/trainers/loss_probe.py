@@ -1,0 +1,173 @@
+"""`verify-loss` on a trainer: every form of its loss on rollouts of its own student."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..diagnostics.loss_check import TOP_KS, LossCheck, LossRow, cosine_of, forms_of
+from ..losses import chunked_support_loss
+from ..losses.objective import Objective
+from .probe import Rollout, Scored, only_block, score
+
+
+# Positions that are compared; the rest of a long rollout says little more.
+MAX_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class LossReport:
+    """What `check_loss` finds.
+
+    Attributes:
+        rows: of the configured loss, then of the other forms.
+        exact_loss: the divergence over the whole vocabulary, nats per token.
+        divergence: its name.
+        num_tokens: compared positions.
+        block: name of the parameters of `block_cosine`, and how many numbers they hold.
+        twin_loss, twin_gradient: of the code that trains, where the student is its own teacher: the loss (nats per
+            token) and the largest entry of its gradient in the hidden states.
+    """
+
+    rows: list[LossRow]
+    exact_loss: float
+    divergence: str
+    num_tokens: int
+    block: tuple[str, int]
+    twin_loss: float
+    twin_gradient: float
+
+
+def check_loss(
+    trainer,
+    rollouts: Sequence[Rollout],
+    *,
+    top_ks: Sequence[int] = TOP_KS,
+    max_tokens: int = MAX_TOKENS,
+    on_batch: Callable[[], None] = lambda: None,
+) -> LossReport:
+    """Compare the gradient of a trainer's loss, and of its other forms, with the exact one.
+
+    Args:
+        trainer: an OPDTrainer that does not train.
+        rollouts: from `roll_out`.
+        top_ks: K of the other forms.
+        max_tokens: positions to compare, evenly spread over the rollouts.
+        on_batch: called after each rollout.
+
+    Raises:
+        ValueError: a served teacher that sends TopK log-probabilities alone, or no token that the loss is taken on.
+    """
+    options = trainer._loss_options
+    configured = Objective(**{field.name: options[field.name] for field in dataclasses.fields(Objective)})
+    check = LossCheck(forms_of(configured, top_ks=top_ks, vocab_size=trainer._num_rows))
+    total = sum(int(rollout.kept.sum()) for rollout in rollouts)
+    if total == 0:
+        raise ValueError("the student's completions have no token that the loss is taken on. Look at its answers.")
+    twin_loss, twin_gradient = 0.0, 0.0
+    graphs: list[tuple[Tensor, dict[str, Tensor]]] = []
+    with only_block(trainer.model) as block:
+        for rollout in rollouts:
+            for scored in score(trainer, rollout):
+                part = thin_out(scored, max_tokens / total)
+                gradients = check.add(detached(part), part.teacher, part.tokens)
+                graphs.append((part.student.hidden_states, gradients))
+                loss, gradient = as_its_own_teacher(part, options)
+                twin_loss, twin_gradient = twin_loss + loss, max(twin_gradient, gradient)
+            on_batch()
+        cosines = block_cosines(graphs, list(block.values()), [form.key for form in check.forms])
+    return LossReport(
+        rows=check.rows(cosines),
+        exact_loss=check.exact_loss,
+        divergence=check.divergence,
+        num_tokens=check.num_tokens,
+        block=(common_name(list(block)), sum(x.numel() for x in block.values())),
+        twin_loss=twin_loss / check.num_tokens,
+        twin_gradient=twin_gradient,
+    )
+
+
+def thin_out(scored: Scored, share: float) -> Scored:
+    """Evenly spaced positions, about a share of them and at least one."""
+    n = len(scored.student)
+    if share >= 1 or n == 0:
+        return scored
+    count = max(1, round(n * share))
+    at = torch.linspace(0, n - 1, count, device=scored.kept.device).long()
+    return dataclasses.replace(
+        scored,
+        student=scored.student.select(at),
+        teacher=scored.teacher.select(at),
+        tokens=type(scored.tokens)(*(None if x is None else x[at] for x in scored.tokens)),
+    )
+
+
+def detached(scored: Scored):
+    """The student's distributions without their graph."""
+    return dataclasses.replace(scored.student, hidden_states=scored.student.hidden_states.detach())
+
+
+def as_its_own_teacher(scored: Scored, options: dict) -> tuple[float, float]:
+    """Sum of the loss, and largest gradient, of the code that trains where the student is its own teacher."""
+    hidden_states = scored.student.hidden_states.detach().requires_grad_()
+    student, conventions = scored.student, {}
+    for role in ("student", "teacher"):
+        conventions |= {
+            f"{role}_lm_head_bias": student.bias,
+            f"{role}_logit_scale": student.transform.logit_scale,
+            f"{role}_final_logit_softcapping": student.transform.final_logit_softcapping,
+        }
+    with torch.enable_grad():
+        loss, _ = chunked_support_loss(
+            hidden_states,
+            student.weight,
+            hidden_states.detach(),
+            student.weight,
+            scored.tokens.weights,
+            completion_ids=scored.tokens.ids,
+            **conventions,
+            **options | {"extrapolation": 1.0},
+        )
+        (gradient,) = torch.autograd.grad(loss, hidden_states)
+    return loss.item(), gradient.abs().max().item()
+
+
+def block_cosines(
+    graphs: Sequence[tuple[Tensor, dict[str, Tensor]]], block: Sequence[Tensor], keys: Sequence[str]
+) -> dict[str, float | None]:
+    """Cosine with the exact gradient, in the parameters of a block, of each form.
+
+    One form at a time: the gradient of a block can be large.
+    """
+
+    def gradient_of(key: str) -> list[Tensor]:
+        total = [torch.zeros_like(x, dtype=torch.float32) for x in block]
+        for hidden_states, gradients in graphs:
+            by_hidden = gradients[key].to(hidden_states.dtype)
+            found = torch.autograd.grad(
+                hidden_states, block, by_hidden, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            for x, gradient in zip(total, found, strict=True):
+                x += gradient
+        return total
+
+    exact = gradient_of("")
+    return {key: cosine_of(gradient_of(key), exact) for key in keys}
+
+
+def common_name(names: Sequence[str]) -> str:
+    """The module that holds all these parameters.
+
+    >>> common_name(["model.layers.1.mlp.up.weight", "model.layers.1.mlp.down.weight"])
+    'model.layers.1.mlp'
+    """
+    parts = [name.split(".")[:-1] for name in names]
+    same = []
+    for at in zip(*parts, strict=False):
+        if len(set(at)) > 1:
+            break
+        same.append(at[0])
+    return ".".join(same)
+

@@ -1,0 +1,177 @@
+"""Look at a trainer without training: rollouts of its student, and both models' distributions on them."""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from ..losses.comparison import NextToken
+from ..losses.head import LogitTransform
+from ..losses.tokens import Tokens
+from ..privileged import join
+from .forward import Head, completion_hidden_states, read_head
+from .passes import TOKEN_ENTRIES, multimodal_inputs
+from .scores import HiddenStates
+from .scoring import score_micro_batch
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of rows that the student has answered.
+
+    Attributes:
+        rows: of the data set, one per completion.
+        batch: what the trainer makes of them: ids and masks of prompts, teacher prompts and completions.
+    """
+
+    rows: list[dict[str, Any]]
+    batch: dict[str, Any]
+
+    @property
+    def kept(self) -> Tensor:
+        """`(B, T)` bool: the tokens that the loss is taken on."""
+        return self.batch["loss_mask"].bool()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Both models at the N kept tokens that one teacher answers for.
+
+    Attributes:
+        teacher_name: empty for a single teacher.
+        student, teacher: their next-token distributions.
+        tokens: the sampled ones.
+        kept: `(B, T)` bool, N of them True.
+    """
+
+    teacher_name: str
+    student: NextToken
+    teacher: NextToken
+    tokens: Tokens
+    kept: Tensor
+
+
+def take_rows(dataset, count: int, *, seed: int) -> list[dict[str, Any]]:
+    """`count` rows of a data set, drawn without replacement; the first ones of a stream."""
+    if not hasattr(dataset, "__len__"):
+        return [row for row, _ in zip(dataset, range(count), strict=False)]
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [dataset[i] for i in order[:count]]
+
+
+def roll_out(trainer, rows: list[dict[str, Any]], *, on_batch: Callable[[], None] = lambda: None) -> list[Rollout]:
+    """Let the student answer rows as in training, in batches of `per_device_train_batch_size`.
+
+    Args:
+        trainer: an OPDTrainer that does not train.
+        rows: of its data set.
+        on_batch: called after each batch, of which there are `num_batches`.
+    """
+    size, copies = batch_size(trainer), trainer.num_generations_eval
+    trainer.model.eval()
+    rollouts = []
+    for start in range(0, len(rows), size):
+        part = [row for row in rows[start : start + size] for _ in range(copies)]
+        with torch.no_grad():
+            rollouts.append(Rollout(part, trainer._generate_and_score_completions(part)))
+        on_batch()
+    return rollouts
+
+
+def batch_size(trainer) -> int:
+    """Rows of a batch; each is answered `num_generations_eval` times, as rewards and siblings need it."""
+    return max(1, trainer.args.per_device_train_batch_size // trainer.num_generations_eval)
+
+
+def num_batches(trainer, rows: list[dict[str, Any]]) -> int:
+    """Batches in which `roll_out` answers rows."""
+    return -(-len(rows) // batch_size(trainer))
+
+
+def score(trainer, rollout: Rollout) -> Iterator[Scored]:
+    """Both models' distributions on a rollout, for each teacher that has a row in it.
+
+    The student's hidden states keep their graph where some of its parameters require one (`only_block`).
+
+    Raises:
+        ValueError: a served teacher that sends no hidden states, of which the whole distribution is not known.
+    """
+    batch = rollout.batch
+    with torch.no_grad():
+        scores = score_micro_batch(trainer, trainer.model, batch)
+    hidden_states = student_hidden_states(trainer, batch)
+    student_head = read_head(trainer.model)
+    for name, teacher in scores.items():
+        if not isinstance(teacher, HiddenStates):
+            raise ValueError(
+                f"the served teacher{f' {name!r}' * bool(name)} sends TopK log-probabilities alone, and this check "
+                "reads the whole distribution. Give it as teacher_model_name_or_path, or serve it with "
+                "`opd-trl serve-teacher` and name a local copy beside teacher_server_url."
+            )
+        kept = teacher.select(rollout.kept)
+        values = {entry: teacher.select(batch[entry])[kept] for entry in TOKEN_ENTRIES if entry in batch}
+        ids = values.pop("completion_ids")
+        temperature = trainer._loss_options["temperature"]
+        with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
+            student = next_token(
+                teacher.select(hidden_states)[kept], student_head.rows(trainer._num_rows), temperature
+            )
+            of_teacher = next_token(
+                teacher.hidden_states[..., : teacher.head.weight.size(-1)][kept],
+                teacher.head.rows(trainer._num_rows),
+                temperature,
+            )
+            everywhere = kept if teacher.rows is None else rollout.kept & teacher.rows[:, None]
+            yield Scored(name, student, of_teacher, Tokens(torch.ones_like(ids).float(), ids, **values), everywhere)
+
+
+def next_token(hidden_states: Tensor, head: Head, temperature: float) -> NextToken:
+    """Distributions at the loss temperature."""
+    transform = LogitTransform(temperature, head.logit_scale, head.final_logit_softcapping)
+    return NextToken(hidden_states, head.weight.detach(), head.bias, transform)
+
+
+def student_hidden_states(trainer, batch: dict[str, Any]) -> Tensor:
+    """`(B, T, H)` of the completions after the student's prompt."""
+    input_ids, attention_mask = join(
+        batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"]
+    )
+    with trainer.accelerator.autocast():
+        hidden_states, _ = completion_hidden_states(
+            trainer.model,
+            input_ids,
+            attention_mask,
+            batch["completion_ids"].size(1),
+            multimodal=multimodal_inputs(batch),
+        )
+    return hidden_states
+
+
+@contextmanager
+def only_block(model: nn.Module) -> Iterator[dict[str, nn.Parameter]]:
+    """Let gradients reach the trained parameters of the last layer alone, and yield them by name."""
+    trained = {name: x for name, x in model.named_parameters() if x.requires_grad}
+    block = last_layer(trained)
+    try:
+        for name, parameter in trained.items():
+            parameter.requires_grad_(name in block)
+        yield block
+    finally:
+        for parameter in trained.values():
+            parameter.requires_grad_(True)
+
+
+def last_layer(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The parameters with the highest layer number in their names; all of them where no name has one.
+
+    >>> list(last_layer({"layers.0.w": None, "layers.1.w": None, "norm": None}))
+    ['layers.1.w']
+    """
+    numbers = {name: int(found[1]) for name in parameters if (found := re.search(r"\.(\d+)\.", f".{name}"))}
+    last = max(numbers.values(), default=None)
+    return parameters if last is None else {name: parameters[name] for name in numbers if numbers[name] == last}

@@ -1,0 +1,116 @@
+"""Gradients of several objectives on the same logits, against their closed forms and the code that trains."""
+
+import pytest
+import torch
+
+from opd_trl.losses import chunked_support_loss
+from opd_trl.losses.comparison import NextToken, compare_gradients, exact_logit_gradient
+from opd_trl.losses.head import LogitTransform
+from opd_trl.losses.objective import Objective
+from opd_trl.losses.tokens import Tokens
+
+
+V, N, H, K = 13, 7, 5, 4
+
+
+def objective(**options) -> Objective:
+    defaults = {
+        "top_k": K,
+        "support": "student",
+        "divergence": "reverse_kl",
+        "beta": 0.5,
+        "tail": "renormalize",
+        "stop_gradient": True,
+        "pointwise_clip": None,
+    }
+    return Objective(**defaults | options)
+
+
+def sides(*, alike: bool = False, **transform) -> tuple[NextToken, NextToken, Tokens]:
+    torch.manual_seed(0)
+    student = NextToken(torch.randn(N, H), torch.randn(V, H), torch.randn(V), LogitTransform(**transform))
+    at_temperature = LogitTransform(transform.get("temperature", 1.0))
+    teacher = NextToken(torch.randn(N, H + 1), torch.randn(V, H + 1), None, at_temperature)
+    return student, student if alike else teacher, Tokens(torch.ones(N), torch.randint(V, (N,)))
+
+
+def dense(side: NextToken):
+    return side.logits(slice(None)).log_softmax(-1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 100])
+def test_the_exact_gradient_of_the_reverse_kl_is_its_closed_form(chunk_size):
+    student, teacher, tokens = sides(temperature=1.3)
+    p, r = dense(student).exp(), dense(student) - dense(teacher)
+    value = (p * r).sum(-1)
+    expected = p * (r - value[:, None])
+    exact, _ = compare_gradients(student, teacher, tokens, {}, chunk_size=chunk_size)
+    torch.testing.assert_close(exact.loss, value)
+    torch.testing.assert_close(exact.squared_norm, expected.square().sum(-1))
+    torch.testing.assert_close(exact.dot, exact.squared_norm)
+    torch.testing.assert_close(exact.hidden, expected / 1.3 @ student.weight)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "mixed"])
+def test_the_exact_gradient_of_other_divergences_is_that_of_the_full_support(divergence):
+    student, teacher, tokens = sides()
+    full = objective(support="full", divergence=divergence, beta=0.3, tail="drop")
+    exact, found = compare_gradients(student, teacher, tokens, {"full": full}, divergence=divergence, beta=0.3)
+    torch.testing.assert_close(found["full"].dot, exact.squared_norm)
+    torch.testing.assert_close(found["full"].hidden, exact.hidden)
+    torch.testing.assert_close(found["full"].loss, exact.loss)
+
+
+def test_the_term_that_plain_topk_keeps_is_the_one_of_the_table_of_gradients():
+    student, teacher, tokens = sides(alike=True)
+    plain = objective(tail="drop", stop_gradient=False)
+    _, found = compare_gradients(student, teacher, tokens, {"plain": plain})
+    p = dense(student).exp()
+    on = torch.zeros_like(p).scatter_(-1, p.topk(K, dim=-1).indices, 1.0)
+    remains = p * (on - (p * on).sum(-1, keepdim=True))
+    torch.testing.assert_close(found["plain"].squared_norm, remains.square().sum(-1))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tail": "bucket"},
+        {"tail": "drop"},
+        {"support": "union"},
+        {"support": "intersection"},
+        {"support": "sampled"},
+        {"support": "full", "tail": "drop", "divergence": "jsd"},
+    ],
+)
+def test_gradients_in_hidden_states_are_those_of_the_loss_that_trains(options):
+    student, teacher, tokens = sides(temperature=0.7, final_logit_softcapping=4.0, logit_scale=1.5)
+    options = {"top_k": K} | options
+    _, found = compare_gradients(student, teacher, tokens, {"own": objective(**options)}, chunk_size=2)
+    hidden = student.hidden_states.clone().requires_grad_()
+    loss, stats = chunked_support_loss(
+        hidden,
+        student.weight,
+        teacher.hidden_states,
+        teacher.weight,
+        tokens.weights,
+        completion_ids=tokens.ids,
+        student_lm_head_bias=student.bias,
+        student_final_logit_softcapping=4.0,
+        student_logit_scale=1.5,
+        temperature=0.7,
+        **options,
+    )
+    loss.backward()
+    torch.testing.assert_close(found["own"].hidden, hidden.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["own"].loss, stats["per_token_divergence"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found["own"].student_mass, stats["student_mass"])
+
+
+def test_the_exact_gradient_of_equal_logits_is_zero_and_the_teacher_gets_none():
+    logits = torch.randn(3, V)
+    teacher = logits.clone().requires_grad_()
+    value, gradient = exact_logit_gradient(logits, teacher)
+    assert value.abs().max() < 1e-6
+    assert gradient.abs().max() < 1e-6
+    assert teacher.grad is None
