@@ -11,6 +11,7 @@ COMMANDS = {
     "opd": "train a student on its own text, scored by a separate teacher",
     "opsd": "train a student on its own text, scored by itself reading a privileged context",
     "plan": "size a training run before it starts: what each GPU holds, and which setting to change",
+    "preflight": "say before training what will fail: templates, teacher, coverage, loss, privileged context, cost",
     "verify-loss": "compare the gradient of the configured loss with the exact one, on your own models and prompts",
     "serve-teacher": "put a teacher behind HTTP, for students on other machines",
     "eval": "measure a model: mathematics, rules, retention; with seeds and intervals",

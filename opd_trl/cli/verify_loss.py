@@ -7,10 +7,10 @@ import sys
 HELP = """\
 usage: opd-trl verify-loss --config RECIPE [--prompts N] [--top-ks K ...] [--json FILE] [--FIELD VALUE ...]
 
-Compares the gradient of the configured loss with the exact one over the whole vocabulary: on your student, your teacher
-and completions that your student writes for your prompts, in the logits and in the parameters of its last layer.
-Beside it every other form of the loss: plain TopK, stop-gradient, renormalised, tail bucket, the sampled token, for
-several K. Then the student becomes its own teacher: loss and gradient must be 0. Nothing is trained, nothing written.
+Compares the gradient of the configured loss with the exact one over the whole vocabulary: on your student, your
+teacher and completions that your student writes for your prompts, in the logits and in the parameters of its last
+layer. Beside it every other form of the loss: plain TopK, stop-gradient, renormalised, tail bucket, the sampled token,
+for several K. Then the student becomes its own teacher: loss and gradient must be 0. Nothing is trained or written.
 
 Examples
   # the recipe as it is; 16 prompts take a minute on a small model
@@ -39,7 +39,6 @@ def main(argv: list[str]) -> int:
         return 0
     from rich.console import Console
 
-    from ..data.files import DataError
     from ..teachers import TeacherServerError
     from .checking.loss import show, verify_loss
 
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
         figures, subject = verify_loss(argv, console)
         if subject.own.json is not None:
             subject.own.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, ImportError, OSError, DataError, TeacherServerError) as error:
+    except (ValueError, ImportError, OSError, TeacherServerError) as error:
         print(f"opd-trl verify-loss: error: {error}", file=sys.stderr)
         return 2
     show(figures, console)

@@ -1,0 +1,90 @@
+"""What a step costs here: seconds by phase and peak memory, from one micro-batch."""
+
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .probe import Rollout
+from .scoring import score_micro_batch
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of one optimizer step in this process, the optimizer itself left out.
+
+    Attributes:
+        generation, teacher, student: seconds; `student` is forward, loss and backward.
+        completions: of a step.
+        peak_gib: of the accelerator, or of this process where there is none.
+        device: its name.
+    """
+
+    generation: float
+    teacher: float
+    student: float
+    completions: int
+    peak_gib: float
+    device: str
+
+    @property
+    def total(self) -> float:
+        return self.generation + self.teacher + self.student
+
+    @property
+    def teacher_share(self) -> float:
+        """The teacher's share of the step."""
+        return self.teacher / self.total if self.total else 0.0
+
+
+def measure_step(trainer, rollout: Rollout, *, generation_seconds: float, generated: int) -> StepCost:
+    """Run one micro-batch forward and backward, and scale it to an optimizer step.
+
+    Args:
+        trainer: an OPDTrainer that does not train.
+        rollout: a micro-batch.
+        generation_seconds, generated: what the rollouts have taken, and how many completions they are.
+    """
+    args, device = trainer.args, trainer.accelerator.device
+    trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
+    completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    share = completions / max(1, len(rollout.rows))
+
+    def step() -> None:
+        trainer._compute_loss(trainer.model, rollout.batch).backward()
+        trainer.model.zero_grad(set_to_none=True)
+
+    trainer.model.train()
+    step()  # the first one also fills caches
+    whole = seconds(step, device)
+    trainer.model.eval()
+    with torch.no_grad():
+        of_teacher = seconds(lambda: score_micro_batch(trainer, trainer.model, rollout.batch), device)
+    return StepCost(
+        generation=generation_seconds * completions / max(1, generated),
+        teacher=of_teacher * share,
+        student=max(0.0, whole - of_teacher) * share,
+        completions=completions,
+        peak_gib=peak_gib(device),
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),
+    )
+
+
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Wall time of a call, its kernels included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def peak_gib(device: torch.device) -> float:
+    """Most memory so far: of the accelerator, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,255 @@
+"""Do both models read and write what they were made for? Prompts, templates, EOS, lengths, before any forward."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ..diagnostics.verdicts import Finding
+from ..evaluation.transformers_engine import end_ids
+from .prefix_probe import unpadded
+from .probe import Rollout
+
+
+# Where an assistant's text ends in a rendered conversation.
+MARK = "0123456789"
+THINKING = ("<think>", "[think]")
+# Share of the contexts that end at exactly the length of the longest, from which they look cut.
+CUT_SHARE, LEAST_CUT = 0.1, 3
+
+
+def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
+    """All findings about prompts and tokenizers; one teacher is looked at, the first of several."""
+    rows = [row for rollout in rollouts for row in rollout.rows]
+    student = [ids for rollout in rollouts for ids in unpadded(rollout.batch, "prompt")]
+    differ = "teacher_prompt_ids" in rollouts[0].batch
+    teacher = [ids for r in rollouts for ids in unpadded(r.batch, "teacher_prompt")] if differ else student
+    own = teacher_tokenizer(trainer)
+    findings = [
+        check_vocabulary(trainer, own),
+        check_turn_end(trainer, rows),
+        check_pad(trainer._tokenizer),
+        check_thinking(trainer._tokenizer, student[0], teacher[0]),
+        check_lengths(trainer, student, teacher),
+    ]
+    if own is not None:
+        findings += [check_eos(trainer, own), check_teacher_template(trainer, own, rows, teacher)]
+    if trainer._teacher_prompts.view is not None:
+        findings += check_contexts(trainer, rows, teacher)
+    return [finding for finding in findings if finding is not None]
+
+
+def finding(name: str, verdict: str, figure: str, sentence: str, change: str = "", threshold: str = "") -> Finding:
+    """A finding of this section."""
+    return Finding("templates", name, verdict, figure, sentence, threshold, change)
+
+
+def teacher_tokenizer(trainer) -> PreTrainedTokenizerBase | None:
+    """The separate teacher's own tokenizer; None where the teacher is the student, or has no path to load it from."""
+    path = getattr(getattr(trainer.teacher.model, "config", None), "_name_or_path", None)
+    if hasattr(trainer.args, "teacher_model_kind") or not path:
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=trainer.args.trust_remote_code)
+    except (OSError, ValueError):
+        return None
+
+
+def check_vocabulary(trainer, own: PreTrainedTokenizerBase | None) -> Finding:
+    """Building the trainer has compared both vocabularies id by id; this says over how many rows."""
+    size = len(trainer._tokenizer)
+    said = f"{size:,} tokens, {trainer._num_rows:,} rows of both heads compared"
+    if own is None:
+        return finding("vocabulary", "ok", said, "Student and teacher share one tokenizer.")
+    return finding("vocabulary", "ok", said, "Student and teacher mean the same token by the same id, id by id.")
+
+
+def check_turn_end(trainer, rows: Sequence[dict[str, Any]]) -> Finding | None:
+    """Is the token that ends an assistant's turn in the chat template one that generation stops at?"""
+    tokenizer = trainer._tokenizer
+    if isinstance(rows[0]["prompt"], str):
+        return None
+    token = turn_end(tokenizer)
+    if token is None:
+        return None
+    ends = end_ids(trainer.model.generation_config.eos_token_id, tokenizer.eos_token_id)
+    shown = tokenizer.convert_ids_to_tokens(token)
+    if token in ends and token == tokenizer.eos_token_id:
+        return finding("EOS", "ok", shown, "The chat template ends a turn with the student's EOS token.")
+    return finding(
+        "EOS",
+        "stop",
+        f"the template ends a turn with {shown}, EOS is {tokenizer.eos_token}",
+        "The student's template ends a turn with a token that is not its EOS: no answer is seen to end.",
+        f"eos_token {shown} in the student's tokenizer_config.json and generation_config.json; base models: SFT first",
+    )
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The first special token after an assistant's text, as the chat template renders it."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": MARK}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    except (TemplateError, ValueError, TypeError, KeyError):  # a template may refuse such messages
+        return None
+    if MARK not in text:
+        return None
+    after = tokenizer.encode(text.rsplit(MARK, 1)[1], add_special_tokens=False)
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((token for token in after if token in special), None)
+
+
+def check_pad(tokenizer: PreTrainedTokenizerBase) -> Finding:
+    """pad == eos hides the EOS from losses that mask by the pad id; here masks come from lengths."""
+    if tokenizer.pad_token_id != tokenizer.eos_token_id:
+        return finding("padding", "ok", f"pad {tokenizer.pad_token}", "The pad token is not the EOS token.")
+    sentence = "Pad is EOS; masks end at the first EOS, so the student still learns to stop."
+    return finding("padding", "ok", f"pad = eos = {tokenizer.eos_token}", sentence)
+
+
+def check_eos(trainer, own: PreTrainedTokenizerBase) -> Finding:
+    """Do student and teacher stop at a common token?"""
+    of_student = end_ids(trainer.model.generation_config.eos_token_id, trainer._tokenizer.eos_token_id)
+    of_teacher = end_ids(trainer.teacher.model.generation_config.eos_token_id, own.eos_token_id)
+    names = [" ".join(map(str, trainer._tokenizer.convert_ids_to_tokens(ids))) for ids in (of_student, of_teacher)]
+    if trainer._tokenizer.eos_token_id in of_teacher:
+        return finding("EOS of both", "ok", names[0], "Both models end their answers with the student's EOS token.")
+    return finding(
+        "EOS of both",
+        "fix",
+        f"student {names[0]}, teacher {names[1]}",
+        "The teacher ends its answers with another token than the student: it pushes the student's EOS down, and "
+        "lengths explode.",
+        f"a teacher that ends with {trainer._tokenizer.eos_token} (base and instruct models differ), or set "
+        "eos_token of the student to the teacher's",
+    )
+
+
+def check_teacher_template(
+    trainer, own: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], teacher: Sequence[list[int]]
+) -> Finding | None:
+    """Does the teacher read the template that it was trained with? The student's tokenizer renders for both."""
+    view, prompt = trainer._teacher_prompts.view, rows[0]["prompt"]
+    if view is not None:
+        prompt = view.prompts(rows[:1], ["the first row"])[0]
+    if isinstance(prompt, str) or not own.chat_template:
+        return None
+    kwargs = trainer._teacher_prompts.template_kwargs or {}
+    rendered = own.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **kwargs)
+    ids = own.encode(rendered, add_special_tokens=False)
+    if ids == teacher[0]:
+        return finding(
+            "teacher's template", "ok", "the same ids", "The teacher reads the template of its own tokenizer."
+        )
+    at = next(
+        (i for i, (a, b) in enumerate(zip(ids, teacher[0], strict=False)) if a != b), min(len(ids), len(teacher[0]))
+    )
+    theirs, given = (trainer._tokenizer.decode(x[at : at + 12]) for x in (ids, teacher[0]))
+    return finding(
+        "teacher's template",
+        "fix",
+        f"differs from token {at + 1}: {given!r} in place of {theirs!r}",
+        "The teacher reads the student's chat template, and its own renders the same prompt otherwise.",
+        "teacher_chat_template_kwargs, or chat_template_path with the template that the teacher was trained with",
+    )
+
+
+def check_thinking(tokenizer: PreTrainedTokenizerBase, student: list[int], teacher: list[int]) -> Finding:
+    """Do both prompts open, or close, a thinking block alike?"""
+    tails = [tokenizer.decode(ids[-16:]) for ids in (student, teacher)]
+    modes = [next((tag for tag in THINKING if tag in tail), None) for tail in tails]
+    closed = ["</think>" in tail for tail in tails]
+    if (modes[0], closed[0]) == (modes[1], closed[1]):
+        return finding("thinking", "ok", modes[0] or "none", "Both prompts end in the same thinking mode.")
+    return finding(
+        "thinking",
+        "fix",
+        f"student {tails[0][-24:]!r}, teacher {tails[1][-24:]!r}",
+        "One prompt opens a thinking block and the other does not: the student learns to write malformed tags.",
+        "teacher_chat_template_kwargs: the enable_thinking of chat_template_kwargs, or loss_skip_first: ['<think>']",
+    )
+
+
+def check_lengths(trainer, student: Sequence[list[int]], teacher: Sequence[list[int]]) -> Finding:
+    """Do prompts and completions fit the window of the model?"""
+    longest, of_teacher = max(map(len, student)), max(map(len, teacher))
+    window = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
+    limit = trainer._teacher_prompts.limit
+    figure = f"student {longest}, teacher {of_teacher} tokens, completions {trainer.max_completion_length}"
+    if window is not None and longest + trainer.max_completion_length > window:
+        return finding(
+            "prompt length",
+            "stop",
+            figure,
+            f"Prompt and completion exceed the student's window of {window} tokens.",
+            f"max_completion_length: {max(1, window - longest)} at most, or filter long prompts out",
+        )
+    threshold = "" if limit is None else f"teacher's prompt at most {limit}"
+    return finding("prompt length", "ok", figure, "Everything fits; nothing is cut.", threshold=threshold)
+
+
+def check_contexts(trainer, rows: Sequence[dict[str, Any]], teacher: Sequence[list[int]]) -> list[Finding]:
+    """Does the teacher read the whole privileged context?"""
+    view, tokenizer = trainer._teacher_prompts.view, trainer._tokenizer
+    contexts = [texts_of(view.shared or row.get(view.column)) for row in rows]
+    missing = []
+    for texts, ids in zip(contexts, teacher, strict=True):
+        rendered = squeezed(tokenizer.decode(ids))
+        lost = sum(len(squeezed(text)) for text in texts if squeezed(text) not in rendered)
+        missing.append(lost / max(1, sum(len(squeezed(text)) for text in texts)))
+    share = sum(missing) / len(missing)
+    tokens = sum(map(len, teacher)) / len(teacher)
+    if share > 0 and ":" not in trainer.args.privileged_builder:  # a builder of one's own may word it anew
+        findings = [
+            finding(
+                "privileged context",
+                "stop",
+                f"{1 - share:.0%} of it is in the teacher's prompt",
+                "The teacher does not read the whole privileged context: the chat template leaves it out or cuts it.",
+                "a chat template that renders system messages whole (chat_template_path), or privileged_builder: hint",
+            )
+        ]
+    else:
+        figure = f"all of it, in prompts of {tokens:.0f} tokens on average"
+        findings = [finding("privileged context", "ok", figure, "The teacher reads the whole privileged context.")]
+    if view.shared is None:
+        findings += look_for_a_cut([sum(map(len, texts)) for texts in contexts])
+    return findings
+
+
+def look_for_a_cut(lengths: Sequence[int]) -> list[Finding]:
+    """A finding where many contexts have exactly the length of the longest, as after a cut at a limit.
+
+    >>> look_for_a_cut([100, 100, 100, 40])[0].verdict, look_for_a_cut([100, 80, 60, 40])
+    ('fix', [])
+    """
+    longest, count = max(lengths), Counter(lengths)[max(lengths)]
+    if count < LEAST_CUT or count / len(lengths) < CUT_SHARE or len(set(lengths)) == 1:
+        return []
+    return [
+        finding(
+            "length of contexts",
+            "fix",
+            f"{count} of {len(lengths)} have exactly {longest} characters",
+            "The privileged contexts look cut off before they came here.",
+            "privileged_context_column: one whose texts are whole",
+        )
+    ]
+
+
+def texts_of(context: Any) -> list[str]:
+    """The texts of a context: one, or those of its messages.
+
+    >>> texts_of([{"role": "system", "content": "Be brief."}]), texts_of("Be brief.")
+    (['Be brief.'], ['Be brief.'])
+    """
+    if isinstance(context, str):
+        return [context]
+    return [message["content"] for message in context or [] if isinstance(message["content"], str)]
+
+
+def squeezed(text: str) -> str:
+    """A text without white space, which templates and tokenizers may change."""
+    return "".join(text.split())
