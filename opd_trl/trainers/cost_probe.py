@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .probe import Rollout
-from .scoring import score_micro_batch
+from .scoring import score_ahead, score_micro_batch, scores_ahead
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ def measure_step(trainer, rollout: Rollout, *, generation_seconds: float, genera
     completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
     share = completions / max(1, len(rollout.rows))
 
+    ahead = any(scores_ahead(trainer, teacher) for teacher in trainer.teachers.values())
+
     def step() -> None:
         trainer._compute_loss(trainer.model, rollout.batch).backward()
         trainer.model.zero_grad(set_to_none=True)
@@ -61,11 +63,13 @@ def measure_step(trainer, rollout: Rollout, *, generation_seconds: float, genera
     whole = seconds(step, device)
     trainer.model.eval()
     with torch.no_grad():
-        of_teacher = seconds(lambda: score_micro_batch(trainer, trainer.model, rollout.batch), device)
+        in_step = seconds(lambda: score_micro_batch(trainer, trainer.model, rollout.batch), device)
+        before = seconds(lambda: score_ahead(trainer, rollout.batch), device) if ahead else 0.0
+    generation = generation_seconds * completions / max(1, generated)
     return StepCost(
-        generation=generation_seconds * completions / max(1, generated),
-        teacher=of_teacher * share,
-        student=max(0.0, whole - of_teacher) * share,
+        generation=max(0.0, generation - before * share),
+        teacher=(in_step + before) * share,
+        student=max(0.0, whole - in_step) * share,
         completions=completions,
         peak_gib=peak_gib(device),
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper(),

@@ -15,6 +15,7 @@ from ..losses.comparison import NextToken
 from ..privileged import left_pad
 from .forward import read_head, token_log_probs
 from .probe import Rollout, Scored, score, student_hidden_states
+from .served import ServedTeacher
 
 
 # Positions at the head of a completion that are looked at one by one.
@@ -149,7 +150,12 @@ def teacher_answers(
         rollouts: from `roll_out`.
         continue_too: also let it go on.
         seed: of its sampling.
+
+    Raises:
+        ValueError: a served teacher, which scores and does not write.
     """
+    if isinstance(trainer.teacher, ServedTeacher):
+        raise ValueError("a served teacher scores and writes nothing here. Name its model: --teacher PATH.")
     sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
     tokenizer, answers = trainer._tokenizer, Answers([], [], [], [])
     with trainer.teacher.scoring(trainer.model) as module, own_generation(module):

@@ -94,7 +94,7 @@ def preflight(argv: list[str], console: Console) -> tuple[dict[str, Any], Subjec
             try:
                 run(flight)
             except ValueError as error:
-                flight.findings.append(Finding(name, "not run", "not run", "", str(error)))
+                flight.findings.append(Finding(name, name, "not run", "", str(error)))
         details = flight.details | {"prompts": first_prompts(trainer, flight.rollouts[0])}
         return report(flight.findings, details, prompts=sum(len(x.rows) for x in flight.rollouts)), subject
 
