@@ -1,18 +1,31 @@
 """Floor 1: per-token tensors to figures, figures to pictures."""
 
-from .metrics import METRICS, divergence_by_teacher, token_means, token_sums
+from .completions import position_quartiles, repeated_trigrams, repetition
+from .conditions import Condition
+from .metrics import FIGURES, METRICS, divergence_by_teacher, token_means, token_sums
+from .monitor import Monitor, MonitorWarning
 from .plots import DISTILLATION_PANELS, Panel, plot_run
-from .rules import broken_teacher_message, dropped_tail_advice
+from .rules import RULES, Remedy, Rule, broken_teacher_message, dropped_tail_advice
 
 
 __all__ = [
     "DISTILLATION_PANELS",
+    "FIGURES",
     "METRICS",
+    "RULES",
+    "Condition",
+    "Monitor",
+    "MonitorWarning",
     "Panel",
+    "Remedy",
+    "Rule",
     "broken_teacher_message",
     "divergence_by_teacher",
     "dropped_tail_advice",
     "plot_run",
+    "position_quartiles",
+    "repeated_trigrams",
+    "repetition",
     "token_means",
     "token_sums",
 ]

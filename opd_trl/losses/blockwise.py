@@ -17,6 +17,8 @@ from .tokens import Tokens
 
 #: Figures per token, in the order in which an `Objective` returns them.
 STATS = ("per_token_divergence", "entropy", "student_mass", "teacher_mass", "overlap")
+#: Those of the sampled tokens behind them, where these are given.
+SAMPLED_STATS = ("sampled_log_ratio", "teacher_rank")
 
 #: Rows of a chunk -> what the teacher says of a block of them.
 ChunkTeacher = Callable[[slice], Callable[[slice], TeacherBlock]]
@@ -47,7 +49,8 @@ class BlockwiseLoss:
         if chunk_size is None:
             chunk_size = chunk_size_for(weight.size(0), weight.device)
         loss, *stats = FusedHeadLoss.apply(hidden_states, weight, bias, self, chunk_size, torch.is_grad_enabled())
-        return loss, dict(zip(STATS, stats, strict=True))
+        names = STATS if self.tokens.ids is None else (*STATS, *SAMPLED_STATS)
+        return loss, dict(zip(names, stats, strict=True))
 
     def __call__(self, raw: Tensor, rows: slice, want_gradient: bool):
         """See `ChunkLoss`; `raw` is overwritten."""

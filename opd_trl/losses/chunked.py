@@ -58,7 +58,8 @@ def chunked_support_loss(
         top_k: K of each model's TopK set; also the K of the `overlap` figure where the support is full or sampled.
         support: as in `select_support`, or `"full"` (every id) or `"sampled"` (`sampled_token_loss`).
         divergence, beta, tail, stop_gradient, pointwise_clip: as in `support_divergence`; not used by `"sampled"`.
-        completion_ids: `(N,)` int64, the sampled tokens; needed by `"sampled"` and by importance weights.
+        completion_ids: `(N,)` int64, the sampled tokens y; needed by `"sampled"`, by importance weights and for the
+            figures of the sampled token.
         baseline: of `"sampled"`: `"full"` subtracts minus the reverse KL from the advantage, `"top_k"` the part of it
             on the student's TopK.
         extrapolation, reference_logps: of `"sampled"`: the factor of `extrapolated_logps` and the `(N,)`
@@ -75,7 +76,9 @@ def chunked_support_loss(
         loss: scalar, float32 (float64 for float64 inputs); an empty batch gives a zero that keeps its graph.
         stats: detached `(N,)` tensors: `per_token_divergence` (nats, without weight; for `"sampled"` the estimate
             log p_y - log q_y), `entropy` of the student over the whole vocabulary (nats), `student_mass` and
-            `teacher_mass` on the support, `overlap` (size of the intersection of both TopK sets / K).
+            `teacher_mass` on the support, `overlap` (size of the intersection of both TopK sets / K). With
+            `completion_ids` also `sampled_log_ratio` (log q_y - log p_y, nats) and `teacher_rank` (place of y in the
+            teacher's TopK from 0 on, K where it is outside).
 
     Raises:
         ValueError: an unknown option, `top_k` out of range, heads of different vocabularies, missing

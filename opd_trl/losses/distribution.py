@@ -12,7 +12,7 @@ from .topk import top_ids
 class TeacherBlock(Protocol):
     """The teacher's next-token distributions for `n` tokens."""
 
-    top_ids: Tensor  #: (n, K) int64, its most probable ids
+    top_ids: Tensor  #: (n, K) int64, its most probable ids, largest first
 
     def at(self, ids: Tensor | None) -> Tensor:
         """Log-probabilities `(n, k)` of `ids` `(n, k)`; `(n, V)` of the whole vocabulary where `ids` is None."""

@@ -57,13 +57,14 @@ def chunked_loss_from_log_probs(
         token_weights: `(N,)`.
         support: `"teacher"`, `"intersection"` with the student's TopK of the same K, or `"sampled"`.
         completion_ids, completion_log_probs: `(N,)`, the sampled tokens and the teacher's log-probabilities of them;
-            needed by `"sampled"` alone.
+            needed by `"sampled"` and for the figures of the sampled token.
         divergence, beta, tail, stop_gradient, pointwise_clip, extrapolation, reference_logps, importance_cap,
             sampling_logps, temperature, student_lm_head_bias, student_logit_scale, student_final_logit_softcapping,
             chunk_size: as in `chunked_support_loss`.
 
     Returns:
-        loss and stats, as `chunked_support_loss`.
+        loss and stats, as `chunked_support_loss`; `sampled_log_ratio` is NaN where nobody has said what the teacher's
+        log-probability of the sampled token is.
 
     Raises:
         ValueError: a support that needs other ids, `"sampled"` without the sampled tokens, shapes that do not fit.
@@ -91,8 +92,10 @@ def chunked_loss_from_log_probs(
     if completion_log_probs is not None:
         rows["completion_log_probs"] = completion_log_probs.shape
     check_rows(student_hidden_states.size(0), **rows)
-    ids, log_probs = teacher_ids, teacher_log_probs.detach()
-    if support == "sampled":
+    order = teacher_log_probs.detach().argsort(dim=-1, descending=True)
+    teacher_ids, log_probs = (x.gather(-1, order) for x in (teacher_ids, teacher_log_probs.detach()))
+    ids = teacher_ids
+    if completion_ids is not None and completion_log_probs is not None:
         ids = torch.cat([ids, completion_ids.unsqueeze(-1)], dim=-1)
         log_probs = torch.cat([log_probs, completion_log_probs.detach().unsqueeze(-1)], dim=-1)
     chunk_loss = BlockwiseLoss(

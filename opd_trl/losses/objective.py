@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .distribution import TeacherBlock, normalize, take
-from .divergences import check_beta
+from .divergences import LOG_ZERO, check_beta
 from .gradients import LogitGradient
 from .sampled import extrapolated_logps, sampled_token_loss
 from .support import Divergence, Tail, check_choice, combine_supports, is_member, support_divergence
@@ -72,6 +72,22 @@ class Objective:
             return completion_ids.unsqueeze(-1), None
         return combine_supports(student_ids, teacher_ids, support=self.support)
 
+    def teacher_log_probs(
+        self, teacher: TeacherBlock, ids: Tensor | None, completion_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Those of the support `(n, K)` and of the sampled tokens `(n,)`, in one look-up of the teacher."""
+        if completion_ids is None:
+            return teacher.at(ids), None
+        sampled = completion_ids.unsqueeze(-1)
+        if ids is None:
+            log_probs = teacher.at(None)
+            return log_probs, log_probs.gather(-1, sampled).squeeze(-1)
+        if self.support == "sampled":
+            log_probs = teacher.at(ids)
+            return log_probs, log_probs.squeeze(-1)
+        log_probs = teacher.at(torch.cat([ids, sampled], dim=-1))
+        return log_probs[:, :-1], log_probs[:, -1]
+
     def per_token(
         self, student: Tensor, teacher: Tensor, mask: Tensor | None, baseline: Tensor | None, reference: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -123,7 +139,7 @@ class Objective:
         want_gradient: bool,
         hidden_size: int,
     ) -> tuple[Tensor, LogitGradient | None, tuple[Tensor, ...]]:
-        """Loss of a block, its gradient in `logits`, and the figures of `STATS`.
+        """Loss of a block, its gradient in `logits`, and the figures of `STATS` and `SAMPLED_STATS`.
 
         With g_k = dL/dlog p_k: dL/dz_j = g_j 1_S(j) - p_j sum_k g_k.
 
@@ -136,14 +152,16 @@ class Objective:
         """
         student_ids, teacher_ids = top_ids(logits, self.top_k), teacher.top_ids
         ids, mask = self.choose_ids(student_ids, teacher_ids, tokens.ids)
-        teacher_log_probs = teacher.at(ids)
+        teacher_log_probs, teacher_of_sampled = self.teacher_log_probs(teacher, ids, tokens.ids)
         probs, log_normalizer = normalize(logits, student_ids)
         student = take(logits, ids) - log_normalizer
         entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
         overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
-        weights = tokens.weights
-        if self.weighs(tokens):
+        weights, of_sampled = tokens.weights, ()
+        if tokens.ids is not None:
             sampled = (take(logits, tokens.ids.unsqueeze(-1)) - log_normalizer).squeeze(-1)
+            of_sampled = sampled_figures(sampled, teacher_of_sampled, tokens.ids, teacher_ids)
+        if self.weighs(tokens):
             weights = weights * importance_weight(sampled, tokens.sampling_logps, cap=self.importance_cap)
         baseline = self.expected_advantage(probs, logits, log_normalizer, student_ids, teacher)
         masses = [(x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher_log_probs)]
@@ -162,4 +180,23 @@ class Objective:
                 dense = probs.mul_(-by_log_prob.sum(-1, keepdim=True))
                 dense = dense.add_(by_log_prob) if ids is None else dense.scatter_add_(-1, ids, by_log_prob)
                 gradient = LogitGradient(dense)
-        return loss.detach(), gradient, (reported.detach(), entropy, *masses, overlap)
+        return loss.detach(), gradient, (reported.detach(), entropy, *masses, overlap, *of_sampled)
+
+
+def sampled_figures(
+    student_logps: Tensor, teacher_logps: Tensor, completion_ids: Tensor, teacher_ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the teacher thinks of the tokens that were sampled, `(n,)` each.
+
+    Args:
+        student_logps, teacher_logps: `(n,)`, log p_y and log q_y, nats.
+        completion_ids: `(n,)`, the sampled tokens y.
+        teacher_ids: `(n, K)`, the teacher's TopK, most probable first.
+
+    Returns:
+        log q_y - log p_y, NaN where log q_y is not known; and the place of y in the teacher's TopK from 0 on, K where
+        it is outside.
+    """
+    log_ratio = (teacher_logps - student_logps).masked_fill(teacher_logps <= LOG_ZERO, torch.nan)
+    rank = (teacher_ids != completion_ids.unsqueeze(-1)).to(log_ratio.dtype).cumprod(-1).sum(-1)
+    return log_ratio, rank

@@ -59,9 +59,7 @@ class OPDConfig(GRPOConfig):
     )
     learning_rate: float = field(
         default=2e-6,
-        metadata={
-            "help": "Peak learning rate of AdamW; 2e-6 is the paper's for full fine-tuning. LoRA: 1e-4 to 5e-4."
-        },
+        metadata={"help": "Peak rate of AdamW; 2e-6 is the paper's for full fine-tuning. LoRA: 1e-4 to 5e-4."},
     )
 
     # Teacher
@@ -257,6 +255,16 @@ class OPDConfig(GRPOConfig):
     policy_coef: float = field(
         default=1.0, metadata={"help": "Weight of GRPO's policy loss where reward functions are given."}
     )
+
+    # Monitor
+    monitor: bool = field(
+        default=True,
+        metadata={
+            "help": "Warn once of each sign of a failing run in the logged lines (it sees no others: keep "
+            "logging_steps small), and write output_dir/run_log for `opd-trl report`."
+        },
+    )
+    monitor_stop: bool = field(default=False, metadata={"help": "Save and stop at the first warning of the monitor."})
 
     def __new__(cls, *args, **kwargs):
         config = super().__new__(cls)

@@ -45,6 +45,8 @@ def check_config(config) -> None:
     check_teachers(config)
     check_loss(config)
     check_siblings(config)
+    if config.monitor_stop and not config.monitor:
+        raise ValueError("monitor_stop: true with monitor: false: nothing would stop the run. Set monitor: true.")
     if config.privileged_context is not None and config.privileged_context_file is not None:
         raise ValueError(
             "privileged_context and privileged_context_file are both set. Give the shared text in one of them."
@@ -112,9 +114,7 @@ def check_loss(config) -> None:
             "loss_top_k=1 with loss_tail='renormalize' is identically zero: one token always has the whole "
             "renormalised mass. Use loss_support='sampled', loss_tail='drop', or a larger loss_top_k."
         )
-    is_reverse = config.divergence in ("reverse_kl", "mixed")
-    is_reverse |= config.divergence == "jsd" and config.divergence_beta == 1.0
-    if is_reverse and config.loss_tail == "drop" and not config.stop_gradient:
+    if has_biased_gradient(config):
         warnings.warn(
             "stop_gradient=False with loss_tail='drop' is the biased TopK reverse KL: its gradient keeps a '+1' "
             "on the support, so it is stationary at p = q/e and unlearns a perfect student (arXiv 2605.11182, "
@@ -122,6 +122,14 @@ def check_loss(config) -> None:
             UserWarning,
             stacklevel=5,
         )
+
+
+def has_biased_gradient(config) -> bool:
+    """Is the loss the plain TopK reverse KL, whose '+1' survives on the support?"""
+    is_reverse = config.divergence in ("reverse_kl", "mixed")
+    is_reverse |= config.divergence == "jsd" and config.divergence_beta == 1.0
+    on_top_k = config.loss_support in TOP_K_SUPPORTS
+    return on_top_k and is_reverse and config.loss_tail == "drop" and not config.stop_gradient
 
 
 def check_sampled_options(config) -> None:

@@ -17,8 +17,10 @@ from .config_checks import TOP_K_SUPPORTS
 from .figures import log_distillation
 from .loading import copy_student
 from .masks import loss_mask
+from .monitor import add_monitor
 from .paper import PAPER
 from .passes import loss_options, student_pass
+from .phases import STUDENT, timed
 from .placement import build_teacher, check_placement, find_teachers, prepare_teachers
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward
@@ -123,6 +125,7 @@ class OPDTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.monitor = add_monitor(self, privileged=uses_context)
         self._has_rewards = drop_stand_in(self)
         warning = check_rewards(args, has_rewards=self._has_rewards)
         if warning is not None:
@@ -191,6 +194,7 @@ class OPDTrainer(GRPOTrainer):
             return self._rewards
         return torch.zeros(len(prompts) * self.accelerator.num_processes, 1, device=self.accelerator.device)
 
+    @timed("generation")
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
         if not self._has_rewards:
@@ -242,6 +246,10 @@ class OPDTrainer(GRPOTrainer):
             load_generation_buffer(self, checkpoint)
 
     # The loss
+
+    @timed(STUDENT)
+    def training_step(self, model, inputs, num_items_in_batch):
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def _compute_loss(self, model, inputs):
         scores = score_micro_batch(self, model, inputs)

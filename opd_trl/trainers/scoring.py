@@ -9,6 +9,7 @@ from ..diagnostics import broken_teacher_message
 from ..teachers import Teacher
 from .forward import MULTIMODAL_KEYS, Head, read_head
 from .passes import teacher_pass
+from .phases import timed
 from .placement import is_sharded
 from .scores import HiddenStates, LogProbs, Scores
 from .served import HIDDEN, LOG_PROBS, ServedTeacher
@@ -25,6 +26,7 @@ TEACHER_KEYS = (
 )
 
 
+@timed("teacher")
 def score_ahead(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Scores of a whole generation batch as entries of it, by the teachers that do not wait for micro-batches."""
     entries: dict[str, Tensor] = {}
@@ -41,6 +43,7 @@ def score_ahead(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
     return entries
 
 
+@timed("teacher")
 def score_micro_batch(trainer, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Scores]:
     """What each teacher says of a micro-batch; teachers without a row in it are left out.
 

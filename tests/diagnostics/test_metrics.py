@@ -1,22 +1,74 @@
+import pytest
 import torch
 
-from opd_trl.diagnostics import METRICS, dropped_tail_advice, token_means, token_sums
+from opd_trl.diagnostics import FIGURES, METRICS, divergence_by_teacher, dropped_tail_advice, token_means, token_sums
 
 
-def stats(*values):
-    return {name: torch.tensor(values) * (i + 1) for i, name in enumerate(METRICS)}
+NAN = float("nan")
+
+
+def sums(divergence=(), *, quartile=None, repeated=None, ratio=None, rank=None, repetition=(0.5,), top_k=4):
+    """`token_sums` of tokens of which some figures matter; the others count up."""
+    n = len(divergence)
+    stats = {name: torch.tensor(divergence) * (i + 1) for i, name in enumerate(METRICS)}
+    stats["sampled_log_ratio"] = torch.zeros(n) if ratio is None else torch.tensor(ratio)
+    stats["teacher_rank"] = torch.zeros(n) if rank is None else torch.tensor(rank)
+    return token_sums(
+        stats,
+        quartile=torch.zeros(n, dtype=int) if quartile is None else torch.tensor(quartile),
+        repeated=torch.zeros(n, dtype=int) if repeated is None else torch.tensor(repeated),
+        repetition=torch.tensor(repetition),
+        top_k=top_k,
+    )
 
 
 def test_every_token_weighs_alike_however_ranks_share_them():
-    together = token_means(token_sums(stats(1.0, 2.0, 6.0)))
-    apart = token_means(token_sums(stats(1.0)) + token_sums(stats(2.0, 6.0)))
+    together = token_means(sums([1.0, 2.0, 6.0]))
+    apart = token_means(sums([1.0]) + sums([2.0, 6.0]))
     assert together == apart
     assert together["distillation/per_token_divergence"] == 3.0
     assert together["support/student_mass"] == 6.0
 
 
-def test_no_kept_token_gives_zeros():
-    assert set(token_means(token_sums(stats())).values()) == {0.0}
+def test_what_nothing_was_counted_for_is_left_out():
+    assert token_means(sums([], repetition=[])) == {}
+    figures = token_means(sums([1.0], quartile=[2]))
+    assert "distillation/divergence_q3" in figures
+    assert not {f"distillation/divergence_q{i}" for i in (1, 2, 4)} & figures.keys()
+    assert "distillation/log_ratio_repeated" not in figures
+
+
+def test_the_figures_of_positions_repetition_and_ranks_are_those_worked_by_hand():
+    figures = token_means(
+        sums(
+            [1.0, 3.0, 5.0, 7.0, 9.0],
+            quartile=[0, 0, 1, 2, 3],
+            repeated=[0, 0, 1, 1, 0],
+            ratio=[-1.0, NAN, 0.5, 1.5, -2.0],
+            rank=[0.0, 4.0, 1.0, 4.0, 3.0],
+            repetition=[0.25, NAN, 0.75],
+        )
+    )
+    expected = {
+        "distillation/per_token_divergence": 5.0,
+        "distillation/divergence_q1": 2.0,
+        "distillation/divergence_q2": 5.0,
+        "distillation/divergence_q3": 7.0,
+        "distillation/divergence_q4": 9.0,
+        "distillation/sampled_log_ratio": -0.25,  # the one that nobody knows does not count
+        "distillation/log_ratio_repeated": 1.0,
+        "distillation/log_ratio_other": -1.5,
+        "teacher/sampled_rank": 2.4,
+        "teacher/sampled_outside": 0.4,
+        "completions/repetition": 0.5,  # nor does a completion without a 3-gram
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert set(FIGURES) == figures.keys()
+
+
+def test_each_teacher_with_a_token_has_its_divergence():
+    both = torch.stack([sums([1.0, 3.0]), sums([], repetition=[])])
+    assert divergence_by_teacher(["math", "code"], both) == {"distillation/per_token_divergence/math": 2.0}
 
 
 def test_a_dropped_tail_is_advised_against_only_where_mass_is_missing():

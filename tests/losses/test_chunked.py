@@ -86,6 +86,10 @@ def dense(
         "teacher_mass": (q.exp() * mask).sum(-1),
         "overlap": both_mask.sum(-1).to(p.dtype) / top_k,
     }
+    if completion_ids is not None:
+        of_student, of_teacher = (x.gather(-1, completion_ids[:, None]) for x in (log_p, log_q))
+        stats["sampled_log_ratio"] = (of_teacher - of_student).squeeze(-1)
+        stats["teacher_rank"] = (log_q > of_teacher).sum(-1).clamp(max=top_k).to(p.dtype)
     return (losses * weights).sum(), {name: x.detach() for name, x in stats.items()}
 
 

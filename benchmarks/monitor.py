@@ -1,0 +1,152 @@
+"""What the monitor costs: steps with it and without it take turns inside one training.
+
+    python benchmarks/monitor.py                                   # a tiny Qwen3, 0.46 million parameters
+    python benchmarks/monitor.py --model runs/demo/model --prompts 8 --completion-tokens 32 --steps 12
+
+"On" is the default: figures, phases, rules and the run log at every step. "Off" computes none of them. A step lasts
+until the next one begins, so that its log line counts. Two figures are given: the ratio of neighbouring steps on and
+off, with the noise of the machine; and the share of the steps that are on which is spent inside the monitor's own
+functions, which has little noise. The first figures of the sampled token come out of the loss itself, which
+`benchmarks/loss.py` measures.
+"""
+
+import argparse
+import functools
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from measure import conditions, print_table, write_json
+from transformers import TrainerCallback
+
+
+QUESTIONS = ("What is a comet?", "Why is the sea salty?", "Who wrote Hamlet?", "How do bees find their way home?")
+HOOKS = ("on_log", "on_step_end", "on_epoch_end")
+LIMIT = 0.03
+
+
+class Turns(TrainerCallback):
+    """Switches the monitor on and off from step to step: on, off, off, on."""
+
+    def __init__(self, trainer, module):
+        self.trainer, self.module = trainer, module
+        self.monitor, self.log_distillation = trainer.monitor, module.log_distillation
+        self.seconds: list[tuple[bool, float]] = []
+        self.inside: list[float] = []
+        self.spent, self.is_on = 0.0, True
+        for hook in HOOKS:
+            setattr(self.monitor, hook, self.counted(getattr(self.monitor, hook)))
+        self.started: float | None = None
+
+    def counted(self, function: Callable) -> Callable:
+        """The function where the monitor is on, with its time; nothing where it is off."""
+
+        @functools.wraps(function)
+        def call(*args, **kwargs):
+            if not self.is_on:
+                return None
+            before = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.spent += time.perf_counter() - before
+            return result
+
+        return call
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.close()
+        self.is_on = state.global_step % 4 in (0, 3)
+        self.trainer.monitor = self.monitor if self.is_on else None
+        self.module.log_distillation = self.counted(self.log_distillation)
+        self.started = time.perf_counter()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.close()
+
+    def close(self) -> None:
+        """Take down the step that ends here."""
+        if self.started is not None:
+            seconds = time.perf_counter() - self.started
+            self.seconds.append((self.is_on, seconds))
+            if self.is_on:
+                self.inside.append(self.spent / seconds)
+        self.spent = 0.0
+
+
+def build_trainer(args, folder: Path):
+    """Full fine-tuning with a teacher of the same size; completions of one length, since EOS is not sampled before."""
+    from datasets import Dataset
+
+    from opd_trl import OPDConfig, OPDTrainer
+    from opd_trl.data import toy_model
+
+    paths = [args.model, args.model]
+    if args.model is None:
+        paths = [str(folder / name) for name in ("student", "teacher")]
+        for seed, path in enumerate(paths):
+            toy_model.save(Path(path), seed=seed)
+    rows = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(8 * args.prompts)]
+    config = OPDConfig(
+        output_dir=str(folder / "out"),
+        teacher_model_name_or_path=paths[1],
+        max_steps=args.steps + 2,
+        per_device_train_batch_size=args.prompts,
+        max_completion_length=args.completion_tokens,
+        generation_kwargs={"min_new_tokens": args.completion_tokens},
+        use_cpu=True,
+        bf16=False,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        seed=0,
+    )
+    return OPDTrainer(model=paths[0], args=config, train_dataset=Dataset.from_dict({"prompt": rows}))
+
+
+def ratio(seconds: list[tuple[bool, float]]) -> tuple[float, float, float]:
+    """Geometric mean of on / off over neighbouring pairs, with its 95 % interval (normal, of the logarithms)."""
+    pairs = [dict(seconds[i : i + 2]) for i in range(0, len(seconds) - 1, 2)]
+    logs = [math.log(pair[True] / pair[False]) for pair in pairs]
+    mean, error = statistics.fmean(logs), statistics.stdev(logs) / math.sqrt(len(logs))
+    return tuple(math.exp(mean + z * error) for z in (0.0, -1.96, 1.96))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="path; student and teacher. Default: a tiny Qwen3 with random weights")
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--completion-tokens", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=60, help="measured, half of them with the monitor; two warm up")
+    parser.add_argument("--json", type=Path, default=Path("runs/bench/monitor.json"))
+    args = parser.parse_args()
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
+    from opd_trl.trainers import opd
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = build_trainer(args, Path(folder))
+        turns = Turns(trainer, opd)
+        trainer.add_callback(turns)
+        trainer.train()
+    found, low, high = ratio(turns.seconds[2:])
+    share, worst = statistics.fmean(turns.inside[1:]), max(turns.inside[1:])
+    where = conditions("cpu")
+    print(", ".join(where.values()))
+    off = statistics.median(x for is_on, x in turns.seconds[2:] if not is_on)
+    print_table(
+        f"{args.prompts} prompts x {args.completion_tokens} completion tokens a step, {args.steps} steps",
+        ("step without, s", "ratio on / off", "95 % interval", "share inside the monitor, %", "worst step, %"),
+        [(off, f"{found:.3f}", f"{low:.3f} to {high:.3f}", f"{100 * share:.2f}", f"{100 * worst:.2f}")],
+    )
+    setting = {key: getattr(args, key) for key in ("model", "prompts", "completion_tokens", "steps")}
+    result = {"seconds_off": off, "ratio": found, "low": low, "high": high, "share": share, "worst_share": worst}
+    write_json(args.json, conditions=where, setting=setting, result=result)
+    if share > LIMIT:
+        raise SystemExit(f"the monitor takes {100 * share:.1f} % of a step, more than {100 * LIMIT:.0f} %.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""What can be asked of a series of log lines: has it fallen, risen, levelled off, is it finite."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, variance
+from typing import Literal, NamedTuple
+
+
+Kind = Literal["fell_by", "rose_by", "shrank_to", "grew_to", "held_at", "above", "below", "spiked", "not_finite"]
+
+
+class Reading(NamedTuple):
+    """What a condition says of a series.
+
+    Attributes:
+        holds: does it hold?
+        value: the mean of the last lines, or the last line.
+        threshold: what it is compared with, in the unit of the figure.
+        first: the mean of the first lines, where the comparison is with them; of the lines before, for a spike.
+    """
+
+    holds: bool
+    value: float
+    threshold: float
+    first: float | None = None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A question about one figure of a run.
+
+    Attributes:
+        figure: name in a log line.
+        kind: "fell_by", "rose_by": the last window lies `threshold` below, above the run's own first window;
+            "shrank_to", "grew_to": below, above `threshold` times the first window, all four by more than the lines of
+            both windows scatter (`CERTAIN` standard errors); "held_at": above that, and not
+            below 97 % of the window before; "above", "below": every line of the last window lies there; "spiked": the
+            last line is more than `threshold` times the median of the window before; "not_finite": NaN or infinite.
+        threshold: in the unit of the figure, or a factor.
+        minus: a figure that is subtracted first.
+    """
+
+    figure: str
+    kind: Kind
+    threshold: float = 0.0
+    minus: str | None = None
+
+    def of(self, line: dict[str, float | None]) -> float | None:
+        """The figure in a log line, None where it is not there."""
+        value, other = line.get(self.figure), 0.0 if self.minus is None else line.get(self.minus)
+        return None if value is None or other is None else float(value) - float(other)
+
+    def read(self, series: Sequence[float], window: int) -> Reading | None:
+        """Ask it of the finite values so far, for "not_finite" of the last value; None while there are too few.
+
+        Example:
+            >>> Condition("support/student_mass", "fell_by", 0.05).read([1.0, 1.0, 0.5, 0.5], window=2)
+            Reading(holds=True, value=0.5, threshold=0.95, first=1.0)
+        """
+        if len(series) < LINES[self.kind](window):
+            return None
+        return READERS[self.kind](series, window, self.threshold)
+
+    @property
+    def name(self) -> str:
+        """How a message calls it."""
+        return self.figure if self.minus is None else f"{self.figure} - {self.minus}"
+
+
+# Standard errors by which the means of two windows must differ: batches are small and a run has many windows.
+CERTAIN = 3.0
+# A window that is not below this share of the one before has stopped falling.
+STILL_FALLING = 0.97
+
+Reader = Callable[[Sequence[float], int, float], Reading]
+
+
+def against_first(threshold: Callable[[float, float], float], *, falls: bool) -> Reader:
+    """Compare the last window with a threshold made of the first one's mean, or with the noise where that is more."""
+
+    def read(series: Sequence[float], window: int, given: float) -> Reading:
+        first, last = fmean(series[:window]), fmean(series[-window:])
+        noise, limit = CERTAIN * standard_error(series[:window], series[-window:]), threshold(first, given)
+        limit = min(limit, first - noise) if falls else max(limit, first + noise)
+        return Reading(last < limit if falls else last > limit, last, limit, first)
+
+    return read
+
+
+def standard_error(one: Sequence[float], other: Sequence[float]) -> float:
+    """Of the difference of two means, from the scatter within each window; 0 for windows of a single line."""
+    if len(one) < 2:
+        return 0.0
+    return math.sqrt((variance(one) + variance(other)) / len(one))
+
+
+def against_share(*, falls: bool) -> Reader:
+    """The same with a share of the first window, of which nothing can be said unless it is above zero."""
+
+    def read(series: Sequence[float], window: int, share: float) -> Reading:
+        reading = against_first(lambda first, given: first * given, falls=falls)(series, window, share)
+        return reading._replace(holds=reading.holds and reading.first > 0)
+
+    return read
+
+
+def held_at(series: Sequence[float], window: int, share: float) -> Reading:
+    first, before, last = (fmean(x) for x in (series[:window], series[-2 * window : -window], series[-window:]))
+    limit = share * first
+    return Reading(first > 0 and last > limit and last >= STILL_FALLING * before, last, limit, first)
+
+
+def spiked(series: Sequence[float], window: int, factor: float) -> Reading:
+    usual = median(series[-window - 1 : -1])
+    return Reading(usual > 0 and series[-1] > factor * usual, series[-1], factor * usual, usual)
+
+
+READERS: dict[str, Reader] = {
+    "fell_by": against_first(lambda first, by: first - by, falls=True),
+    "rose_by": against_first(lambda first, by: first + by, falls=False),
+    "shrank_to": against_share(falls=True),
+    "grew_to": against_share(falls=False),
+    "held_at": held_at,
+    "above": lambda series, window, level: Reading(min(series[-window:]) > level, fmean(series[-window:]), level),
+    "below": lambda series, window, level: Reading(max(series[-window:]) < level, fmean(series[-window:]), level),
+    "spiked": spiked,
+    "not_finite": lambda series, window, _: Reading(not math.isfinite(series[-1]), series[-1], math.inf),
+}
+#: Lines that a question needs: windows that are compared do not share any.
+LINES: dict[str, Callable[[int], int]] = {
+    **dict.fromkeys(("fell_by", "rose_by", "shrank_to", "grew_to"), lambda window: 2 * window),
+    "held_at": lambda window: 3 * window,
+    "above": lambda window: window,
+    "below": lambda window: window,
+    "spiked": lambda window: window + 1,
+    "not_finite": lambda window: 1,
+}

@@ -1,0 +1,95 @@
+"""Watch the log lines of a run and say once what goes wrong."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .conditions import Condition, Reading
+from .rules import RULES, Rule
+
+
+@dataclass(frozen=True)
+class MonitorWarning:
+    """A rule that has fired.
+
+    Attributes:
+        step: optimizer step of the log line.
+        rule, figure: their names.
+        value, threshold: of the rule's first condition.
+        window: log lines that were taken together.
+        message: the full sentence.
+    """
+
+    step: int
+    rule: str
+    figure: str
+    value: float
+    threshold: float
+    window: int
+    message: str
+
+
+class Monitor:
+    """Rules over the log lines of one run. Pure: it sees numbers alone, and every rule speaks once.
+
+    Args:
+        rules: default `RULES`.
+        settings: fields of the configuration; `biased`: has its loss the bias of mechanism 2; `privileged`: does the
+            teacher read a privileged context? They decide which rules mean anything and which remedies are in force.
+
+    Example:
+        >>> monitor = Monitor(settings={"stop_gradient": False, "loss_tail": "renormalize"})
+        >>> overlap = [0.6] * 5 + [0.5, 0.4, 0.3, 0.2, 0.1]
+        >>> warnings = [w for i, x in enumerate(overlap) for w in monitor.update(i, {"support/overlap": x})]
+        >>> warnings[0].rule, warnings[0].step
+        ('overlap_falls', 9)
+        >>> "Set stop_gradient: true" in warnings[0].message
+        True
+    """
+
+    def __init__(self, rules: Iterable[Rule] = RULES, settings: Mapping[str, Any] | None = None):
+        self.settings = dict(settings or {})
+        self.open = [rule for rule in rules if rule.applies(self.settings)]
+        self._series: dict[Condition, list[float]] = defaultdict(list)
+
+    def update(self, step: int, line: Mapping[str, float | None]) -> list[MonitorWarning]:
+        """Take in a log line; the rules that fire at it, each for the only time.
+
+        Args:
+            step: its optimizer step.
+            line: figure -> value; what a rule does not find there it does not judge.
+        """
+        fired = []
+        for condition in {condition for rule in self.open for condition in rule.conditions}:
+            value = condition.of(line)
+            if value is not None and (math.isfinite(value) or condition.kind == "not_finite"):
+                self._series[condition].append(value)
+        for rule in self.open:
+            if any(condition.of(line) is None for condition in rule.conditions):
+                continue
+            readings = [condition.read(self._series[condition], rule.window) for condition in rule.conditions]
+            if all(reading is not None and reading.holds for reading in readings):
+                fired.append((rule, readings[0]))
+        self.open = [rule for rule in self.open if rule not in [x for x, _ in fired]]
+        return [self._warning(step, rule, reading) for rule, reading in fired]
+
+    def _warning(self, step: int, rule: Rule, reading: Reading) -> MonitorWarning:
+        condition = rule.conditions[0]
+        found = (condition.name, reading.value, reading.threshold, rule.window)
+        why, advice = rule.cause(self.settings), rule.advice(self.settings)
+        message = f"{rule.name} at step {step}: {said(rule, reading)}. {why} {advice}"
+        return MonitorWarning(step, rule.name, *found, message.strip())
+
+
+def said(rule: Rule, reading: Reading) -> str:
+    """What was read, in words."""
+    condition, value, limit = rule.conditions[0], f"{reading.value:.3g}", f"{reading.threshold:.3g}"
+    if condition.kind == "not_finite":
+        return f"{condition.name} is {value}"
+    if condition.kind == "spiked":
+        return f"{condition.name} is {value}, against {reading.first:.3g} in the {rule.window} log lines before"
+    side = "below" if condition.kind in ("fell_by", "shrank_to", "below") else "above"
+    past = "" if reading.first is None else f"; it was {reading.first:.3g} in the run's first {rule.window}"
+    return f"{condition.name} is {value} over the last {rule.window} log lines, {side} {limit}{past}"

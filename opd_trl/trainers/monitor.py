@@ -1,0 +1,125 @@
+"""The live monitor of a training run, and its run log."""
+
+import dataclasses
+import math
+
+import torch
+from accelerate.logging import get_logger
+from torch import Tensor
+from transformers import TrainerCallback
+
+from ..diagnostics import Monitor, MonitorWarning
+from .config import OPDConfig
+from .config_checks import has_biased_gradient
+from .phases import PhaseClock
+from .run_log import RunLog
+from .samples import is_recorded, sample_lines
+from .scores import Scores
+from .session import describe_session
+
+
+logger = get_logger(__name__)
+
+
+def add_monitor(trainer, *, privileged: bool) -> "MonitorCallback | None":
+    """Add the monitor to a trainer's callbacks where its arguments want one.
+
+    Args:
+        trainer: of `opd_trl`.
+        privileged: does the teacher read a privileged context?
+    """
+    if not trainer.args.monitor:
+        return None
+    callback = MonitorCallback(trainer, rule_settings(trainer.args, privileged=privileged))
+    trainer.add_callback(callback)
+    return callback
+
+
+def rule_settings(args: OPDConfig, *, privileged: bool) -> dict[str, object]:
+    """What the rules must know of a run."""
+    fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
+    return fields | {"privileged": privileged, "biased": has_biased_gradient(args)}
+
+
+class MonitorCallback(TrainerCallback):
+    """Feeds the rules with log lines, writes the run log, and stops where `monitor_stop` says so.
+
+    The main process judges and writes; whether to stop is shared with the others, so that all stop at one step.
+
+    Args:
+        trainer: whose steps are watched.
+        settings: see `opd_trl.diagnostics.Monitor`.
+    """
+
+    def __init__(self, trainer, settings: dict[str, object]):
+        self.trainer = trainer
+        self.settings = settings
+        self.clock = PhaseClock(trainer.accelerator.device)
+        self.is_stopping = False
+        self._rules = Monitor(settings=settings)
+        self._run_log: RunLog | None = None
+        self._sampled_step = 0
+        self._timed_since = 0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._rules, self.is_stopping = Monitor(settings=self.settings), False
+        for line in state.log_history:  # of the run that goes on: its first window, and what it was warned of
+            self._rules.update(line["step"], line)
+        self._sampled_step = self._timed_since = state.global_step
+        self.clock.seconds()
+        if state.is_world_process_zero:
+            session = describe_session(self.trainer, first_step=state.global_step, max_steps=state.max_steps)
+            self._run_log = RunLog(args.output_dir, session)
+
+    def take_sample(self, stats: dict[str, dict[str, Tensor]], inputs, scores: dict[str, Scores]) -> None:
+        """Write down the first completions of a step's first micro-batch, where the step is one of those recorded."""
+        state, step = self.trainer.state, self.trainer.state.global_step + 1
+        if self._run_log is None or not self.trainer.model.training or step == self._sampled_step:
+            return
+        self._sampled_step = step
+        if is_recorded(step, state.max_steps):
+            for line in sample_lines(self.trainer._tokenizer, stats, inputs, scores):
+                self._run_log.write("samples", step, line)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_log:
+            self._log_phases(state)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if control.should_log:
+            self._log_phases(state)
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        fired = []
+        if self._run_log is not None:
+            self._run_log.log(state.global_step, logs)
+            fired = self._rules.update(state.global_step, logs)
+            for warning in fired:
+                self._warn(warning)
+        if args.monitor_stop and "loss" in logs:
+            self._stop(bool(fired), control)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self._run_log is not None:
+            self._run_log.end("stopped by the monitor" if self.is_stopping else "finished")
+            self._run_log = None
+
+    def _warn(self, warning: MonitorWarning) -> None:
+        logger.warning(warning.message)
+        entry = dataclasses.asdict(warning)
+        numbers = {name: x if math.isfinite(x := entry[name]) else None for name in ("value", "threshold")}
+        self._run_log.write("warnings", warning.step, entry | numbers)
+
+    def _stop(self, fired: bool, control) -> None:
+        """Save and stop, on all processes, where the main one has seen a rule fire."""
+        accelerator = self.trainer.accelerator
+        flag = torch.tensor(float(fired), device=accelerator.device)
+        if accelerator.reduce(flag, reduction="sum").item() > 0:
+            self.is_stopping = control.should_save = control.should_training_stop = True
+
+    def _log_phases(self, state) -> None:
+        """Seconds of each phase in an optimizer step, the mean since they were logged last."""
+        steps, self._timed_since = state.global_step - self._timed_since, state.global_step
+        if steps:
+            for phase, seconds in self.clock.seconds().items():
+                self.trainer._metrics["train"][f"time/{phase}"].append(seconds / steps)

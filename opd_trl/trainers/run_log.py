@@ -1,0 +1,173 @@
+"""The files of a run: what it is, its log lines, samples and warnings, written as they come."""
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+
+
+logger = get_logger(__name__)
+
+FOLDER = "run_log"
+FORMAT = 1
+SECRET = re.compile(r"(token|key|password|secret)$", re.IGNORECASE)
+USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+LEFT_OUT = "(left out)"
+
+
+class RunLog:
+    """Writes `<output_dir>/run_log`. A run that goes on adds a session; lines of all sessions lie in the same files.
+
+    Args:
+        folder: of the run's outputs.
+        session: what is known of this run; see `opd_trl.trainers.session`.
+
+    Raises:
+        ValueError: `run.json` is there and is not a run log.
+    """
+
+    def __init__(self, folder: str | Path, session: dict[str, Any]):
+        self.folder = Path(folder) / FOLDER
+        self.sessions = read_sessions(self.folder / "run.json")
+        self.index = len(self.sessions)
+        self._start = time.monotonic()
+        self._is_broken = False
+        self.sessions.append({"started": now(), "ended": None, "outcome": None, **session})
+        self._guarded(self._open)
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        """A line of the trainer's log: numbers as they are, NaN and infinities as null and named."""
+        numbers = {name: x for name, x in figures.items() if x is None or isinstance(x, (int, float))}
+        broken = [name for name, x in numbers.items() if x is not None and not math.isfinite(x)]
+        line = {"seconds": round(time.monotonic() - self._start, 3), **numbers, **dict.fromkeys(broken)}
+        self.write("log", step, line | ({"not_finite": broken} if broken else {}))
+
+    def write(self, name: str, step: int, entry: Mapping[str, Any]) -> None:
+        """Append a line to `<name>.jsonl`, readable at once."""
+        line = json.dumps({"step": step, "session": self.index, **entry}, ensure_ascii=False, allow_nan=False)
+        self._guarded(append_line, self.folder / f"{name}.jsonl", line)
+
+    def end(self, outcome: str) -> None:
+        """Note how the session ended."""
+        self.sessions[self.index] |= {"ended": now(), "outcome": outcome}
+        self._guarded(self._write_sessions)
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.glob("*.jsonl"):
+            end_last_line(path)
+        self._write_sessions()
+
+    def _write_sessions(self) -> None:
+        path = self.folder / "run.json"
+        temporary = path.with_suffix(".json.part")
+        content = {"format": FORMAT, "sessions": self.sessions}
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+        temporary.replace(path)
+
+    def _guarded(self, write, *args) -> None:
+        """A full disk must not end a run of hours for the sake of its log: say so once, and train on."""
+        if self._is_broken:
+            return
+        try:
+            write(*args)
+        except OSError as error:
+            self._is_broken = True
+            logger.warning(f"the run log in {self.folder} can no longer be written ({error}). Training goes on.")
+
+
+def read_sessions(path: Path) -> list[dict[str, Any]]:
+    """The sessions of a `run.json`; none where there is no such file."""
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}, this version writes {FORMAT}")
+        return content["sessions"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not a run log that can be continued ({error!r}). Move the folder {path.parent} away, or "
+            "choose another output_dir."
+        ) from error
+
+
+def append_line(path: Path, line: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def end_last_line(path: Path) -> None:
+    """Close the line in which a crash left a file, so that the next one stands alone."""
+    with path.open("rb+") as file:
+        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+            file.write(b"\n")
+
+
+def now() -> str:
+    """UTC in ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def as_json(value: Any) -> Any:
+    """A JSON value: numbers, texts, lists and mappings as they are, all else as text; without secrets.
+
+    Example:
+        >>> as_json({"url": "http://me:pw@host/", "hub_token": "abc", "rate": float("inf"), "path": Path("a")})
+        {'url': 'http://(left out)@host/', 'rate': 'inf', 'path': 'a'}
+    """
+    if isinstance(value, Mapping):
+        return {str(name): as_json(x) for name, x in value.items() if not is_secret(str(name))}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [as_json(x) for x in value]
+    if isinstance(value, Enum):
+        return as_json(value.value)
+    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    return USER_INFO.sub(LEFT_OUT, str(value))
+
+
+def is_secret(name: str) -> bool:
+    """Does a field hold a secret, to judge by its name?"""
+    return SECRET.search(name) is not None
+
+
+def without_secrets(argv: list[str]) -> list[str]:
+    """A command line without the values of `--*token`, `--*key` and the like.
+
+    Example:
+        >>> without_secrets(["train.py", "--hub_token", "abc", "--api-key=x", "--lr", "1e-4", '{"token": "abc"}'])
+        ['train.py', '--hub_token', '(left out)', '--api-key=(left out)', '--lr', '1e-4', '{}']
+    """
+    shown, hide = [], False
+    for argument in argv:
+        name, equals, _ = argument.partition("=")
+        is_option = argument.startswith("--")
+        if hide and not is_option:
+            shown.append(LEFT_OUT)
+        elif is_option and equals and is_secret(name):
+            shown.append(f"{name}={LEFT_OUT}")
+        else:
+            shown.append(mapping_without_secrets(argument))
+        hide = is_option and not equals and is_secret(argument)
+    return shown
+
+
+def mapping_without_secrets(argument: str) -> str:
+    """A JSON mapping without its secrets; any other argument without the user and password of an address."""
+    name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    try:
+        content = json.loads(value)
+    except ValueError:
+        content = None
+    if isinstance(content, dict):
+        value = json.dumps(as_json(content))
+    return name + equals + USER_INFO.sub(LEFT_OUT, value)
