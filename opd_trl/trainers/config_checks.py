@@ -114,22 +114,47 @@ def check_loss(config) -> None:
             "loss_top_k=1 with loss_tail='renormalize' is identically zero: one token always has the whole "
             "renormalised mass. Use loss_support='sampled', loss_tail='drop', or a larger loss_top_k."
         )
-    if has_biased_gradient(config):
-        warnings.warn(
+    warn_of_bias(config)
+
+
+def warn_of_bias(config) -> None:
+    """Warn where a perfect student would be trained away from its teacher."""
+    bias = tail_bias(config)
+    if bias > 0:
+        message = (
             "stop_gradient=False with loss_tail='drop' is the biased TopK reverse KL: its gradient keeps a '+1' "
             "on the support, so it is stationary at p = q/e and unlearns a perfect student (arXiv 2605.11182, "
-            "mechanism 2). Set stop_gradient=True or loss_tail='renormalize' unless you study the bias.",
-            UserWarning,
-            stacklevel=5,
+            "mechanism 2). Set stop_gradient=True or loss_tail='renormalize' unless you study the bias."
         )
+    elif bias < 0:
+        message = (
+            f"divergence={config.divergence!r} with loss_tail='drop': the forward KL of a truncated support is "
+            "stationary at p = q / q(S) on it and empties the tail, which stop_gradient does not mend. Set "
+            "loss_tail='bucket' or 'renormalize' unless you study the bias."
+        )
+    else:
+        return
+    warnings.warn(message, UserWarning, stacklevel=6)
+
+
+def tail_bias(config) -> float:
+    """The factor c of the gradient c p_j (1_S - sum_S p) that a dropped tail leaves where student and teacher agree.
+
+    1 for the plain reverse KL, 0 with its stop-gradient, -1 for the forward KL; `mixed` mixes them, the JSD has none.
+    """
+    if config.loss_support not in TOP_K_SUPPORTS or config.loss_tail != "drop":
+        return 0.0
+    reverse = {"reverse_kl": 1.0, "forward_kl": 0.0, "mixed": config.divergence_beta}.get(config.divergence)
+    if reverse is None:
+        if config.divergence_beta not in (0.0, 1.0):
+            return 0.0
+        reverse = config.divergence_beta
+    return reverse * (not config.stop_gradient) - (1 - reverse)
 
 
 def has_biased_gradient(config) -> bool:
-    """Is the loss the plain TopK reverse KL, whose '+1' survives on the support?"""
-    is_reverse = config.divergence in ("reverse_kl", "mixed")
-    is_reverse |= config.divergence == "jsd" and config.divergence_beta == 1.0
-    on_top_k = config.loss_support in TOP_K_SUPPORTS
-    return on_top_k and is_reverse and config.loss_tail == "drop" and not config.stop_gradient
+    """Is something left of the gradient where the student is the teacher?"""
+    return tail_bias(config) != 0
 
 
 def check_sampled_options(config) -> None:

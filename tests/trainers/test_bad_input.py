@@ -4,10 +4,13 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from peft import PromptTuningConfig, get_peft_model
 
 from opd_trl import OPDConfig, OPDTrainer, OPSDConfig
+from opd_trl.losses import support_divergence
+from opd_trl.trainers.config_checks import tail_bias
 from tests import tiny
 from tests.trainers.build import lora_config, opd_trainer, opsd_trainer, settings
 
@@ -108,6 +111,37 @@ def test_the_biased_form_is_allowed_with_a_warning_that_cites_the_bias(tmp_path)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*biased.*")
             OPDConfig(**settings(tmp_path, stop_gradient=False, **options))
+
+
+def test_a_forward_kl_without_its_tail_is_allowed_with_a_warning_that_names_the_bucket(tmp_path):
+    with pytest.warns(UserWarning, match=r"stationary at p = q / q\(S\).*loss_tail='bucket'"):
+        OPDConfig(**settings(tmp_path, divergence="forward_kl", loss_tail="drop"))
+
+
+@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "mixed", "jsd"])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("stop_gradient", [True, False])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_warning_of_bias_comes_where_the_gradient_itself_has_one(tmp_path, divergence, beta, stop_gradient):
+    loss = {"divergence": divergence, "stop_gradient": stop_gradient, "loss_tail": "drop"}
+    config = OPDConfig(**settings(tmp_path, divergence_beta=beta, **loss))
+    torch.manual_seed(0)
+    logits = torch.randn(4, 12, requires_grad=True)
+    student = logits.log_softmax(-1)
+    ids = student.topk(5, dim=-1).indices
+    value = support_divergence(
+        student.gather(-1, ids),
+        student.detach().gather(-1, ids),
+        divergence=divergence,
+        beta=beta,
+        tail="drop",
+        stop_gradient=stop_gradient,
+    )
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    p = student.detach().exp()
+    on = torch.zeros_like(p).scatter_(-1, ids, 1.0)
+    expected = tail_bias(config) * p * (on - (p * on).sum(-1, keepdim=True))
+    torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
 
 
 def test_different_tokenizers(tmp_path, student_path):
