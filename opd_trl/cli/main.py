@@ -14,6 +14,7 @@ COMMANDS = {
     "preflight": "say before training what will fail: templates, teacher, coverage, loss, privileged context, cost",
     "verify-loss": "compare the gradient of the configured loss with the exact one, on your own models and prompts",
     "serve-teacher": "put a teacher behind HTTP, for students on other machines",
+    "report": "one HTML page from the run logs: curves, warnings, samples token by token, cost; runs side by side",
     "eval": "measure a model: mathematics, rules, retention; with seeds and intervals",
     "data": "make data sets ready: adapters, splits, decontamination, teacher traces and their filter",
     "pipeline": "run stages (SFT, RLVR, OPD, evaluation) from one file, resumable",

@@ -5,12 +5,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 
+# Okabe and Ito's colours, told apart with every kind of colour vision, and dashes for the curves of one run.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+DASHES = ("-", "--", ":", "-.")
+
+
 class Panel(NamedTuple):
     """One plot: `title`, `metrics` (log name -> label) and the range of its axis, where it is known."""
 
     title: str
     metrics: dict[str, str]
     limits: tuple[float, float] | None = None
+
+
+class Curve(NamedTuple):
+    """Values `(n,)` at steps `(n,)`, under a label; `run` names whose they are where there are several runs."""
+
+    steps: Sequence[float]
+    values: Sequence[float]
+    label: str
+    run: str = ""
 
 
 DISTILLATION_PANELS = (
@@ -53,4 +67,48 @@ def plot_run(history: Sequence[dict[str, Any]], panels: Sequence[Panel], path: P
             axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+    return path
+
+
+def plot_curves(curves: Sequence[Curve], panel: Panel, path: Path, *, marks: Sequence[int] = ()) -> Path:
+    """Draw the curves of one or several runs into a PNG of one panel.
+
+    Args:
+        curves: of one run each has its colour; of several each run has a colour and each label a dash.
+        panel: its title and the range of its axis.
+        path: file to write.
+        marks: steps with a vertical line, such as those of warnings.
+
+    Returns:
+        `path`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "loss.png"
+        >>> plot_curves([Curve([1, 2], [0.5, 0.4], "loss")], Panel("loss", {}), path, marks=[2]) == path
+        True
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    runs, labels = (list(dict.fromkeys(names)) for names in zip(*((c.run, c.label) for c in curves), strict=True))
+    for curve in curves:
+        colour, dash = (
+            (labels.index(curve.label), 0) if len(runs) == 1 else (runs.index(curve.run), labels.index(curve.label))
+        )
+        text = f"{curve.run}: {curve.label}" if curve.run and len(labels) > 1 else curve.run or curve.label
+        dots = "o" if len(curve.steps) <= 40 else None
+        style = {"color": COLOURS[colour % len(COLOURS)], "linestyle": DASHES[dash % len(DASHES)]}
+        axes.plot(curve.steps, curve.values, label=text, linewidth=1.5, marker=dots, markersize=3, **style)
+    for i, step in enumerate(marks):
+        axes.axvline(step, color="#b00020", linewidth=1, linestyle=":", label="warning" if i == 0 else None)
+    axes.set(title=panel.title, xlabel="step")
+    axes.set_ylim(panel.limits)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
     return path

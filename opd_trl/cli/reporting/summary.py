@@ -1,0 +1,124 @@
+"""The figures of a report: what the page's tables and `--json` say of each run, and in what runs differ."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from .cost import cost
+from .runs import OPEN, Run
+from .words import ago, duration
+
+
+TOLD = ("trainer", "method", "student", "teachers", "max_steps", "device", "processes", "argv", "versions")
+
+
+def figures(runs: list[Run], now: datetime) -> dict[str, Any]:
+    """All figures, as `--json` writes them.
+
+    Returns:
+        `written`, `runs` (see `run_figures`) and `different_settings`: field -> its value in each run.
+    """
+    names = run_names([run.folder for run in runs])
+    return {
+        "format": 1,
+        "written": now.isoformat(timespec="seconds"),
+        "runs": [run_figures(run, name, now) for run, name in zip(runs, names, strict=True)],
+        "different_settings": different_settings(runs),
+    }
+
+
+def run_figures(run: Run, name: str, now: datetime) -> dict[str, Any]:
+    """The figures of one run: state, length, models, warnings, last values, cost, configuration."""
+    session = run.session
+    return {
+        "name": name,
+        "folder": str(run.folder),
+        "state": run.state,
+        "headline": headline(run, now),
+        "step": run.step,
+        "seconds": round(run.seconds, 1),
+        "seconds_since_last_line": None if run.state != OPEN else run.age(now),
+        **{key: session.get(key) for key in TOLD},
+        "sessions": [
+            {key: entry.get(key) for key in ("started", "ended", "outcome", "first_step")} for entry in run.sessions
+        ],
+        "log_lines": run.lines,
+        "unreadable_lines": run.unread.broken,
+        "half_written_lines": run.unread.half_written,
+        "warnings": [as_warning(line) for line in run.warnings],
+        "not_finite": run.not_finite,
+        "last": {
+            metric: {"step": int(series.steps[-1]), "value": float(series.values[-1])}
+            for metric, series in run.series.items()
+        },
+        "cost": cost(run),
+        "differs": {
+            field: {key: mapping(entry).get(key) for key in ("value", "default", "source")}
+            for field, entry in mapping(session.get("differs")).items()
+        },
+        "config": mapping(session.get("config")),
+    }
+
+
+def as_warning(line: dict[str, Any]) -> dict[str, Any]:
+    """A warning with all its fields, and the `metric` in whose curve it stands: of a difference `a - b` it is `a`.
+
+    >>> as_warning({"step": 3, "figure": "q4 - q1"})["metric"]
+    'q4'
+    """
+    fields = ("rule", "figure", "value", "threshold", "window", "message")
+    metric = str(line.get("figure") or "").partition(" - ")[0]
+    return {**dict.fromkeys(fields), **line, "metric": metric}
+
+
+def headline(run: Run, now: datetime) -> str:
+    """How the run stands, in a sentence."""
+    where = f"at step {run.step:,}"
+    if run.state != OPEN:
+        planned = run.session.get("max_steps")
+        return f"{run.state} {where}" + (f" of {planned:,}" if isinstance(planned, int) and run.step < planned else "")
+    age, usual = run.age(now), run.seconds_per_line()
+    if not run.lines:
+        return "no end recorded and no line logged: just started, or crashed before the first step"
+    told = "" if age is None else f"; last line {ago(age)}"
+    told += "" if usual is None else f", one came every {duration(usual)}"
+    return f"no end recorded: in progress or crashed{told}"
+
+
+def run_names(folders: list[Path]) -> list[str]:
+    """Names that tell runs apart: the last part of each folder, or as much of its end as it takes.
+
+    >>> run_names([Path("/runs/a/opd"), Path("/runs/b/opd"), Path("/runs/c")])
+    ['a/opd', 'b/opd', 'c']
+    """
+    names = [folder.name or str(folder) for folder in folders]
+    for i, folder in enumerate(folders):
+        twins = [other for other in folders if other.name == folder.name and other != folder]
+        if twins:
+            shared = os.path.commonpath([folder, *twins])
+            names[i] = Path(os.path.relpath(folder, shared)).as_posix()
+    return names
+
+
+def different_settings(runs: list[Run]) -> dict[str, list[Any]]:
+    """Fields of the configuration, and what else was told of the runs, that are not the same in all of them."""
+    if len(runs) < 2:
+        return {}
+    told = ("trainer", "method", "student", "teachers", "max_steps", "device", "processes")
+    tables = [
+        {
+            **{key: run.session.get(key) for key in told},
+            **{f"version of {key}": value for key, value in mapping(run.session.get("versions")).items()},
+            **mapping(run.session.get("config")),
+        }
+        for run in runs
+    ]
+    fields = dict.fromkeys(key for table in tables for key in table)
+    values = {key: [table.get(key) for table in tables] for key in fields}
+    return {key: row for key, row in values.items() if any(value != row[0] for value in row)}
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """A value of the header that should be an object; an older or damaged one reads as empty."""
+    return value if isinstance(value, dict) else {}
