@@ -2,7 +2,11 @@
 
     python benchmarks/internalise.py --model runs/demo/model             runs the cells that have no line yet
     python benchmarks/internalise.py --model ... --rule json --seed 0    some of them
+    python benchmarks/internalise.py --merge a.jsonl b.jsonl             results of several processes into --results
+    python benchmarks/internalise.py --retention --model ...             plain text and short questions, per adapter
+    python benchmarks/internalise.py --recheck                           stored answers judged again: same verdicts?
     python benchmarks/internalise.py --table                             Markdown, from the lines
+    python benchmarks/internalise.py --write docs/results.md             the same, between the marks of that page
     python benchmarks/internalise.py --plot docs/images/internalise.png
 
 The student sees the bare question; the teacher is the same model, adapter off, reading a system message and four
@@ -21,100 +25,44 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-
-RULES = ("pirate", "json", "bullets")
-REFERENCES = ("before", "teacher")
-ON_POLICY = ("stop_gradient_topk", "forward_kl", "jsd")
-OBJECTIVES = (*ON_POLICY, "sft")
-FURTHER = ("default", "mixed")
-SEEDS = (0, 1, 2)
-RESULTS = Path(__file__).parent / "results" / "internalise.jsonl"
-
-Cell = tuple[str, str, int]
-
-
-def all_cells(*, further: bool = False) -> list[Cell]:
-    """Cells in the order of work: the untrained references, then all of seed 0, of seed 1, of seed 2.
-
-    `sft` comes after the cells whose tokens it matches; the further objectives come last of all.
-    """
-    cells = [(rule, reference, 0) for rule in RULES for reference in REFERENCES]
-    cells += [(rule, objective, seed) for seed in SEEDS for rule in RULES for objective in OBJECTIVES]
-    if further:
-        cells += [(rule, objective, seed) for objective in FURTHER for seed in SEEDS for rule in RULES]
-    return cells
+from internalise_lines import (
+    FURTHER,
+    OBJECTIVES,
+    REFERENCES,
+    RULES,
+    SEEDS,
+    Cell,
+    add_line,
+    all_cells,
+    folder_of,
+    merge,
+    open_cells,
+    read_lines,
+    token_budget,
+)
 
 
-def cell_of(line: dict[str, Any]) -> Cell:
-    return line["rule"], line["objective"], line["seed"]
+FOLDER = Path(__file__).parent / "results"
+RESULTS = FOLDER / "internalise.jsonl"
+RETENTION = FOLDER / "internalise_retention.jsonl"
+# Threads that wait must not spin: the machine may have other work.
+QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The finished cells.
-
-    Raises:
-        ValueError: a line is no JSON object of a cell, or a cell has two lines.
-    """
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
-        try:
-            lines.append(json.loads(text))
-            cell_of(lines[-1])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no result of a cell ({error}). Remove the line.") from error
-    cells = [cell_of(line) for line in lines]
-    if doubled := sorted({cell for cell in cells if cells.count(cell) > 1}):
-        raise ValueError(f"{path} has more than one line for {doubled[0]}. Keep one of them.")
-    return lines
-
-
-def add_line(path: Path, line: dict[str, Any]) -> None:
-    """Write the file anew with one more line, then put it in the place of the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(before + json.dumps(line) + "\n", encoding="utf-8")
-    temporary.replace(path)
-
-
-def open_cells(cells: list[Cell], lines: list[dict[str, Any]]) -> list[Cell]:
-    """Cells without a line, in their order."""
-    done = {cell_of(line) for line in lines}
-    return [cell for cell in cells if cell not in done]
-
-
-def token_budget(lines: list[dict[str, Any]], rule: str, seed: int) -> int:
-    """Completion tokens for `sft`: the mean of the on-policy cells of the same rule and seed.
-
-    Raises:
-        ValueError: one of them is not finished.
-    """
-    seen = {
-        line["objective"]: line["completion_tokens"]
-        for line in lines
-        if cell_of(line)[::2] == (rule, seed) and line["objective"] in ON_POLICY
-    }
-    if missing := [name for name in ON_POLICY if name not in seen]:
-        raise ValueError(f"sft of rule {rule}, seed {seed} needs the tokens of {', '.join(missing)}. Run them first.")
-    return round(fmean(seen.values()))
-
-
-def run_in_fresh_process(cell: Cell, args, budget: int | None) -> dict[str, Any]:
+def run_in_fresh_process(cell: Cell, args: argparse.Namespace, budget: int | None) -> dict[str, Any]:
     """Run a cell and return its line.
 
     Raises:
         RuntimeError: it fails; its log says why.
     """
     rule, objective, seed = cell
-    folder = args.output / f"{rule}-{objective}-{seed}"
+    folder = folder_of(args.output, cell)
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, __file__, "--worker", "--model", args.model, "--output", str(folder)]
     command += ["--rule", rule, "--objective", objective, "--seed", str(seed)]
     command += ["--budget", str(budget)] if budget else []
-    # Threads that wait must not spin: the machine may have other work.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", **os.environ}
     with open(folder / "log.txt", "w") as log:
-        result = subprocess.run(command, env=environment, stdout=log, stderr=log)
+        result = subprocess.run(command, env={**QUIET, **os.environ}, stdout=log, stderr=log)
     if result.returncode:
         raise RuntimeError(f"cell {cell} ended with status {result.returncode}; its log: {folder / 'log.txt'}")
     return json.loads((folder / "line.json").read_text())
@@ -127,18 +75,22 @@ def commit() -> str:
     return result.stdout.strip() or "no git checkout"
 
 
-def run_cells(args) -> None:
+def chosen_cells(args: argparse.Namespace) -> list[Cell]:
+    """Cells that --rule, --objective and --seed leave, in the order of work."""
+    wanted = (args.rule, args.objective, args.seed)
+    return [
+        cell
+        for cell in all_cells(further=args.further or args.objective in FURTHER)
+        if all(value in (None, part) for value, part in zip(wanted, cell, strict=True))
+    ]
+
+
+def run_cells(args: argparse.Namespace) -> None:
     """Run what is open, line by line."""
     from rich.console import Console
 
     console = Console()
-    cells = [
-        cell
-        for cell in all_cells(further=args.further or args.objective in FURTHER)
-        if all(
-            wanted in (None, part) for part, wanted in zip(cell, (args.rule, args.objective, args.seed), strict=True)
-        )
-    ]
+    cells = chosen_cells(args)
     todo = open_cells(cells, read_lines(args.results))
     console.print(f"{len(todo)} of {len(cells)} cells to run")
     for number, cell in enumerate(todo, start=1):
@@ -153,23 +105,68 @@ def run_cells(args) -> None:
         )
 
 
+def run_worker(args: argparse.Namespace) -> None:
+    """One cell, in this process."""
+    from internalise_cell import run_cell
+
+    line = run_cell(args, args.budget)
+    (args.output / "line.json").write_text(json.dumps(line) + "\n")
+
+
+def run_merge(args: argparse.Namespace) -> None:
+    lines, added = merge(args.results, args.merge)
+    print(f"{args.results}: {lines} cells, {added} of them added")
+
+
+def run_recheck(args: argparse.Namespace) -> None:
+    """Judge the stored answers again.
+
+    Raises:
+        ValueError: a verdict differs from the stored one.
+    """
+    from internalise_rules import recheck
+
+    lines = read_lines(args.results)
+    print(f"{recheck(lines, args.output)} answers judged again, each as its line has it")
+
+
+def show(args: argparse.Namespace) -> None:
+    """Tables on the screen or on a page, and the picture."""
+    from internalise_table import tables, write_between_marks
+
+    lines = read_lines(args.results)
+    if args.table or args.write:
+        text = tables(lines, read_lines(args.retention_results))
+        if args.table:
+            print(text)
+        if args.write:
+            write_between_marks(args.write, text)
+            print(f"written: {args.write}")
+    if args.plot:
+        from internalise_picture import draw
+
+        draw(lines, args.plot)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/demo/model", help="the student (%(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="JSONL of finished cells (%(default)s)")
-    parser.add_argument(
-        "--output", type=Path, default=Path("runs/internalise"), help="adapters, answers and curves (%(default)s)"
-    )
-    parser.add_argument("--rule", choices=RULES, default=None, help="this rule only (default: all)")
-    parser.add_argument(
-        "--objective", choices=(*REFERENCES, *OBJECTIVES, *FURTHER), default=None, help="this one only (default: all)"
-    )
-    parser.add_argument("--seed", type=int, choices=SEEDS, default=None, help="this seed only (default: all)")
-    parser.add_argument("--further", action="store_true", help=f"afterwards also {' and '.join(FURTHER)}")
-    parser.add_argument("--table", action="store_true", help="print the table of the finished cells and stop")
-    parser.add_argument("--plot", type=Path, default=None, help="draw the finished cells into this file and stop")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--budget", type=int, default=None, help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add("--model", default="runs/demo/model", help="the student (%(default)s)")
+    add("--results", type=Path, default=RESULTS, help="JSONL of finished cells (%(default)s)")
+    add("--output", type=Path, default=Path("runs/internalise"), help="adapters, answers and curves (%(default)s)")
+    add("--rule", choices=RULES, default=None, help="this rule only (default: all)")
+    add("--objective", choices=(*REFERENCES, *OBJECTIVES, *FURTHER), help="this one only (default: all)")
+    add("--seed", type=int, choices=SEEDS, default=None, help="this seed only (default: all)")
+    add("--further", action="store_true", help=f"afterwards also {' and '.join(FURTHER)}")
+    add("--merge", type=Path, nargs="+", metavar="FILE", help="put these results into --results and stop")
+    add("--recheck", action="store_true", help="judge the answers in --output again and stop")
+    add("--retention", action="store_true", help="run `opd-trl eval --suite retention` on finished cells and stop")
+    add("--retention-results", type=Path, default=RETENTION, help="JSONL of --retention (%(default)s)")
+    add("--table", action="store_true", help="print the tables of the finished cells and stop")
+    add("--write", type=Path, metavar="PAGE", help="put the tables between the marks of this page and stop")
+    add("--plot", type=Path, metavar="FILE", help="draw the finished cells into this file and stop")
+    add("--worker", action="store_true", help=argparse.SUPPRESS)
+    add("--budget", type=int, default=None, help=argparse.SUPPRESS)
     return parser
 
 
@@ -177,18 +174,17 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
         if args.worker:
-            from internalise_cell import run_cell
+            run_worker(args)
+        elif args.merge:
+            run_merge(args)
+        elif args.recheck:
+            run_recheck(args)
+        elif args.retention:
+            from internalise_retention import run_retention
 
-            line = run_cell(args, args.budget)
-            (args.output / "line.json").write_text(json.dumps(line) + "\n")
-        elif args.table or args.plot:
-            from internalise_table import draw, print_tables
-
-            lines = read_lines(args.results)
-            if args.table:
-                print_tables(lines)
-            if args.plot:
-                draw(lines, args.plot)
+            run_retention(args, chosen_cells(args))
+        elif args.table or args.write or args.plot:
+            show(args)
         else:
             run_cells(args)
     except (ValueError, RuntimeError) as error:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from internalise_rules import ELSEWHERE, PLAIN_TEXT, QUESTIONS, RULES, TRAIN, Rule, read_column, read_prompts
+from internalise_rules import ELSEWHERE, PLAIN_TEXT, QUESTIONS, RULES, TRAIN, Rule, read_column, read_prompts, verdicts
 from measure import conditions, installed
 
 
@@ -168,12 +168,6 @@ def judge(model, tokenizer, rule: Rule, context: list, args) -> dict[str, Any]:
         texts[name] = tokenizer.batch_decode(ids, skip_special_tokens=True)
     (args.output / "answers.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     return verdicts(rule, texts)
-
-
-def verdicts(rule: Rule, texts: dict[str, list[str]]) -> dict[str, list[int]]:
-    """0 or 1 per question."""
-    checks = {"greedy": rule.follows, "sampled": rule.follows, "elsewhere": rule.leaks}
-    return {name: [int(check(text)) for text in texts[name]] for name, check in checks.items()}
 
 
 def with_context(context: list, prompt: list) -> list:

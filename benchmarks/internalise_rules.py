@@ -8,8 +8,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from internalise_lines import Line, cell_of, folder_of
+
 from opd_trl.cli.recipes import recipes_dir
-from opd_trl.evaluation import one_sentence
+from opd_trl.evaluation import parse_rule
 
 
 FOLDER = recipes_dir() / "system_prompt"
@@ -42,18 +44,18 @@ def repeats_itself(text: str, *, limit: float = 1 / 3) -> bool:
 
 
 def answer_object(text: str) -> bool:
-    """A JSON object with the one key "answer", a text that says something, and nothing around it."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return False
-    if not (isinstance(content, dict) and list(content) == ["answer"] and isinstance(content["answer"], str)):
-        return False
-    return bool(re.search(r"\w", content["answer"])) and not repeats_itself(content["answer"])
+    """A JSON object with the one key "answer" and a text that says something, and nothing around it.
+
+    The rule `json:answer` lets a number, a truth value or another object be the answer; a text is asked for.
+    """
+    return parse_rule("json:answer")(text) and isinstance(json.loads(text)["answer"], str)
 
 
 def bullet_points(text: str, *, most: int = 4) -> bool:
-    """Up to `most` finished bullet points, one per line, and nothing else; no two alike."""
+    """Up to `most` finished bullet points, one per line, and nothing else; no two alike.
+
+    The rule `bullets:N` takes points that are cut, and points that repeat each other in part.
+    """
     lines = text.strip().splitlines()
     if not all(re.fullmatch(r"- \w.*[.!?][\"']?", line.rstrip()) for line in lines):
         return False
@@ -61,7 +63,10 @@ def bullet_points(text: str, *, most: int = 4) -> bool:
 
 
 def sentence_then(ending: str) -> Callable[[str], bool]:
-    """A rule: one finished sentence of at least two words, then `ending`, once, and nothing after it."""
+    """A rule: one finished sentence of at least two words, then `ending`, once, and nothing after it.
+
+    The rule `ends_with:TEXT` takes several sentences, and one without an end.
+    """
 
     def follows(text: str) -> bool:
         text = text.strip().strip('"')
@@ -77,14 +82,14 @@ def sentence_then(ending: str) -> Callable[[str], bool]:
 
 def shows(pattern: str) -> Callable[[str], bool]:
     """Does a pattern occur anywhere, in any case of letters?"""
-    return lambda text: bool(re.search(pattern, text, re.IGNORECASE | re.MULTILINE))
+    return parse_rule(f"regex:(?im){pattern}")
 
 
 RULES = {
     # Persona: the first word and the vocabulary.
     "pirate": Rule(
         FOLDER / "demo" / "privileged_context.json",
-        one_sentence("Arr,"),
+        parse_rule("one_sentence:Arr,"),
         shows(r"\b(arr+|aye|ye|yer|matey|mateys)\b"),
     ),
     # Output format: a first symbol, a key, and a close that depends on what was opened.
@@ -116,3 +121,32 @@ def read_column(path: Path, column: str) -> list[Any]:
 def read_prompts(path: Path) -> list[list[dict[str, str]]]:
     """The prompts of a JSONL file, as messages."""
     return read_column(path, "prompt")
+
+
+def verdicts(rule: Rule, texts: dict[str, list[str]]) -> dict[str, list[int]]:
+    """0 or 1 per answer."""
+    checks = {"greedy": rule.follows, "sampled": rule.follows, "elsewhere": rule.leaks}
+    return {name: [int(check(text)) for text in texts[name]] for name, check in checks.items()}
+
+
+def recheck(lines: list[Line], output: Path) -> int:
+    """Judge the stored answers of cells again; return how many there are.
+
+    Raises:
+        ValueError: a cell has no answers, or a verdict is another than in its line.
+    """
+    count = 0
+    for line in lines:
+        path = folder_of(output, cell_of(line)) / "answers.json"
+        if not path.is_file():
+            raise ValueError(
+                f"{path} is missing: {cell_of(line)} cannot be judged again. Give its folder as --output."
+            )
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        for name, judged in verdicts(RULES[line["rule"]], texts).items():
+            if wrong := [i for i, (a, b) in enumerate(zip(judged, line[name], strict=True)) if a != b]:
+                raise ValueError(
+                    f"{path}, {name} {wrong[0]}: its line says {line[name][wrong[0]]}. Run the cell again."
+                )
+            count += len(judged)
+    return count

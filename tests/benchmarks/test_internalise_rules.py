@@ -67,6 +67,20 @@ def test_what_is_cut_collapsed_or_padded_does_not_follow(rule, text):
     assert not RULES[rule].follows(text)
 
 
+@pytest.mark.parametrize(
+    ("rule", "text"),
+    [("bullets", "Here you are:\n- Oslo."), ("json", 'Sure.\n{"Answer": 7}'), ("pirate", "Well,\nARR!")],
+)
+def test_a_rule_that_shows_further_down_or_in_other_case_leaks_without_being_followed(rule, text):
+    assert RULES[rule].leaks(text)
+    assert not RULES[rule].follows(text)
+
+
+@pytest.mark.parametrize("text", ["7", '{"answer": 7}', '{"answer": {"city": "Oslo"}}', '{"answer": true}'])
+def test_what_the_named_json_rule_lets_pass_is_no_text_and_does_not_follow(text):
+    assert not RULES["json"].follows(text)
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
     "text", ["Le train part à neuf heures.", "def square(x):\n    return {x: x**2}", "Yes.", "WATER", "over the sea"]
