@@ -1,9 +1,5 @@
 """`opd-trl preflight`: what will fail, before training."""
 
-import json
-import sys
-
-
 HELP = """\
 usage: opd-trl preflight --config RECIPE [--prompts N] [--rule RULE ...] [--teacher MODEL ...] [--contexts N]
                          [--json FILE] [--FIELD VALUE ...]
@@ -47,19 +43,8 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return 0
-    from rich.console import Console
-
-    from ..teachers import TeacherServerError
     from .checking.card import show
-    from .checking.preflight import preflight
+    from .checking.preflight import PROG, preflight
+    from .checking.subject import run_check
 
-    console = Console()
-    try:
-        figures, subject = preflight(argv, console)
-        if subject.own.json is not None:
-            subject.own.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, ImportError, OSError, TeacherServerError) as error:
-        print(f"opd-trl preflight: error: {error}", file=sys.stderr)
-        return 2
-    show(figures, console)
-    return int(figures["verdict"] == "stop")
+    return run_check(PROG, argv, preflight, show)

@@ -1,9 +1,5 @@
 """`opd-trl verify-loss`: does the configured loss lead to the teacher, on your own models and prompts?"""
 
-import json
-import sys
-
-
 HELP = """\
 usage: opd-trl verify-loss --config RECIPE [--prompts N] [--top-ks K ...] [--json FILE] [--FIELD VALUE ...]
 
@@ -37,18 +33,7 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return 0
-    from rich.console import Console
+    from .checking.loss import PROG, show, verify_loss
+    from .checking.subject import run_check
 
-    from ..teachers import TeacherServerError
-    from .checking.loss import show, verify_loss
-
-    console = Console()
-    try:
-        figures, subject = verify_loss(argv, console)
-        if subject.own.json is not None:
-            subject.own.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, ImportError, OSError, TeacherServerError) as error:
-        print(f"opd-trl verify-loss: error: {error}", file=sys.stderr)
-        return 2
-    show(figures, console)
-    return int(figures["verdict"] == "stop")
+    return run_check(PROG, argv, verify_loss, show)

@@ -172,7 +172,7 @@ def judge_coverage(outside: float, by_place: Sequence[float], *, top_k: int, div
     if finds_missing_modes(divergence, support):
         sentence = f"The teacher wants tokens that the student does not give; {divergence} on {support} finds them."
         return Finding("coverage", name, "ok", figure, sentence, threshold, value=max(outside, peak))
-    sentence = "The teacher wants tokens that the student hardly ever gives, and this loss cannot find them."
+    sentence = "The teacher wants tokens that the student hardly ever gives, and this loss is nearly blind to them."
     return Finding("coverage", name, "fix", figure, sentence, threshold, MODES_REMEDY, max(outside, peak))
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ...diagnostics.clustered import WIDTH
 from ...diagnostics.loss_check import LossRow
 from ...diagnostics.verdicts import Finding
 from .loss import table
@@ -43,10 +44,11 @@ def show(figures: dict[str, Any], console: Console) -> None:
             show_prompts(figures["prompts"], console)
         if section == "loss" and "loss" in figures:
             console.print(table([LossRow(**row) for row in figures["loss"]["rows"]]))
+        if section == "prefixes" and "tokens" in figures:
+            console.print(quarters_table(figures["tokens"]["by_quarter"]))
+        if section == "context" and "context" in figures:
+            console.print(context_table(figures["context"]))
         console.print(findings_table(of_section))
-    if "tokens" in figures:
-        console.print()
-        console.print(quarters_table(figures["tokens"]["by_quarter"]))
     if "ranking" in figures:
         console.print("\n[bold]Teachers, the best overlap first[/]")
         console.print(ranking_table(figures["ranking"]))
@@ -74,6 +76,23 @@ def quarters_table(figures: dict[str, list[float]]) -> Table:
         grid.add_column(str(quarter + 1), justify="right")
     for name, values in figures.items():
         grid.add_row(name.replace("_", " "), *(f"{value:.3f}" for value in values))
+    return grid
+
+
+def context_table(figures: dict[str, Any]) -> Table:
+    """The student's divergence to the teacher under each kind of context."""
+    kinds = {
+        "own": "the row's own context",
+        "other": "another row's",
+        "empty": "none",
+        "alone": "the context without the question",
+        "moved": "teacher without against teacher with its own",
+    }
+    grid = Table("the teacher reads", "nats a token", "± (95 %)", box=None, pad_edge=False)
+    for kind, said in kinds.items():
+        if figures[kind] is not None:
+            value, error = figures[kind]
+            grid.add_row(said, f"{value:.4f}", f"{WIDTH * error:.4f}")
     return grid
 
 

@@ -16,6 +16,8 @@ from .subject import Subject, build, read_subject
 
 PROG = "opd-trl verify-loss"
 OWN_FLAGS: dict[str, dict[str, Any]] = {"top_ks": {"type": int, "nargs": "+"}}
+#: Divergences as people say them.
+NAMES = {"reverse_kl": "reverse KL", "forward_kl": "forward KL", "jsd": "JSD", "mixed": "mixed divergence"}
 DEFAULTS = {"prompts": 16, "top_ks": list(TOP_KS)}
 
 
@@ -68,15 +70,15 @@ def show(figures: dict[str, Any], console: Console) -> None:
     name, size = figures["block"]
     console.print(
         f"{figures['num_tokens']} positions of {figures['prompts']} prompts, answered by the student. Exact: the "
-        f"{figures['divergence'].replace('_', ' ')} over the whole vocabulary, {figures['exact_loss']:.4f} nats a "
+        f"{NAMES[figures['divergence']]} over the whole vocabulary, {figures['exact_loss']:.4f} nats a "
         f"token.\nParameter block: {name} ({size:,} numbers).\nConfigured: {figures['configured']}.\n",
         highlight=False,
     )
     console.print(table([LossRow(**row) for row in figures["rows"]]))
     console.print(
-        "\ncosine, norm: of the gradient against the exact one. bias: what is left of the gradient where the teacher "
-        "equals the student\n(the '+1' of a dropped tail), over the exact norm; a right loss has 0. outside: "
-        "probability off the support.",
+        "\ncosine, norm: of the gradient against the exact one. bias: what is left of it where the teacher equals the "
+        "student (the '+1' of a dropped tail), over the exact norm; a right loss has 0. outside: probability off the "
+        "support.",
         style="dim",
         highlight=False,
     )

@@ -10,12 +10,13 @@ from typing import Any
 from rich.console import Console
 
 from ...data.files import DataError
-from ...diagnostics import verdicts
+from ...diagnostics import context_test, verdicts
 from ...diagnostics.loss_check import CLOSE, judge
 from ...diagnostics.verdicts import Finding
 from ...evaluation import parse_rule
 from ...evaluation.math import math_accuracy
 from ...evaluation.statistics import paired_difference
+from ...trainers.context_probe import probe_contexts
 from ...trainers.cost_probe import measure_step
 from ...trainers.loss_probe import check_loss
 from ...trainers.prefix_probe import nll_under_student, pair_figures, teacher_answers
@@ -220,7 +221,19 @@ def loss(flight: Flight) -> None:
 
 
 def contexts(flight: Flight) -> None:
-    """Mechanism 3: the PI test."""
+    """Mechanism 3: the PI test, where the teacher reads a privileged context."""
+    if flight.trainer._teacher_prompts.view is None:
+        return
+    with flight.bar("The teacher under other contexts") as done:
+        found = probe_contexts(
+            flight.trainer,
+            flight.rollouts,
+            contexts=flight.subject.own.contexts,
+            seed=flight.trainer.args.seed,
+            on_batch=done,
+        )
+    flight.findings += context_test.findings(found)
+    flight.details["context"] = dataclasses.asdict(found)
 
 
 def cost(flight: Flight) -> None:

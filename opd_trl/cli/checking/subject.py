@@ -3,12 +3,17 @@
 import argparse
 import contextlib
 import importlib
+import json
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from ...teachers import TeacherServerError
 from ..recipe_command import Flags, check_misplaced, make_parser, peek, training_command
 from .screen import hush
 
@@ -72,6 +77,8 @@ def read_subject(argv: list[str], own: Flags, *, prog: str, defaults: dict[str, 
         *parsed, flags, _ = parser.parse_args_and_config(given, return_remaining_strings=True)
     if flags.prompts < 1:
         raise ValueError(f"--prompts must be >= 1, got {flags.prompts}.")
+    if flags.json is not None and not flags.json.parent.is_dir():
+        raise ValueError(f"--json {flags.json}: there is no folder {flags.json.parent}. Make it first.")
     importlib.import_module(f"opd_trl.scripts.{command}").check_arguments(*parsed)
     return Subject(command, tuple(parsed), flags)
 
@@ -90,3 +97,22 @@ def build(subject: Subject, **options: Any) -> Iterator[Any]:
         subject.training.output_dir = folder
         trainer_class = getattr(opd_trl, {"opd": "OPDTrainer", "opsd": "OPSDTrainer"}[subject.command])
         yield common.build_trainer(trainer_class, *subject.parsed, **options)
+
+
+def run_check(
+    prog: str,
+    argv: list[str],
+    check: Callable[[list[str], Console], tuple[dict[str, Any], Subject]],
+    show: Callable[[dict[str, Any], Console], None],
+) -> int:
+    """Run a check, write its JSON where one is asked for, print it; return its exit status: 1 where it says stop."""
+    console = Console()
+    try:
+        figures, subject = check(argv, console)
+        if subject.own.json is not None:
+            subject.own.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except (ValueError, ImportError, OSError, TeacherServerError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    show(figures, console)
+    return int(figures["verdict"] == "stop")

@@ -49,6 +49,7 @@ def test_self_distillation_is_checked_on_the_adapter(run, recipe):
     [
         (["--config", "nowhere"], "nowhere"),
         (["--prompts", "0"], "--prompts must be >= 1, got 0."),
+        (["--json", "nowhere/figures.json"], "there is no folder nowhere. Make it first."),
         (["--top-ks", "0"], "--top-ks must be >= 1, got 0."),
         (["--dataset_name", "gone.jsonl"], "gone.jsonl"),
         (["--loss_topk", "3"], "--loss_top_k"),
