@@ -1,0 +1,160 @@
+"""The privileged-context test on a trainer: the same rollouts under the own, another, no and the bare context."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..diagnostics.context_test import ContextFigures, ContextTokens, context_figures
+from ..losses.comparison import NextToken
+from ..losses.spread import DIVERGENCES, context_spread
+from .context_draw import Draw, TeacherIds, draw_contexts, teacher_prompts, text_of
+from .context_gains import row_gains, under
+from .probe import Rollout, next_token, score
+from .scores import HiddenStates
+
+
+def probe_contexts(
+    trainer,
+    rollouts: Sequence[Rollout],
+    *,
+    contexts: int = 4,
+    seed: int = 0,
+    on_batch: Callable[[], None] = lambda: None,
+) -> ContextFigures:
+    """Score rollouts of the student under several privileged contexts and split what differs from what is shared.
+
+    Template, teacher (an adapter that is switched off, a moving copy, another model), temperature and rows of the head
+    are those of training. The teacher reads each completion after
+    - the row's own context;
+    - those of `contexts - 1` other rows, drawn with `seed`; none where all rows have the same context;
+    - no context: the bare prompt, in the teacher's own chat template;
+    - the context alone: what the builder makes of an empty question. Of messages a leading system turn and one empty
+      user turn remain; of text, an empty text. So `system_prompt` gives the context as system message and an empty
+      user turn, `few_shot` its examples and an empty user turn, the others their wording around nothing. Left out
+      where a builder of your own fails on it.
+
+    Where contexts differ, also `prompt_gain`: the teacher's log-probability of the question's text after the own
+    context's text less that after another's, without a chat template; and, with a column `answer`, `answer_gain`: the
+    same of the answer after the teacher's prompt.
+
+    Args:
+        trainer: an OPDTrainer with a privileged context that does not train.
+        rollouts: from `roll_out`, of at least two prompts.
+        contexts: n, the own one included; fewer where there are fewer prompts.
+        on_batch: called after each rollout.
+
+    Returns:
+        figures in the divergence of the recipe; in the reverse KL where that is a JSD, which cannot be split.
+
+    Raises:
+        ValueError: no privileged context, one that is made while training (`sibling_context`), fewer than two contexts
+            or prompts, a served teacher that sends TopK log-probabilities alone.
+    """
+    check(trainer, contexts)
+    draw = draw_contexts(trainer, rollouts, contexts, seed)
+    tokenizer, objective = trainer._tokenizer, objective_of(trainer.args)
+    parts: list[ContextTokens] = []
+    gains: dict[str, list[float]] = {"prompt_gains": [], "answer_gains": []}
+    seen: set[int] = set()
+    for rollout in rollouts:
+        prompts = teacher_prompts(trainer, rollout, draw)
+        with torch.no_grad():
+            parts += score_tokens(trainer, rollout, draw, prompts, objective)
+            numbers = draw.of(rollout.rows)
+            fresh = [i for i, k in enumerate(numbers) if k not in seen and k not in numbers[:i]]
+            seen.update(numbers)
+            for name, found in row_gains(trainer, rollout, draw, prompts, fresh).items():
+                gains[name] += found
+        on_batch()
+    lengths = [len(tokenizer.encode(text_of(context), add_special_tokens=False)) for context in draw.own]
+    return context_figures(
+        joined(parts),
+        divergence=objective["divergence"],
+        context_length=statistics.median(lengths),
+        **{name: torch.tensor(values) for name, values in gains.items()},
+    )
+
+
+def check(trainer, contexts: int) -> None:
+    """Raise ValueError where there is no context to test."""
+    if trainer._teacher_prompts.view is None:
+        raise ValueError(
+            "there is no privileged context to test: the teacher reads the student's own prompt. Give one with "
+            "privileged_context, privileged_context_file or privileged_context_column."
+        )
+    if trainer.args.sibling_context:
+        raise ValueError(
+            "with sibling_context the privileged context is another completion of the same prompt, so those of other "
+            "rows say nothing about it. Test it with a column that holds such completions."
+        )
+    if contexts < 2:
+        raise ValueError(f"contexts must be >= 2, got {contexts}: the row's own and at least one of another row.")
+
+
+def objective_of(args) -> dict[str, Any]:
+    """Which divergence is split."""
+    # The sampled token estimates the reverse KL, whatever `divergence` says.
+    can_split = args.divergence in DIVERGENCES and args.loss_support != "sampled"
+    return {"divergence": args.divergence if can_split else "reverse_kl", "beta": args.divergence_beta}
+
+
+def score_tokens(
+    trainer, rollout: Rollout, draw: Draw, prompts: TeacherIds, objective: dict[str, Any]
+) -> list[ContextTokens]:
+    """Split the divergence at the kept tokens of a rollout, for each teacher that has rows in it."""
+    bare = [prompts.empty] if prompts.alone is None else [prompts.empty, prompts.alone]
+    numbers, scores, parts = torch.tensor(draw.of(rollout.rows)), [], []
+    for scored in score(trainer, rollout):  # it refuses teachers of which too little is known
+        scores = scores or [under(trainer, rollout.batch, ids) for ids in (*prompts.columns[1:], *bare)]
+        found = [next_tokens(trainer, rollout, x[scored.teacher_name]) for x in scores]
+        others, (empty, *alone) = found[: len(prompts.columns) - 1], found[len(prompts.columns) - 1 :]
+        spread = context_spread(scored.student, [scored.teacher, *others], **objective)
+        alone_and_empty = context_spread(scored.student, [empty, *alone], **objective).per_context
+        moved = context_spread(empty, [scored.teacher], **objective).per_context
+        kept = scored.kept.cpu()
+        parts.append(
+            ContextTokens(
+                per_context=spread.per_context.cpu(),
+                irreducible=spread.irreducible.cpu(),
+                irreducible_without=spread.irreducible_without.cpu(),
+                empty=alone_and_empty[:, 0].cpu(),
+                alone=alone_and_empty[:, 1].cpu() if alone else None,
+                moved=moved[:, 0].cpu(),
+                quarter=quarters_of(kept),
+                prompt=numbers[:, None].expand_as(kept)[kept],
+                contexts=draw.columns,
+            )
+        )
+    return parts
+
+
+def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
+    """A teacher's distributions at its kept tokens, as `probe.score` reads them."""
+    hidden_states = teacher.hidden_states[..., : teacher.head.weight.size(-1)][teacher.select(rollout.kept)]
+    return next_token(hidden_states, teacher.head.rows(trainer._num_rows), trainer._loss_options["temperature"])
+
+
+def quarters_of(kept: Tensor) -> Tensor:
+    """Quarter 0 to 3 of each kept token among those of its completion.
+
+    >>> quarters_of(torch.tensor([[False, True, True, True, True], [True, True, False, False, False]])).tolist()
+    [0, 1, 2, 3, 0, 2]
+    """
+    place, length = kept.cumsum(-1) - 1, kept.sum(-1, keepdim=True).clamp(min=1)
+    return (4 * place // length)[kept]
+
+
+def joined(parts: Sequence[ContextTokens]) -> ContextTokens:
+    """The tokens of several rollouts and teachers as one."""
+    columns = {}
+    for field in dataclasses.fields(ContextTokens):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name == "contexts":
+            columns[field.name] = values[0]
+        else:
+            columns[field.name] = None if any(value is None for value in values) else torch.cat(values)
+    return ContextTokens(**columns)
