@@ -58,6 +58,7 @@ bench: install
 	-$(BIN)/python -m pip install --quiet --no-deps liger-kernel  # left out where it does not install
 	$(BIN)/python benchmarks/loss.py --chunk-size 256
 	$(BIN)/python benchmarks/steps.py
+	$(BIN)/python benchmarks/monitor.py
 
 # The loss step at the size of an 8B model, with CUDA events.
 bench-gpu: install

@@ -16,6 +16,7 @@ FLOORS = {
     "diagnostics": 1,
     "data": 2,
     "trainers": 2,
+    "preflight": 3,
     "scripts": 3,
     "serving": 3,
     "cli": 3,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from opd_trl.trainers.context_probe import probe_contexts
-from opd_trl.trainers.probe import Rollout, roll_out
+from opd_trl.preflight.contexts import probe_contexts
+from opd_trl.preflight.rollouts import Rollout, roll_out
 from opd_trl.trainers.scoring import score_ahead
 from tests import tiny
 from tests.trainers.build import opd_trainer

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ...diagnostics.loss_check import TOP_KS, LossRow, judge
-from ...trainers.loss_probe import LossReport, check_loss
-from ...trainers.probe import num_batches, roll_out, take_rows
+from ...preflight.loss import LossReport, check_loss
+from ...preflight.rollouts import num_batches, roll_out, take_rows
 from ..evaluating.running import progress
 from .screen import number, verdict
 from .subject import Subject, build, read_subject

@@ -16,12 +16,12 @@ from ...diagnostics.verdicts import Finding
 from ...evaluation import parse_rule
 from ...evaluation.math import math_accuracy
 from ...evaluation.statistics import paired_difference
-from ...trainers.context_probe import probe_contexts
-from ...trainers.cost_probe import measure_step
-from ...trainers.loss_probe import check_loss
-from ...trainers.prefix_probe import nll_under_student, pair_figures, teacher_answers
-from ...trainers.probe import Rollout, num_batches, roll_out, take_rows
-from ...trainers.template_probe import check_templates
+from ...preflight.contexts import probe_contexts
+from ...preflight.cost import measure_step
+from ...preflight.loss import check_loss
+from ...preflight.prefixes import nll_under_student, pair_figures, teacher_answers
+from ...preflight.rollouts import Rollout, num_batches, roll_out, take_rows
+from ...preflight.templates import check_templates
 from ..evaluating.running import progress
 from ..recipe_command import peek, training_command
 from .loss import configuration, figures_of

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from ...trainers.prefix_probe import unpadded
-from ...trainers.probe import Rollout
+from ...preflight.prefixes import unpadded
+from ...preflight.rollouts import Rollout
 
 
 # Characters of a prompt that are shown; the middle of a longer one is left out.

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ...preflight.prefixes import nll_under_student, pair_figures, teacher_answers
 from ...teachers import ModelTeacher, shared_rows
 from ...trainers.checks import check_teacher
 from ...trainers.loading import load_teacher
 from ...trainers.placement import prepare_teacher
-from ...trainers.prefix_probe import nll_under_student, pair_figures, teacher_answers
 
 
 if TYPE_CHECKING:

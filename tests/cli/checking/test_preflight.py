@@ -88,6 +88,18 @@ def test_contexts_that_were_cut_before_are_found(run, recipe):
     assert found["length of contexts"]["sentence"] == "The privileged contexts look cut off before they came here."
 
 
+def test_contexts_that_differ_per_row_are_split_into_what_can_be_learned_and_what_cannot(run, recipe):
+    rows = [{"prompt": f"Question {i}?", "privileged_context": "abcdefgh"[i] * (9 + i)} for i in range(8)]
+    _, printed, found, figures = fly(run, recipe, "--contexts", "3", teacher_model_name_or_path=None, rows=rows)
+    assert 0 < found["cannot be learned"]["value"] < 1
+    assert found["belongs to its row"]["verdict"] in ("ok", "fix")
+    assert figures["context"]["contexts"] == 3
+    assert figures["context"]["learnable"][0] + figures["context"]["irreducible"][0] == pytest.approx(
+        figures["context"]["total"][0]
+    )
+    assert "the context without the question" in printed
+
+
 def test_plain_topk_is_found(run, recipe):
     status, printed, found, _ = fly(run, recipe, loss_tail="drop", stop_gradient=False)
     assert status == 1

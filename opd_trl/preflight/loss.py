@@ -10,7 +10,7 @@ from torch import Tensor
 from ..diagnostics.loss_check import TOP_KS, LossCheck, LossRow, cosine_of, forms_of
 from ..losses import chunked_support_loss
 from ..losses.objective import Objective
-from .probe import Rollout, Scored, only_block, score
+from .rollouts import Rollout, Scored, only_block, score
 
 
 # Positions that are compared; the rest of a long rollout says little more.
@@ -170,4 +170,3 @@ def common_name(names: Sequence[str]) -> str:
             break
         same.append(at[0])
     return ".".join(same)
-

@@ -13,9 +13,9 @@ from ..evaluation.transformers_engine import TransformersEngine
 from ..losses import chunked_support_loss
 from ..losses.comparison import NextToken
 from ..privileged import left_pad
-from .forward import read_head, token_log_probs
-from .probe import Rollout, Scored, score, student_hidden_states
-from .served import ServedTeacher
+from ..trainers.forward import read_head, token_log_probs
+from ..trainers.served import ServedTeacher
+from .rollouts import Rollout, Scored, quarters_of, score, student_hidden_states
 
 
 # Positions at the head of a completion that are looked at one by one.
@@ -78,8 +78,6 @@ def figures_of(scored: Scored, options: dict[str, Any]) -> tuple[Tensor, ...]:
     backward = measure(scored.teacher, scored.student, options, support="full")
     on_support = measure(scored.student, scored.teacher, options, support="student")
     kept = scored.kept
-    number = (kept.cumsum(-1) - 1)[kept]
-    length = kept.sum(-1, keepdim=True).expand_as(kept)[kept]
     figures = (
         forward["per_token_divergence"],
         backward["per_token_divergence"],
@@ -88,7 +86,7 @@ def figures_of(scored: Scored, options: dict[str, Any]) -> tuple[Tensor, ...]:
         on_support["overlap"],
         1 - on_support["teacher_mass"],
         torch.arange(kept.size(1), device=kept.device).expand_as(kept)[kept],
-        (4 * number // length.clamp(min=1)).clamp(max=3),
+        quarters_of(kept),
     )
     return tuple(figure.cpu() for figure in figures)
 

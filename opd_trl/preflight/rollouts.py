@@ -14,10 +14,10 @@ from ..losses.comparison import NextToken
 from ..losses.head import LogitTransform
 from ..losses.tokens import Tokens
 from ..privileged import join
-from .forward import Head, completion_hidden_states, read_head
-from .passes import TOKEN_ENTRIES, multimodal_inputs
-from .scores import HiddenStates
-from .scoring import score_micro_batch
+from ..trainers.forward import Head, completion_hidden_states, read_head
+from ..trainers.passes import TOKEN_ENTRIES, multimodal_inputs
+from ..trainers.scores import HiddenStates
+from ..trainers.scoring import score_micro_batch
 
 
 @dataclass(frozen=True)
@@ -128,6 +128,16 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
             )
             everywhere = kept if teacher.rows is None else rollout.kept & teacher.rows[:, None]
             yield Scored(name, student, of_teacher, Tokens(torch.ones_like(ids).float(), ids, **values), everywhere)
+
+
+def quarters_of(kept: Tensor) -> Tensor:
+    """Quarter 0 to 3 of each kept token among those of its completion.
+
+    >>> quarters_of(torch.tensor([[False, True, True, True, True], [True, True, False, False, False]])).tolist()
+    [0, 1, 2, 3, 0, 2]
+    """
+    place, length = kept.cumsum(-1) - 1, kept.sum(-1, keepdim=True).clamp(min=1)
+    return (4 * place // length)[kept]
 
 
 def next_token(hidden_states: Tensor, head: Head, temperature: float) -> NextToken:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from .probe import Rollout
-from .scoring import score_ahead, score_micro_batch, scores_ahead
+from ..trainers.scoring import score_ahead, score_micro_batch, scores_ahead
+from .rollouts import Rollout
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from opd_trl.trainers.cost_probe import measure_step
-from opd_trl.trainers.prefix_probe import nll_under_student, pair_figures, teacher_answers, unpadded
-from opd_trl.trainers.probe import roll_out, take_rows
+from opd_trl.preflight.cost import measure_step
+from opd_trl.preflight.prefixes import nll_under_student, pair_figures, teacher_answers, unpadded
+from opd_trl.preflight.rollouts import roll_out, take_rows
 from tests.trainers.build import opd_trainer, opsd_trainer
 from tests.trainers.test_loss import dense_log_probs
 

@@ -6,15 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..diagnostics.context_test import ContextFigures, ContextTokens, context_figures
 from ..losses.comparison import NextToken
 from ..losses.spread import DIVERGENCES, context_spread
+from ..trainers.scores import HiddenStates
 from .context_draw import Draw, TeacherIds, draw_contexts, teacher_prompts, text_of
 from .context_gains import row_gains, under
-from .probe import Rollout, next_token, score
-from .scores import HiddenStates
+from .rollouts import Rollout, next_token, quarters_of, score
 
 
 def probe_contexts(
@@ -136,16 +135,6 @@ def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
     """A teacher's distributions at its kept tokens, as `probe.score` reads them."""
     hidden_states = teacher.hidden_states[..., : teacher.head.weight.size(-1)][teacher.select(rollout.kept)]
     return next_token(hidden_states, teacher.head.rows(trainer._num_rows), trainer._loss_options["temperature"])
-
-
-def quarters_of(kept: Tensor) -> Tensor:
-    """Quarter 0 to 3 of each kept token among those of its completion.
-
-    >>> quarters_of(torch.tensor([[False, True, True, True, True], [True, True, False, False, False]])).tolist()
-    [0, 1, 2, 3, 0, 2]
-    """
-    place, length = kept.cumsum(-1) - 1, kept.sum(-1, keepdim=True).clamp(min=1)
-    return (4 * place // length)[kept]
 
 
 def joined(parts: Sequence[ContextTokens]) -> ContextTokens:

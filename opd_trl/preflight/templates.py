@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..diagnostics.verdicts import Finding
 from ..evaluation.transformers_engine import end_ids
-from .prefix_probe import unpadded
-from .probe import Rollout
+from .prefixes import unpadded
+from .rollouts import Rollout
 
 
 # Where an assistant's text ends in a rendered conversation.

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from opd_trl.diagnostics.context_test import judge, judge_rows
-from opd_trl.trainers.context_draw import draw_contexts, teacher_prompts, without_question
-from opd_trl.trainers.context_gains import answer_of, question_of
-from opd_trl.trainers.context_probe import objective_of, probe_contexts
-from opd_trl.trainers.probe import roll_out, take_rows
+from opd_trl.preflight.context_draw import draw_contexts, teacher_prompts, without_question
+from opd_trl.preflight.context_gains import answer_of, question_of
+from opd_trl.preflight.contexts import objective_of, probe_contexts
+from opd_trl.preflight.rollouts import roll_out, take_rows
 from tests import tiny
 from tests.trainers.build import opd_trainer, opsd_trainer
 from tests.trainers.test_loss import dense_log_probs
@@ -155,7 +155,7 @@ def test_a_column_of_contexts_is_split_with_the_adapter_off(tmp_path, student_pa
 
 
 def test_a_context_that_the_builder_drops_does_not_change_the_teacher(tmp_path, student_path):
-    builder = "tests.trainers.test_context_probe:ignores"
+    builder = "tests.preflight.test_contexts:ignores"
     trainer = opsd_trainer(tmp_path, student_path, dataset=per_row(), privileged_builder=builder)
     word, sentence = judge(probe_contexts(trainer, rolled(trainer)))
     assert word == "stop"
@@ -163,7 +163,7 @@ def test_a_context_that_the_builder_drops_does_not_change_the_teacher(tmp_path, 
 
 
 def test_a_builder_that_cannot_word_an_empty_question_leaves_that_figure_out(tmp_path, student_path):
-    builder = "tests.trainers.test_context_probe:needs_a_question"
+    builder = "tests.preflight.test_contexts:needs_a_question"
     trainer = opsd_trainer(tmp_path, student_path, dataset=per_row(), privileged_builder=builder)
     figures = probe_contexts(trainer, rolled(trainer))
     assert figures.alone is None

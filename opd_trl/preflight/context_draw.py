@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..privileged import TEMPLATES, Context, Prompt, check_context
-from .probe import Rollout
+from .rollouts import Rollout
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from ..privileged import Prompt, left_pad
+from ..trainers.forward import scatter, token_log_probs
+from ..trainers.scores import Scores
+from ..trainers.scoring import score_ahead, score_micro_batch
 from .context_draw import Draw, TeacherIds, text_of
-from .forward import scatter, token_log_probs
-from .probe import Rollout
-from .scores import Scores
-from .scoring import score_ahead, score_micro_batch
+from .rollouts import Rollout
 
 
 # Where a data set holds what is right.

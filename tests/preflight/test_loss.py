@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from opd_trl.trainers.loss_probe import check_loss
-from opd_trl.trainers.probe import only_block, roll_out, take_rows
+from opd_trl.preflight.loss import check_loss
+from opd_trl.preflight.rollouts import only_block, roll_out, take_rows
 from tests import tiny
 from tests.trainers.build import opd_trainer, opsd_trainer
 
