@@ -25,6 +25,7 @@ from .placement import build_teacher, check_placement, find_teachers, prepare_te
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward
 from .routing import TEACHER_COLUMN, check_routes, is_routed, named_teachers, teacher_index
+from .scores import Scores
 from .scoring import score_ahead, score_micro_batch
 from .served import ServedTeacher
 from .siblings import sibling_contexts
@@ -247,12 +248,16 @@ class OPDTrainer(GRPOTrainer):
 
     # The loss
 
+    def _teacher_scores(self, model, inputs) -> dict[str, Scores]:
+        """What each teacher says of a micro-batch; where another loss is wanted, wrap them here."""
+        return score_micro_batch(self, model, inputs)
+
     @timed(STUDENT)
     def training_step(self, model, inputs, num_items_in_batch):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _compute_loss(self, model, inputs):
-        scores = score_micro_batch(self, model, inputs)
+        scores = self._teacher_scores(model, inputs)
         student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             result = self._forward_redirection(

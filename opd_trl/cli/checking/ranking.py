@@ -1,35 +1,33 @@
 """Several teachers on one student's text: which one to take."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from ...preflight.flight import Flight
 from ...preflight.prefixes import nll_under_student, pair_figures, teacher_answers
 from ...teachers import ModelTeacher, shared_rows
 from ...trainers.checks import check_teacher
 from ...trainers.loading import load_teacher
 from ...trainers.placement import prepare_teacher
-
-
-if TYPE_CHECKING:
-    from .preflight import Flight, Judge
+from .subject import Subject
 
 
 FIGURES = ("overlap", "reverse_kl", "outside", "nll_of_teacher_text", "teacher")
 
 
-def rank(flight: "Flight", judge: "Judge | None") -> list[dict[str, Any]]:
+def rank(flight: Flight, subject: Subject) -> list[dict[str, Any]]:
     """Figures of each teacher of `--teacher`, the best overlap first; one that is refused comes last, with why.
 
     They take the place of the trainer's own teacher, one at a time.
     """
-    rows = [figures_of(flight, path, judge) for path in dict.fromkeys(flight.subject.own.teacher)]
+    rows = [figures_of(flight, path, subject.student) for path in dict.fromkeys(subject.own.teacher)]
     return sorted(rows, key=lambda row: -1.0 if row["overlap"] is None else row["overlap"], reverse=True)
 
 
-def figures_of(flight: "Flight", path: str, judge: "Judge | None") -> dict[str, Any]:
+def figures_of(flight: Flight, path: str, student: str) -> dict[str, Any]:
     """One row of the ranking."""
     trainer, row = flight.trainer, {"name": path, "refused": None, **dict.fromkeys(FIGURES)}
     try:
-        check_teacher(flight.subject.student, path, trainer.args, trainer._tokenizer, None)
+        check_teacher(student, path, trainer.args, trainer._tokenizer, None)
     except (ValueError, OSError) as error:
         return row | {"refused": str(error)}
     teacher = ModelTeacher(load_teacher(path, trainer.args))
@@ -38,16 +36,16 @@ def figures_of(flight: "Flight", path: str, judge: "Judge | None") -> dict[str, 
     trainer._num_rows = shared_rows(student_rows, config.vocab_size, trainer._tokenizer.get_vocab())
     teacher.model = prepare_teacher(trainer, teacher)
     trainer.teachers = {"": teacher}
-    with flight.bar(f"{path} on the student's text") as done:
+    with flight.over_batches(f"{path} on the student's text") as done:
         figures = pair_figures(trainer, flight.rollouts, on_batch=done)
-    with flight.bar(f"{path} answers") as done:
+    with flight.over_batches(f"{path} answers") as done:
         answers = teacher_answers(
             trainer, flight.rollouts, continue_too=False, seed=trainer.args.seed, on_batch=done
         ).teacher
     row |= {name: getattr(figures, name).mean().item() for name in ("overlap", "reverse_kl", "outside")}
     row["nll_of_teacher_text"] = nll_under_student(trainer, flight.rollouts, answers)
-    if judge is not None:
+    if flight.judge is not None:
         rows = [x for rollout in flight.rollouts for x in rollout.rows]
-        scores = judge([answer.text for answer in answers], rows)
+        scores = flight.judge([answer.text for answer in answers], rows)
         row["teacher"] = sum(scores) / len(scores)
     return row
