@@ -14,8 +14,8 @@ import opd_trl
 
 
 ACCELERATE = "accelerate_configs"
-# Folders of files that are no recipes: of `accelerate launch`, and of `opd-trl eval`.
-NO_RECIPES = (ACCELERATE, "protocols")
+# Folders of files that are no recipes: of `accelerate launch`, `opd-trl eval` and `opd-trl reproduce`.
+NO_RECIPES = (ACCELERATE, "protocols", "reproduce")
 # The keys of a recipe that may name files lying beside it.
 FILE_KEYS = ("dataset_name", "privileged_context_file", "accelerate_config")
 EXTENDS = "extends"

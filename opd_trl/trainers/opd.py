@@ -128,8 +128,7 @@ class OPDTrainer(GRPOTrainer):
         )
         self.monitor = add_monitor(self, privileged=uses_context)
         self._has_rewards = drop_stand_in(self)
-        warning = check_rewards(args, has_rewards=self._has_rewards)
-        if warning is not None:
+        if (warning := check_rewards(args, has_rewards=self._has_rewards)) is not None:
             logger.warning(warning)
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self._policy_is_active = self._has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled

@@ -1,0 +1,173 @@
+"""One arm with one seed: a pre-flight, training, and what came of it."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from ..diagnostics import verdicts
+from ..preflight.flight import Flight, fly
+from ..trainers.config import OPDConfig
+from ..trainers.opd import OPDTrainer
+from ..trainers.opsd import OPSDTrainer
+from ..trainers.opsd_config import OPSDConfig
+from .controls import ConstantPenaltyTrainer
+from .measures import measure, right_answer
+from .models import ON_CPU, fit, load_model, load_tokenizer, teacher_text
+from .picks import measure_picks
+from .settings import SELF, Arm, Settings
+from .task import Row, asked_rows
+
+
+Line = dict[str, Any]
+# Sections of the pre-flight; the cost of a tiny model is no news.
+SECTIONS = ("templates", "prefixes", "answers", "loss", "context")
+# Log names that are kept, and at how many steps.
+CURVES = (
+    "loss",
+    "grad_norm",
+    "entropy",
+    "support/student_mass",
+    "support/teacher_mass",
+    "support/overlap",
+    "distillation/per_token_divergence",
+    "completions/mean_length",
+    "completions/repetition",
+)
+POINTS = 25
+# Logged steps at the end whose mean is the figure of a run.
+LAST = 10
+#: Problems of a part that an evaluation takes; the test part has no more.
+HELD_OUT = 192
+
+
+def run_arm(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
+    """Run it.
+
+    Args:
+        arm: what to run.
+        seed: of data, sampling and the models that it starts from.
+        settings: of the study.
+        home: folder of the seed, with the models; the run goes to `runs/<arm>` in it.
+    """
+    from datasets import Dataset
+
+    start = time.perf_counter()
+    args = arguments(arm, settings, seed=seed, folder=home / "runs" / arm.name)
+    count = args.max_steps * args.per_device_train_batch_size
+    rows = asked_rows(count, part="opd", prompts=arm.prompts, context=arm.context, seed=seed)
+    student, tokenizer = load_model(home / arm.student), load_tokenizer(home / arm.student)
+    line: Line = {"teacher_tokens": None}
+    if arm.trainer == "sft":
+        text = teacher_text(home / arm.teacher, count, part="opd", prompts=arm.prompts, seed=seed)
+        fit(student, tokenizer, text, sft_fields(settings), seed=seed)
+        line |= {"preflight": None, "curves": {}, "last": {}}
+    else:
+        trainer = build(arm, args, student, tokenizer, Dataset.from_list(rows), home)
+        line["preflight"] = look(trainer, settings)
+        trainer.train()
+        line |= histories(trainer.state.log_history)
+        student = trainer.model
+    return line | {
+        "after": outcome(arm, student, tokenizer, settings=settings, home=home, seed=seed),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def arguments(arm: Arm, settings: Settings, *, seed: int, folder: Path) -> OPDConfig:
+    """The configuration of an arm; for SFT only its counts are read."""
+    fields = ON_CPU | settings.training | (arm.fields or {})
+    config = OPSDConfig if arm.teacher == SELF else OPDConfig
+    return config(output_dir=str(folder), seed=seed, data_seed=seed, **fields)
+
+
+def sft_fields(settings: Settings) -> dict[str, Any]:
+    """The shared fields of training that SFT has too."""
+    from trl import SFTConfig
+
+    known = {field.name for field in dataclasses.fields(SFTConfig)}
+    return {name: value for name, value in settings.training.items() if name in known}
+
+
+def build(arm: Arm, args: OPDConfig, student, tokenizer, rows, home: Path) -> OPDTrainer:
+    """The trainer of an arm."""
+    options = {"args": args, "train_dataset": rows, "processing_class": tokenizer}
+    if arm.teacher == SELF:
+        return OPSDTrainer(student, **options)
+    trainer = ConstantPenaltyTrainer if arm.trainer == "penalty" else OPDTrainer
+    return trainer(student, teacher_model=str(home / arm.teacher), **options)
+
+
+def look(trainer: OPDTrainer, settings: Settings) -> Line:
+    """The pre-flight's verdict and figures, before a step is trained."""
+    flight = Flight(trainer, **settings.preflight, judge=judge_answers)
+    fly(flight, SECTIONS)
+    return {
+        "verdict": verdicts.worst(flight.findings),
+        "findings": [
+            {name: getattr(finding, name) for name in ("section", "name", "verdict", "figure", "value", "sentence")}
+            for finding in flight.findings
+        ],
+    }
+
+
+def judge_answers(texts: list[str], rows: list[Row]) -> list[float]:
+    """Of the pre-flight."""
+    return right_answer(texts, [row["answer"] for row in rows])
+
+
+def histories(log: list[Line]) -> Line:
+    """Curves at `POINTS` steps and the means of the last steps, from the lines of a trainer."""
+    lines = [line for line in log if "loss" in line]
+    places = sorted({round(i * (len(lines) - 1) / (POINTS - 1)) for i in range(POINTS)})
+    curves: Line = {"step": [lines[place]["step"] for place in places]}
+    last: Line = {}
+    for name in CURVES:
+        values = [line.get(name) for line in lines]
+        if all(value is not None for value in values):
+            curves[name] = [rounded(values[place]) for place in places]
+            last[name] = rounded(sum(values[-LAST:]) / len(values[-LAST:]))
+    return {"curves": curves, "last": last}
+
+
+def rounded(value: float) -> float:
+    """Five significant digits."""
+    return float(f"{value:.5g}")
+
+
+def outcome(arm: Arm, model, tokenizer, *, settings: Settings, home: Path, seed: int) -> Line:
+    """Figures of a trained student."""
+    if arm.prompts == "pick":
+        teacher = load_model(home / (arm.student if arm.teacher == SELF else arm.teacher))
+        contexts = [None] if arm.context is None else arm.context.split(" or ")
+        top_k = (settings.training | (arm.fields or {}))["loss_top_k"]
+        return measure_picks(model, teacher, tokenizer, contexts=contexts, top_k=top_k)
+    found = on_problems(model, tokenizer, arm.prompts, None, part="test", settings=settings, seed=seed)
+    if arm.context is not None:
+        trained = on_problems(model, tokenizer, arm.prompts, None, part="opd", settings=settings, seed=seed)
+        found |= {f"train_{name}": trained[name] for name in ("accuracy", "greedy")}
+    return found
+
+
+def on_problems(
+    model, tokenizer, prompts: str, context: str | None, *, part: str, settings: Settings, seed: int
+) -> dict[str, float]:
+    """Figures of a model on problems of a part, the same ones for every arm."""
+    rows = problems(part, prompts=prompts, context=context)
+    return {name: rounded(x) for name, x in measure(model, tokenizer, rows, **settings.evaluation, seed=seed).items()}
+
+
+def problems(part: str, *, prompts: str, context: str | None) -> list[Row]:
+    """The first problems of a part, each once."""
+    from .task import Source, asked_row, problems_of
+
+    source = Source(part, seed=0)
+    return [asked_row(source, digits, prompts=prompts, context=context) for digits in problems_of(part)[:HELD_OUT]]
+
+
+def reference(model: str, prompts: str, context: str | None, seed: int, *, settings: Settings, home: Path) -> Line:
+    """Figures of a model that nothing was done to: a student before, or a teacher with its context."""
+    if prompts == "pick":
+        return {}
+    student, tokenizer = load_model(home / model), load_tokenizer(home / model)
+    return on_problems(student, tokenizer, prompts, context, part="test", settings=settings, seed=seed)

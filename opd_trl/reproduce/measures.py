@@ -1,0 +1,92 @@
+"""What a model does on problems: right answers, and how its text looks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..diagnostics.completions import repeated_trigrams, repetition
+from ..evaluation.boxes import single_boxed_answer
+from ..evaluation.sampling import Completion, Sampling
+from ..evaluation.transformers_engine import TransformersEngine
+from ..preflight.prefixes import own_generation
+from ..privileged import get_builder
+from .task import MARK, Row
+
+
+BATCH = 192
+
+
+def answer(
+    model, tokenizer, rows: Sequence[Row], *, seeds: list[int], temperature: float, max_new_tokens: int = 64
+) -> list[Completion]:
+    """Answers to the prompts of rows; a row's privileged context is read as a system turn."""
+    prompts = [prompt_ids(tokenizer, row) for row in rows]
+    sampling = Sampling(temperature, top_p=1.0, top_k=0, max_new_tokens=max_new_tokens)
+    found: list[Completion] = []
+    was_training = model.training
+    with own_generation(model):
+        engine = TransformersEngine(model, tokenizer)
+        for start in range(0, len(prompts), BATCH):
+            found += engine.generate(prompts[start : start + BATCH], sampling, [*seeds, start])
+    model.train(was_training)
+    return found
+
+
+def prompt_ids(tokenizer, row: Row) -> list[int]:
+    """Token ids of what a model reads."""
+    prompt, context = row["prompt"], row.get("privileged_context")
+    if context is not None:
+        prompt = get_builder("system_prompt")(prompt, context)
+    return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False)
+
+
+def right_answer(completions: list, answer: list[str], **kwargs: Any) -> list[float]:
+    r"""1.0 where the one boxed answer of a completion is the row's: a reward function, and the measure of the study.
+
+    >>> right_answer([r"e4+3=11\boxed{1}", "1"], ["1", "1"])
+    [1.0, 0.0]
+    """
+    texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
+    return [float(single_boxed_answer(text).answer == right) for text, right in zip(texts, answer, strict=True)]
+
+
+def measure(
+    model, tokenizer, rows: Sequence[Row], *, samples: int, max_new_tokens: int, seed: int
+) -> dict[str, float]:
+    """Figures of a model on problems, at temperature 1 unless said.
+
+    Returns:
+        `accuracy`; `greedy`: the same, decoded greedily; `length`: tokens; `cut_off`: share of answers that did not
+        end; `repetition`: of 3-grams, of arXiv 2605.11182; `worked`: share with a step; `marked`: share that opens
+        with the mark.
+    """
+    options = {"max_new_tokens": max_new_tokens}
+    many = [row for _ in range(samples) for row in rows]
+    sampled = answer(model, tokenizer, many, seeds=[seed], temperature=1.0, **options)
+    greedy = answer(model, tokenizer, rows, seeds=[seed], temperature=0.0, **options)
+    texts = [completion.text for completion in sampled]
+    return {
+        "accuracy": mean(right_answer(texts, [row["answer"] for row in many])),
+        "greedy": mean(right_answer([x.text for x in greedy], [row["answer"] for row in rows])),
+        "length": mean([completion.num_tokens for completion in sampled]),
+        "cut_off": mean([not completion.finished for completion in sampled]),
+        "repetition": mean(trigram_repetition(tokenizer, texts)),
+        "worked": mean(["=" in text for text in texts]),
+        "marked": mean([text.startswith(MARK) for text in texts]),
+    }
+
+
+def trigram_repetition(tokenizer, texts: Sequence[str]) -> list[float]:
+    """Of each text that has a 3-gram."""
+    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    width = max(map(len, ids), default=0)
+    padded = torch.tensor([row + [0] * (width - len(row)) for row in ids], dtype=torch.long)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
+    found = repetition(repeated_trigrams(padded, mask), mask)
+    return found[~found.isnan()].tolist()
+
+
+def mean(values: Sequence[float]) -> float:
+    """0 where there is none."""
+    return float(sum(values) / len(values)) if len(values) else 0.0

@@ -1,0 +1,149 @@
+"""The models that arms start from: trained from nothing, adapted by rewards, stabilised by SFT; once per seed."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ..data import toy_model
+from .task import OTHER_STYLE, OWN_STYLE, Style, asked_rows, taught_rows
+
+
+# What keeps TRL's trainers quiet and on the CPU.
+ON_CPU = {
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "dataloader_pin_memory": False,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 1,
+}
+#: The kinds of rows that the teacher of another style learns.
+OTHER_MIXTURE = {"solve": 0.3, "worked": 0.7}
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer that lies with a model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_model(folder: Path) -> Any:
+    """A model, float32."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, kinds: dict[str, float] | None) -> None:
+    """Train a model from nothing on solutions in a style; `settings["snapshots"]` are saved beside it by name."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+
+    settings = dict(settings)
+    snapshots = {step: name for name, step in settings.pop("snapshots", {}).items()}
+
+    class Snapshots(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, processing_class=None, **kwargs):
+            if state.global_step in snapshots:
+                save(model, processing_class, folder.parent / snapshots[state.global_step])
+
+    tokenizer = toy_model.build_tokenizer()
+    count = settings["max_steps"] * settings["per_device_train_batch_size"]
+    rows = taught_rows(count, seed=seed, style=style, **({} if kinds is None else {"kinds": kinds}))
+    model = toy_model.build_model(tokenizer, seed=seed)
+    fit(model, tokenizer, Dataset.from_list(rows), settings, seed=seed, callbacks=[Snapshots()])
+    save(model, tokenizer, folder)
+
+
+def fit(model, tokenizer, rows, settings: dict[str, Any], *, seed: int, callbacks: list[Any] | None = None) -> None:
+    """Supervised training by TRL."""
+    from trl import SFTConfig, SFTTrainer
+
+    with tempfile.TemporaryDirectory() as scratch:
+        args = SFTConfig(output_dir=scratch, seed=seed, data_seed=seed, **ON_CPU | settings)
+        SFTTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=callbacks).train()
+
+
+def own(home: Path, settings: dict[str, Any], seed: int) -> None:
+    """The model of the study; its snapshots are the weak and the strong student."""
+    teach(home / "own", settings=settings["own"], style=OWN_STYLE, seed=seed, kinds=None)
+
+
+def other(home: Path, settings: dict[str, Any], seed: int) -> None:
+    """A teacher that learned by itself, from solutions in another style; a seed of its own."""
+    teach(home / "other", settings=settings["other"], style=OTHER_STYLE, seed=seed + 1000, kinds=OTHER_MIXTURE)
+
+
+def adapted(home: Path, settings: dict[str, Any], seed: int) -> None:
+    """A copy of the own model after GRPO on quick prompts, rewarded for right answers: TRL's own trainer."""
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    from .measures import right_answer
+
+    fields = settings["adapted"]
+    count = fields["max_steps"] * fields["per_device_train_batch_size"] // fields["num_generations"]
+    rows = asked_rows(count, part="rlvr", prompts="quick", context=None, seed=seed)
+    tokenizer = load_tokenizer(home / "own")
+    with tempfile.TemporaryDirectory() as scratch:
+        args = GRPOConfig(output_dir=scratch, seed=seed, data_seed=seed, **ON_CPU | fields)
+        trainer = GRPOTrainer(
+            load_model(home / "own"),
+            reward_funcs=right_answer,
+            args=args,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        save(trainer.model, tokenizer, home / "adapted")
+
+
+def stabilized(home: Path, settings: dict[str, Any], seed: int) -> None:
+    """The own model after SFT on what the teacher of another style answers to quick prompts."""
+    fields = settings["stabilized"]
+    count = fields["max_steps"] * fields["per_device_train_batch_size"]
+    tokenizer, model = load_tokenizer(home / "own"), load_model(home / "own")
+    rows = teacher_text(home / "other", count, part="sft", prompts="quick", seed=seed, temperature=0.3)
+    fit(model, tokenizer, rows, fields, seed=seed)
+    save(model, tokenizer, home / "stabilized")
+
+
+def teacher_text(teacher: Path, count: int, *, part: str, prompts: str, seed: int, temperature: float = 1.0) -> Any:
+    """A data set `prompt`, `completion` of a teacher's answers."""
+    from datasets import Dataset
+
+    from .measures import answer
+
+    rows = asked_rows(count, part=part, prompts=prompts, context=None, seed=seed)
+    found = answer(load_model(teacher), load_tokenizer(teacher), rows, seeds=[seed], temperature=temperature)
+    return Dataset.from_list(
+        [
+            {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": completion.text}]}
+            for row, completion in zip(rows, found, strict=True)
+        ]
+    )
+
+
+def save(model, tokenizer, folder: Path) -> None:
+    """Save a model so that its folder is there whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    model.save_pretrained(scratch)
+    tokenizer.save_pretrained(scratch)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
+
+
+#: Job -> what makes it, the models that it makes, and those that it needs.
+MAKERS: dict[str, tuple[Callable[[Path, dict[str, Any], int], None], tuple[str, ...], tuple[str, ...]]] = {
+    "own": (own, ("weak", "strong", "own"), ()),
+    "other": (other, ("other",), ()),
+    "adapted": (adapted, ("adapted",), ("own",)),
+    "stabilized": (stabilized, ("stabilized",), ("own", "other")),
+}

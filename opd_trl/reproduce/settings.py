@@ -1,0 +1,183 @@
+"""What `opd-trl reproduce` runs, read from YAML: models, arms, claims. Fixed before the runs."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+MODELS = ("own", "weak", "strong", "other", "adapted", "stabilized")
+# The student itself with a privileged context.
+SELF = "self"
+TRAINERS = ("distil", "penalty", "sft")
+OUTCOMES = ("accuracy", "marked", "pick")
+
+
+class SettingsError(ValueError):
+    """A settings file that cannot be run."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One training run, repeated for every seed.
+
+    Attributes:
+        name: of the arm.
+        student: a model of `MODELS`.
+        teacher: another one, or `self`.
+        prompts: `solve`, `quick` or `pick`.
+        context: privileged context of the teacher; see `task.CONTEXTS`.
+        trainer: `distil`; `penalty`: a constant in place of the teacher's figures; `sft`: on the teacher's text.
+        fields: of OPDConfig, beyond those that all arms share.
+        outcome: what decides whether it worked: `accuracy`, `marked` or `pick`.
+        label: in tables.
+    """
+
+    name: str
+    student: str
+    teacher: str
+    prompts: str
+    label: str
+    context: str | None = None
+    trainer: str = "distil"
+    fields: dict[str, Any] | None = None
+    outcome: str = "accuracy"
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What must have been trained before."""
+        return (self.student,) if self.teacher == SELF else (self.student, self.teacher)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and the arms that speak to it.
+
+    Attributes:
+        name: of the claim.
+        title: heading.
+        text: what is claimed.
+        arms: in the order of the table.
+        against: the arm that the others are compared with.
+        figures: log names that the table and the picture show beside the outcome.
+    """
+
+    name: str
+    title: str
+    text: str
+    arms: tuple[str, ...]
+    against: str
+    figures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A whole study.
+
+    Attributes:
+        models: settings of each model that is trained beforehand.
+        training: fields of OPDConfig that all arms share.
+        evaluation: `samples` for each problem, `max_new_tokens`.
+        preflight: `prompts`, `contexts`.
+        arms, claims: by name.
+    """
+
+    models: dict[str, Any]
+    training: dict[str, Any]
+    evaluation: dict[str, Any]
+    preflight: dict[str, Any]
+    arms: dict[str, Arm]
+    claims: dict[str, Claim]
+
+    def digest(self) -> str:
+        """Of everything that decides what the lines of results hold; results of other settings are not mixed in."""
+        shared = {"models": self.models, "training": self.training, "evaluation": self.evaluation}
+        return sha(shared | {"preflight": self.preflight})
+
+    def arm_digest(self, name: str) -> str:
+        """Of an arm."""
+        return sha({"shared": self.digest(), "arm": asdict(self.arms[name]) | {"label": ""}})
+
+    def chosen(self, only: list[str]) -> list[str]:
+        """Arms of the claims, or single arms, of these names; all of them for none.
+
+        Raises:
+            SettingsError: no such claim or arm.
+        """
+        unknown = [name for name in only if name not in self.claims and name not in self.arms]
+        if unknown:
+            raise SettingsError(
+                f"--only {unknown[0]}: no such claim or arm. Claims: {', '.join(self.claims)}. "
+                f"Arms: {', '.join(self.arms)}."
+            )
+        names = [arm for name in only for arm in (self.claims[name].arms if name in self.claims else [name])]
+        return list(dict.fromkeys(names)) or list(self.arms)
+
+
+def sha(content: Any) -> str:
+    """Twelve digits of SHA-256 of JSON."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def read_settings(path: Path, *, quick: bool = False) -> Settings:
+    """Read a settings file; with `quick` its section `quick` goes over it.
+
+    Raises:
+        SettingsError: unknown keys, models, arms or words.
+    """
+    content = yaml.safe_load(path.read_text("utf-8"))
+    over = content.pop("quick", {})
+    if quick:
+        content = merged(content, over)
+    kept = content.pop("only", None)
+    try:
+        arms = {name: Arm(name=name, **spec) for name, spec in content.pop("arms").items()}
+        claims = {
+            name: Claim(name=name, **{**spec, "arms": tuple(spec["arms"]), "figures": tuple(spec.get("figures", ()))})
+            for name, spec in content.pop("claims").items()
+        }
+        settings = Settings(arms=arms, claims=claims, **content)
+    except (TypeError, KeyError) as error:
+        raise SettingsError(f"{path}: {error}.") from error
+    check(settings, path)
+    return settings if kept is None else only(settings, kept)
+
+
+def merged(below: Any, above: Any) -> Any:
+    """Mappings merged key by key; anything else from above."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        return below | {key: merged(below.get(key), value) for key, value in above.items()}
+    return above
+
+
+def only(settings: Settings, kept: list[str]) -> Settings:
+    """Settings with these arms alone."""
+    arms = {name: settings.arms[name] for name in kept}
+    claims = {
+        name: Claim(**(asdict(claim) | {"arms": tuple(arm for arm in claim.arms if arm in arms)}))
+        for name, claim in settings.claims.items()
+        if set(claim.arms) & set(arms)
+    }
+    return Settings(**{**vars(settings), "arms": arms, "claims": claims})
+
+
+def check(settings: Settings, path: Path) -> None:
+    """Refuse names that are nowhere.
+
+    Raises:
+        SettingsError: which one, and what there is.
+    """
+    for arm in settings.arms.values():
+        known = {"student": MODELS, "teacher": (*MODELS, SELF), "trainer": TRAINERS, "outcome": OUTCOMES}
+        for field, names in known.items():
+            if getattr(arm, field) not in names:
+                raise SettingsError(
+                    f"{path}, arm {arm.name}: {field} is {getattr(arm, field)!r}, expected one of {', '.join(names)}."
+                )
+    for claim in settings.claims.values():
+        missing = [name for name in (*claim.arms, claim.against) if name not in settings.arms]
+        if missing:
+            raise SettingsError(f"{path}, claim {claim.name}: there is no arm {missing[0]!r}.")

@@ -1,0 +1,232 @@
+"""A study: jobs in processes of their own, their results in one file; it goes on where it was stopped."""
+
+import concurrent.futures
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .settings import SELF, Settings, sha
+
+
+Line = dict[str, Any]
+RESULTS = "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing to do.
+
+    Attributes:
+        kind: `model`, `reference` or `arm`.
+        name: of the maker, the reference or the arm.
+        seed: of the study.
+        digest: of the settings that it depends on.
+        needs: makers that must have run.
+        subject: of a reference: model, prompts, context.
+    """
+
+    kind: str
+    name: str
+    seed: int
+    digest: str
+    needs: tuple[str, ...] = ()
+    subject: tuple[str, str, str | None] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, int, str]:
+        """What its line of results is found by."""
+        return self.kind, self.name, self.seed, self.digest
+
+
+def all_jobs(settings: Settings, seeds: Sequence[int], arms: Sequence[str]) -> list[Job]:
+    """Jobs of these arms with all that they need, seed by seed."""
+    from .models import MAKERS
+
+    maker_of = {model: name for name, (_, made, _) in MAKERS.items() for model in made}
+    chosen = [settings.arms[name] for name in arms]
+    wanted = {maker_of[model] for arm in chosen for model in arm.models}
+    wanted |= {need for name in wanted for need in MAKERS[name][2]}
+    subjects = dict.fromkeys(subject for arm in chosen for subject in subjects_of(arm))
+    jobs = []
+    for seed in seeds:
+        jobs += [
+            Job("model", name, seed, model_digest(settings, name), MAKERS[name][2])
+            for name in MAKERS
+            if name in wanted
+        ]
+        jobs += [
+            Job("reference", "/".join(map(str, x)), seed, settings.digest(), (maker_of[x[0]],), subject=x)
+            for x in subjects
+        ]
+        jobs += [
+            Job("arm", arm.name, seed, settings.arm_digest(arm.name), tuple(maker_of[model] for model in arm.models))
+            for arm in chosen
+        ]
+    return jobs
+
+
+def model_digest(settings: Settings, name: str) -> str:
+    """Of the settings of a model and of those that it comes from."""
+    from .models import MAKERS
+
+    return sha({maker: settings.models[maker] for maker in (name, *MAKERS[name][2])})
+
+
+def subjects_of(arm) -> list[tuple[str, str, str | None]]:
+    """The references of an arm: its student before, and its teacher."""
+    if arm.prompts == "pick":
+        return []
+    teacher = arm.student if arm.teacher == SELF else arm.teacher
+    return [(arm.student, arm.prompts, None), (teacher, arm.prompts, arm.context)]
+
+
+def read_lines(home: Path) -> list[Line]:
+    """What a study has so far; a half-written last line is left out."""
+    path, lines = home / RESULTS, []
+    if not path.exists():
+        return []
+    for text in path.read_text("utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def matching(lines: Sequence[Line], jobs: Sequence[Job]) -> list[Line]:
+    """The lines that belong to these jobs, the last of each, in the order of the jobs."""
+    known = {(line["kind"], line["name"], line["seed"], line["digest"]): line for line in lines}
+    return [known[job.key] for job in jobs if job.key in known]
+
+
+def run(
+    jobs: Sequence[Job],
+    *,
+    settings: Settings,
+    home: Path,
+    workers: int,
+    started: Callable[[Job], None] = lambda job: None,
+    ended: Callable[[Job, str | None], None] = lambda job, error: None,
+) -> list[Job]:
+    """Run the jobs that have no line yet.
+
+    Args:
+        jobs: from `all_jobs`.
+        settings: of the study.
+        home: folder of the study; results are appended to `results.jsonl` in it as they come.
+        workers: processes, each of one thread.
+        started, ended: called for each job; with the error where it failed.
+
+    Returns:
+        jobs that failed, or that need one that did.
+    """
+    from ..cli.evaluating.provenance import conditions
+
+    done, made_by = {key_of(line) for line in read_lines(home)}, conditions()
+    is_open = [job for job in jobs if job.key not in done]
+    made = {(job.name, job.seed) for job in jobs if job.kind == "model" and job.key in done}
+    failed: list[Job] = []
+    home.mkdir(parents=True, exist_ok=True)
+    close_last_line(home / RESULTS)
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
+        running: dict[concurrent.futures.Future, Job] = {}
+        while is_open or running:
+            for job in [x for x in is_open if all((need, x.seed) in made for need in x.needs)]:
+                if len(running) == workers:
+                    break
+                is_open.remove(job)
+                running[pool.submit(work, job, settings, home)] = job
+                started(job)
+            if not running:  # what is left needs a job that failed
+                return failed + is_open
+            finished, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for future in finished:
+                job, error = running.pop(future), None
+                try:
+                    append(home / RESULTS, line_of(job, future.result(), made_by))
+                    made |= {(job.name, job.seed)} if job.kind == "model" else set()
+                except concurrent.futures.process.BrokenProcessPool:
+                    raise
+                except Exception as problem:
+                    error = f"{type(problem).__name__}: {problem}"
+                    failed.append(job)
+                ended(job, error)
+    return failed
+
+
+def key_of(line: Line) -> tuple[str, str, int, str]:
+    """Of a line of results."""
+    return line["kind"], line["name"], line["seed"], line["digest"]
+
+
+def line_of(job: Job, result: Line, made_by: Line) -> Line:
+    """A line of results."""
+    subject = dict(zip(("model", "prompts", "context"), job.subject, strict=True)) if job.subject else {}
+    head = {"kind": job.kind, "name": job.name, "seed": job.seed, "digest": job.digest}
+    return head | subject | {"result": result, "made": made_by}
+
+
+def append(path: Path, line: Line) -> None:
+    """Write a line at once."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def close_last_line(path: Path) -> None:
+    """After a kill the last line may lack its end."""
+    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n")
+
+
+def prepare() -> None:
+    """A worker: one thread, no network, quiet."""
+    import warnings
+
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+    warnings.filterwarnings("ignore")
+
+
+def work(job: Job, settings: Settings, home: Path) -> Line:
+    """Do a job in this process; what it prints goes to `<seed>/logs/<name>.log`."""
+    folder = home / str(job.seed)
+    log = folder / "logs" / f"{job.kind}-{job.name.replace('/', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with into_file(log):
+        if job.kind == "model":
+            from .models import MAKERS
+
+            MAKERS[job.name][0](folder, settings.models, job.seed)
+            return {}
+        from . import arms
+
+        if job.subject is not None:
+            return arms.reference(*job.subject, job.seed, settings=settings, home=folder)
+        return arms.run_arm(settings.arms[job.name], job.seed, settings=settings, home=folder)
+
+
+@contextlib.contextmanager
+def into_file(path: Path) -> Iterator[None]:
+    """Send what this process prints into a file, that of libraries too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(stream) for stream in (1, 2)]
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            for stream in (1, 2):
+                os.dup2(file.fileno(), stream)
+            yield
+            sys.stdout.flush()
+            sys.stderr.flush()
+    finally:
+        for stream, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, stream)
+            os.close(copy)

@@ -1,0 +1,90 @@
+"""Settings: the study's own file holds together, and what is wrong in another one is named."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opd_trl.cli.recipes import find_recipe
+from opd_trl.reproduce.arms import arguments
+from opd_trl.reproduce.settings import SettingsError, read_settings
+
+
+OWN = find_recipe("reproduce/mechanisms")
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return read_settings(OWN)
+
+
+def test_every_arm_speaks_to_a_claim(settings):
+    spoken = {name for claim in settings.claims.values() for name in claim.arms}
+    assert spoken == set(settings.arms)
+
+
+@pytest.mark.parametrize("name", list(read_settings(OWN).arms))
+def test_every_arm_is_a_configuration_that_the_trainers_take(settings, name, tmp_path):
+    arguments(settings.arms[name], settings, seed=0, folder=tmp_path)
+
+
+def test_arms_differ_from_the_shared_settings_in_the_loss_alone(settings):
+    changed = {field for arm in settings.arms.values() for field in arm.fields or {}}
+    loss = {"loss_top_k", "loss_tail", "stop_gradient", "loss_support", "divergence", "beta"}
+    # A pick is one token long.
+    assert changed == loss | {"max_completion_length"}
+    assert {arm.prompts for arm in settings.arms.values() if "max_completion_length" in arm.fields} == {"pick"}
+
+
+def test_quick_runs_fewer_arms_and_steps(settings):
+    quick = read_settings(OWN, quick=True)
+    assert set(quick.arms) < set(settings.arms)
+    assert quick.training["max_steps"] < settings.training["max_steps"]
+    assert quick.training["learning_rate"] == settings.training["learning_rate"]
+    assert {name for claim in quick.claims.values() for name in claim.arms} == set(quick.arms)
+
+
+def test_a_digest_changes_with_what_decides_a_result_and_not_with_a_label(settings):
+    arm = settings.arms["full"]
+    labelled = dataclasses.replace(settings, arms=settings.arms | {"full": dataclasses.replace(arm, label="x")})
+    assert labelled.arm_digest("full") == settings.arm_digest("full")
+    longer = dataclasses.replace(settings, training=settings.training | {"max_steps": 81})
+    assert longer.arm_digest("full") != settings.arm_digest("full")
+    assert settings.arm_digest("full") != settings.arm_digest("sampled")
+
+
+def test_claims_and_arms_are_chosen_by_name(settings):
+    assert settings.chosen([]) == list(settings.arms)
+    assert settings.chosen(["mode_not_covered"]) == list(settings.claims["mode_not_covered"].arms)
+    assert settings.chosen(["full", "controls"])[:2] == ["full", "penalty"]
+    with pytest.raises(SettingsError, match=r"--only biased: no such claim or arm\. Claims: biased_topk, .*Arms: "):
+        settings.chosen(["biased"])
+
+
+def broken(tmp_path: Path, change) -> Path:
+    content = yaml.safe_load(OWN.read_text())
+    change(content)
+    path = tmp_path / "own.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda x: x["arms"]["full"].update(student="weakest"),
+            r"arm full: student is 'weakest', expected one of own",
+        ),
+        (lambda x: x["arms"]["full"].update(outcome="speed"), r"outcome is 'speed', expected one of accuracy"),
+        (lambda x: x["claims"]["controls"]["arms"].append("fuller"), r"claim controls: there is no arm 'fuller'"),
+        (lambda x: x["arms"]["full"].update(fieldz={}), r"unexpected keyword argument 'fieldz'"),
+        (lambda x: x.update(trainin={}), r"unexpected keyword argument 'trainin'"),
+        (lambda x: x["arms"]["full"].pop("teacher"), r"missing 1 required positional argument: 'teacher'"),
+        (lambda x: x.pop("claims"), r"'claims'"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, message):
+    with pytest.raises(SettingsError, match=message):
+        read_settings(broken(tmp_path, change))
