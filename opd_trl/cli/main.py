@@ -21,6 +21,7 @@ COMMANDS = {
     "methods": "list the published methods that `method:` sets, and what each one changes",
     "toy": "write a tiny model and its arithmetic task: what the smoke recipes train, no network",
     "recipes": "list, show or copy the recipes (YAML files) that come with the package",
+    "reproduce": "the paper's failures and fixes on tiny models, with seeds and intervals",
     "demo": "the ten-minute CPU demo: a small model learns a system prompt",
     "env": "print the versions to put into a bug report",
 }

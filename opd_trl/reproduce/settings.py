@@ -1,5 +1,6 @@
 """What `opd-trl reproduce` runs, read from YAML: models, arms, claims. Fixed before the runs."""
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import asdict, dataclass
@@ -63,6 +64,8 @@ class Claim:
         arms: in the order of the table.
         against: the arm that the others are compared with.
         figures: log names that the table and the picture show beside the outcome.
+        checks: pairs (above, below): the claim wants the first to end above the second. Each is an arm, for its
+            outcome, or `arm:figure`; see `checks.figure`.
     """
 
     name: str
@@ -71,6 +74,18 @@ class Claim:
     arms: tuple[str, ...]
     against: str
     figures: tuple[str, ...] = ()
+    checks: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, spec: dict[str, Any]) -> "Claim":
+        """From YAML."""
+        lists = {field: tuple(spec.get(field, ())) for field in ("arms", "figures")}
+        return cls(**spec | lists | {"name": name, "checks": tuple(map(tuple, spec.get("checks", ())))})
+
+    @property
+    def compared(self) -> list[str]:
+        """Arms of the checks."""
+        return [side.partition(":")[0] for check in self.checks for side in check]
 
 
 @dataclass(frozen=True)
@@ -135,10 +150,7 @@ def read_settings(path: Path, *, quick: bool = False) -> Settings:
     kept = content.pop("only", None)
     try:
         arms = {name: Arm(name=name, **spec) for name, spec in content.pop("arms").items()}
-        claims = {
-            name: Claim(name=name, **{**spec, "arms": tuple(spec["arms"]), "figures": tuple(spec.get("figures", ()))})
-            for name, spec in content.pop("claims").items()
-        }
+        claims = {name: Claim.of(name, spec) for name, spec in content.pop("claims").items()}
         settings = Settings(arms=arms, claims=claims, **content)
     except (TypeError, KeyError) as error:
         raise SettingsError(f"{path}: {error}.") from error
@@ -157,11 +169,11 @@ def only(settings: Settings, kept: list[str]) -> Settings:
     """Settings with these arms alone."""
     arms = {name: settings.arms[name] for name in kept}
     claims = {
-        name: Claim(**(asdict(claim) | {"arms": tuple(arm for arm in claim.arms if arm in arms)}))
+        name: dataclasses.replace(claim, arms=tuple(arm for arm in claim.arms if arm in arms))
         for name, claim in settings.claims.items()
         if set(claim.arms) & set(arms)
     }
-    return Settings(**{**vars(settings), "arms": arms, "claims": claims})
+    return dataclasses.replace(settings, arms=arms, claims=claims)
 
 
 def check(settings: Settings, path: Path) -> None:
@@ -178,6 +190,6 @@ def check(settings: Settings, path: Path) -> None:
                     f"{path}, arm {arm.name}: {field} is {getattr(arm, field)!r}, expected one of {', '.join(names)}."
                 )
     for claim in settings.claims.values():
-        missing = [name for name in (*claim.arms, claim.against) if name not in settings.arms]
+        missing = [name for name in (*claim.arms, claim.against, *claim.compared) if name not in settings.arms]
         if missing:
             raise SettingsError(f"{path}, claim {claim.name}: there is no arm {missing[0]!r}.")

@@ -2,10 +2,14 @@
 
     accelerate launch ... tests/distributed/worker.py '{"out": ..., "student": ..., "kind": "opd", ...}'
 
-Rank 0 writes `log.json` (loss and gradient norm of each step) and `model.pt` (the trained parameters, gathered).
+Rank 0 writes `log.json` (loss and gradient norm of each step) and `model.pt` (the trained parameters, gathered); every
+rank writes its last step to `last_step_RANK.txt`. A rank that is not done after `time_limit` seconds prints where it
+stands and ends with status 1.
 """
 
+import faulthandler
 import json
+import math
 import os
 import signal
 import sys
@@ -102,20 +106,35 @@ class KillAfter(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+class SpoilLine(TrainerCallback):
+    """NaN for the loss in the log line of `step`, on rank 0 alone: no other rank has anything to judge by."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "loss" in logs and state.is_world_process_zero and state.global_step == self.step:
+            logs["loss"] = math.nan
+
+
 def main(setting: dict) -> None:
+    faulthandler.dump_traceback_later(setting["time_limit"], exit=True)
     torch.set_num_threads(1)
     trainer = make_trainer(setting)
     if trainer.is_fsdp_enabled:
         check_units(trainer)
     if "kill_after" in setting:
         trainer.add_callback(KillAfter(setting["kill_after"]))
+    if "spoil_line" in setting:
+        trainer.callback_handler.callbacks.insert(0, SpoilLine(setting["spoil_line"]))  # before the monitor reads it
     trainer.train(resume_from_checkpoint=setting.get("resume", False))
+    out = Path(setting["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    (out / f"last_step_{trainer.accelerator.process_index}.txt").write_text(str(trainer.state.global_step))
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         keys = ("loss", "grad_norm", "distillation/per_token_divergence", "entropy")
         rows = [{key: row[key] for key in keys} for row in trainer.state.log_history if "loss" in row]
-        out = Path(setting["out"])
-        out.mkdir(parents=True, exist_ok=True)
         (out / "log.json").write_text(json.dumps(rows))
         trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
         torch.save({name: x.float().clone() for name, x in state.items() if name in trained}, out / "model.pt")

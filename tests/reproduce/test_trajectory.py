@@ -2,7 +2,9 @@
 
 Student and teacher are snapshots of a model that is trained for 24 steps in the test; the arm is `renormalize_5`, with
 batches of 16. Sampled tokens depend on rounding, which other machines and libraries do otherwise, and each one changes
-what follows; so the first steps must agree closely and later ones as means over ten steps.
+what follows. Start weights that differ by 1e-5 (relative, four draws, 2026-11-23) moved the first five steps by up to
+4e-4, the means of ten steps of the loss by 0.1 %, 16 % and 28 %, those of the gradient norm by 0.1 %, 29 % and a
+factor of three; the tolerances are set from that.
 
     python tests/reproduce/test_trajectory.py        writes the trajectory anew: only where a change of it is meant
 """
@@ -24,8 +26,9 @@ from opd_trl.reproduce.task import asked_rows
 
 STORED = Path(__file__).with_name("trajectory.json")
 STEPS, BATCH = 30, 16
-# Relative: of each of the first steps, and of means over ten steps.
-FIRST, CLOSE, LOOSE = 3, 2e-3, 0.12
+# Relative: of each of the first steps; of means over ten steps. None: not compared.
+FIRST, CLOSE = 5, 2e-3
+OF_MEANS = {"loss": (0.02, 0.3, 0.5), "grad_norm": (0.02, 0.5, None)}
 
 
 def run(folder: Path, arm: str = "renormalize_5", **fields) -> dict[str, list[float]]:
@@ -64,9 +67,9 @@ def differences(found: dict[str, list[float]]) -> list[str]:
         for step in range(FIRST):
             if found[name][step] != pytest.approx(values[step], rel=CLOSE):
                 problems.append(f"{name} at step {step + 1}: {found[name][step]:.5f}, stored {values[step]:.5f}")
-        for start in range(0, STEPS, 10):
+        for start, bound in zip(range(0, STEPS, 10), OF_MEANS[name], strict=True):
             here, there = (sum(x[start : start + 10]) / 10 for x in (found[name], values))
-            if here != pytest.approx(there, rel=LOOSE):
+            if bound is not None and here != pytest.approx(there, rel=bound):
                 problems.append(f"mean {name} of steps {start + 1} to {start + 10}: {here:.5f}, stored {there:.5f}")
     return problems
 
@@ -77,8 +80,8 @@ def test_thirty_steps_of_an_arm_go_as_they_went(tmp_path):
 
 def test_the_plain_form_leaves_the_trajectory_of_the_right_one(tmp_path):
     found = differences(run(tmp_path, "plain_5"))
-    assert any(problem.startswith("loss at step 1") for problem in found)
-    assert any(problem.startswith("mean loss of steps 21") for problem in found)
+    for place in ("loss at step 1", "grad_norm at step 1", "mean loss of steps 1", "mean grad_norm of steps 1"):
+        assert any(problem.startswith(f"{place}:") or problem.startswith(f"{place} ") for problem in found), place
 
 
 if __name__ == "__main__":

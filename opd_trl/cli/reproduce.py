@@ -1,0 +1,155 @@
+"""`opd-trl reproduce`: the paper's claims on tiny models, from one command."""
+
+import argparse
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+DESCRIPTION = """
+Train tiny models from nothing on a small reasoning task and put the claims of "The Many Faces of On-Policy
+Distillation" (arXiv 2605.11182) to the test: the biased TopK gradient, the dropped tail, the aggregate of privileged
+contexts, the mismatch of distributions, modes that are not covered, and controls. No network, no GPU.
+
+Every arm starts from the same checkpoints per seed, sees as many prompts, and is measured on problems that nothing
+trained on. Before each run a pre-flight says whether it will fail; a table at the end says how often it was right.
+
+  mechanisms    all claims (recipes: reproduce/mechanisms)
+
+Results go to OUTPUT as they come: results.jsonl, report.md, a picture per claim, a run log per arm for
+`opd-trl report`. Stopped, the command goes on where it was when it is called again.
+"""
+EXAMPLES = """
+examples
+  opd-trl reproduce mechanisms --quick                   one seed, the main arms, a few minutes on 2 cores
+  opd-trl reproduce mechanisms                           five seeds, every arm
+  opd-trl reproduce mechanisms --only biased_topk        one claim; names of arms do as well
+  opd-trl reproduce mechanisms --table                   tables and pictures of what there is, nothing is run
+  opd-trl report runs/mechanisms/0/runs/plain_5 runs/mechanisms/0/runs/stop_gradient_5
+"""
+STUDIES = {"mechanisms": "reproduce/mechanisms"}
+QUICK_SEEDS, SEEDS, MAX_SEEDS = 1, 5, 10
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The arguments of `opd-trl reproduce`."""
+    parser = argparse.ArgumentParser(
+        prog="opd-trl reproduce",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("study", choices=[*STUDIES], help="what to reproduce")
+    parser.add_argument("--seeds", type=int, help=f"from 0 on (default: {SEEDS}; with --quick {QUICK_SEEDS})")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a claim or an arm; repeatable")
+    parser.add_argument("--quick", action="store_true", help="fewer arms and shorter runs: to see it work")
+    parser.add_argument(
+        "--output", type=Path, help="folder of results (default: runs/mechanisms, with --quick runs/mechanisms_quick)"
+    )
+    parser.add_argument("--settings", type=Path, help="another settings file (default: the study's own recipe)")
+    parser.add_argument("--jobs", type=int, help="runs at a time, each on one core (default: the cores there are)")
+    parser.add_argument("--table", action="store_true", help="only tables and pictures of the results that there are")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run `opd-trl reproduce`; exit status 1 where a run failed."""
+    args = make_parser().parse_args(argv)
+    from opd_trl.reproduce.settings import SettingsError
+
+    try:
+        return reproduce(args)
+    except (SettingsError, OSError) as error:
+        print(f"opd-trl reproduce: error: {error}", file=sys.stderr)
+        return 2
+
+
+def reproduce(args: argparse.Namespace) -> int:
+    """Run what is open, then write and print the report.
+
+    Raises:
+        SettingsError: flags or settings that cannot be run; nothing is written.
+    """
+    from rich.console import Console
+
+    from opd_trl.reproduce.report import write_report
+    from opd_trl.reproduce.settings import SettingsError, read_settings
+    from opd_trl.reproduce.study import all_jobs, matching, read_lines
+    from opd_trl.reproduce.tables import summary
+
+    from .recipes import find_recipe
+
+    settings = read_settings(args.settings or find_recipe(STUDIES[args.study]), quick=args.quick)
+    seeds = args.seeds if args.seeds is not None else QUICK_SEEDS if args.quick else SEEDS
+    workers = args.jobs if args.jobs is not None else len(os.sched_getaffinity(0))
+    for flag, value, most in (("--seeds", seeds, MAX_SEEDS), ("--jobs", workers, 64)):
+        if not 1 <= value <= most:
+            raise SettingsError(f"{flag} must be 1 to {most}, got {value}.")
+    jobs = all_jobs(settings, range(seeds), settings.chosen(args.only))
+    home = args.output or Path("runs") / (args.study + "_quick" * args.quick)
+    console = Console()
+    failed = 0 if args.table else run_open(jobs, settings, home, workers, console)
+    lines = matching(read_lines(home), jobs)
+    if not any(line["kind"] == "arm" for line in lines):
+        raise SettingsError(f"{home} holds no result of these arms and settings yet. Leave --table away to run them.")
+    console.print(summary(settings, lines))
+    for path in write_report(settings, lines, home):
+        console.print(f"wrote {path}", highlight=False)
+    return int(failed > 0)
+
+
+def run_open(jobs, settings, home: Path, workers: int, console) -> int:
+    """Run jobs behind a progress bar; the number of those that failed."""
+    from opd_trl.reproduce.study import key_of, read_lines, run
+
+    done = {key_of(line) for line in read_lines(home)}
+    total = sum(job.key not in done for job in jobs)
+    if total < len(jobs):
+        console.print(f"{len(jobs) - total} of {len(jobs)} steps are done already in {home}.", highlight=False)
+    if total == 0:
+        return 0
+    with bar(console, total) as advance:
+        failed = run(jobs, settings=settings, home=home, workers=workers, **advance)
+    if failed:
+        names = ", ".join(f"{job.name} (seed {job.seed})" for job in failed[:5])
+        console.print(
+            f"{len(failed)} steps have no result: {names}. Their output is in {home}/SEED/logs. The same command "
+            "tries them again.",
+            style="red",
+            highlight=False,
+        )
+    return len(failed)
+
+
+@contextlib.contextmanager
+def bar(console, total: int) -> Iterator[dict[str, Any]]:
+    """A progress bar over steps, with the names of those that run; a line for each where nobody looks."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    running: dict[Any, float] = {}
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("", total=total)
+
+        def show() -> None:
+            progress.update(task, description=", ".join(f"{job.name} ({job.seed})" for job in running))
+
+        def started(job) -> None:
+            running[job] = time.perf_counter()
+            show()
+
+        def ended(job, error: str | None) -> None:
+            seconds = time.perf_counter() - running.pop(job)
+            progress.advance(task)
+            show()
+            if error is not None:
+                console.print(f"{job.kind} {job.name}, seed {job.seed}: {error}", style="red", highlight=False)
+            elif not console.is_terminal:
+                print(f"{job.kind} {job.name}, seed {job.seed}: {seconds:.0f} s", flush=True)
+
+        yield {"started": started, "ended": ended}

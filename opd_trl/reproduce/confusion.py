@@ -1,0 +1,130 @@
+"""Did an arm work, and had the pre-flight said so?"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .settings import SELF, Arm, Settings
+
+
+Line = dict[str, Any]
+# Share of the way from student to teacher that an arm must go to count as one that worked.
+WORKED = 0.5
+# Teachers that are hardly better than their student leave nothing to judge by.
+LEAST_GAP = 0.05
+
+
+@dataclass
+class Results:
+    """The lines of a study, found by what they are about.
+
+    Attributes:
+        arms: name -> seed -> result.
+        references: (model, prompts, context) -> seed -> figures.
+    """
+
+    arms: dict[str, dict[int, Line]] = field(default_factory=dict)
+    references: dict[tuple[str, str, str | None], dict[int, Line]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, lines: Sequence[Line]) -> "Results":
+        """Sort lines."""
+        found = cls()
+        for line in lines:
+            if line["kind"] == "arm":
+                found.arms.setdefault(line["name"], {})[line["seed"]] = line["result"]
+            elif line["kind"] == "reference":
+                subject = line["model"], line["prompts"], line["context"]
+                found.references.setdefault(subject, {})[line["seed"]] = line["result"]
+        return found
+
+    def after(self, arm: Arm, name: str) -> dict[int, float]:
+        """A figure of the trained student by seed."""
+        return {seed: result["after"][name] for seed, result in self.runs(arm).items() if name in result["after"]}
+
+    def last(self, arm: Arm, name: str) -> dict[int, float]:
+        """A logged figure at the end of training by seed."""
+        return {seed: result["last"][name] for seed, result in self.runs(arm).items() if name in result["last"]}
+
+    def foreseen(self, arm: Arm, name: str) -> dict[int, float]:
+        """The value of a finding of the pre-flight by seed."""
+        looks = {seed: result["preflight"] for seed, result in self.runs(arm).items() if result["preflight"]}
+        values = {seed: [x["value"] for x in look["findings"] if x["name"] == name] for seed, look in looks.items()}
+        return {seed: found[0] for seed, found in values.items() if found and found[0] is not None}
+
+    def runs(self, arm: Arm) -> dict[int, Line]:
+        """Of an arm, by seed."""
+        return dict(sorted(self.arms.get(arm.name, {}).items()))
+
+    def before(self, arm: Arm, name: str) -> dict[int, float]:
+        """A figure of its student before."""
+        return self._reference((arm.student, arm.prompts, None), name)
+
+    def teacher(self, arm: Arm, name: str) -> dict[int, float]:
+        """A figure of its teacher."""
+        return self._reference((arm.student if arm.teacher == SELF else arm.teacher, arm.prompts, arm.context), name)
+
+    def _reference(self, subject: tuple[str, str, str | None], name: str) -> dict[int, float]:
+        return {seed: found[name] for seed, found in self.references.get(subject, {}).items()}
+
+    def gap_closed(self, arm: Arm) -> dict[int, float]:
+        """(after - before) / (teacher - before) by seed; seeds whose teacher is hardly better are left out."""
+        if arm.outcome == "pick":
+            return {}
+        before, teacher = self.before(arm, arm.outcome), self.teacher(arm, arm.outcome)
+        return {
+            seed: (after - before[seed]) / (teacher[seed] - before[seed])
+            for seed, after in self.after(arm, arm.outcome).items()
+            if seed in before and seed in teacher and teacher[seed] - before[seed] >= LEAST_GAP
+        }
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What was said of a run, and what came.
+
+    Attributes:
+        arm, seed: the run.
+        doubts: names of the findings that said fix or stop.
+        worked: did it?
+    """
+
+    arm: str
+    seed: int
+    doubts: tuple[str, ...]
+    worked: bool
+
+    @property
+    def is_right(self) -> bool:
+        """Doubted and failed, or not doubted and worked."""
+        return bool(self.doubts) != self.worked
+
+
+def forecasts(settings: Settings, results: Results) -> list[Forecast]:
+    """Of every run that was looked at before, and that can be judged."""
+    found = []
+    for arm in settings.arms.values():
+        for seed, closed in results.gap_closed(arm).items():
+            look = results.runs(arm)[seed]["preflight"]
+            if look is not None:
+                doubts = tuple(x["name"] for x in look["findings"] if x["verdict"] in ("fix", "stop"))
+                found.append(Forecast(arm.name, seed, doubts, closed >= WORKED))
+    return found
+
+
+def counts(found: Sequence[Forecast]) -> dict[tuple[bool, bool], int]:
+    """(doubted, worked) -> runs.
+
+    >>> counts([Forecast("a", 0, ("overlap",), False), Forecast("b", 0, (), True)])
+    {(True, False): 1, (True, True): 0, (False, False): 0, (False, True): 1}
+    """
+    total = Counter((bool(x.doubts), x.worked) for x in found)
+    return {(doubted, worked): total[doubted, worked] for doubted in (True, False) for worked in (False, True)}
+
+
+def by_finding(found: Sequence[Forecast]) -> dict[str, tuple[int, int]]:
+    """Name of a finding -> (runs that it doubted, those of them that failed), the most frequent first."""
+    doubted = Counter(name for x in found for name in dict.fromkeys(x.doubts))
+    failed = Counter(name for x in found if not x.worked for name in dict.fromkeys(x.doubts))
+    return {name: (count, failed[name]) for name, count in doubted.most_common()}

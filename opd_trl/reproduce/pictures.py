@@ -1,0 +1,138 @@
+"""Pictures of a study: what each arm reached, how it went there, and what the pre-flight had said."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..diagnostics.plots import COLOURS
+from .confusion import WORKED, Results, forecasts
+from .intervals import t_interval
+from .settings import Arm, Settings
+from .tables import WORDS
+
+
+Line = dict[str, Any]
+GREY = "#888888"
+OUTCOMES = {"accuracy": "right on held-out problems, T = 1", "marked": "opens with the mark, T = 1"}
+
+
+def new_figure(width: float, height: float) -> Any:
+    """A figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def colour(place: int) -> str:
+    """Of an arm by its place in the claim."""
+    return COLOURS[place % len(COLOURS)]
+
+
+def dashes(place: int) -> str:
+    """Another line for arms that share a colour."""
+    return ("-", "--", ":")[place // len(COLOURS) % 3]
+
+
+def draw_claim(settings: Settings, lines: Sequence[Line], name: str, path: Path) -> Path:
+    """Left what the arms reached, right how they went there; picks have a panel of their own."""
+    claim, results = settings.claims[name], Results.of(lines)
+    arms = [settings.arms[arm] for arm in claim.arms if results.arms.get(arm)]
+    problems, picks = ([arm for arm in arms if (arm.outcome == "pick") == pick] for pick in (False, True))
+    figures = [figure for figure in claim.figures if any(results.last(arm, figure) for arm in problems)]
+    panels = bool(problems) * (1 + len(figures)) + bool(picks)
+    figure = new_figure(4.4 * panels, max(3.6, 0.34 * len(problems) + 1.6))
+    figure.suptitle(claim.title)
+    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    if problems:
+        draw_outcomes(axes.pop(0), problems, results)
+        for log_name in figures:
+            draw_curves(axes.pop(0), problems, results, log_name)
+    if picks:
+        draw_picks(axes.pop(0), picks, results)
+    figure.savefig(path, dpi=110)
+    return path
+
+
+def draw_outcomes(axes: Any, arms: Sequence[Arm], results: Results) -> None:
+    """A row per arm: seeds, their mean with its interval, and lines for student and teacher."""
+    for place, arm in enumerate(arms):
+        values = list(results.after(arm, arm.outcome).values())
+        axes.plot(values, [place] * len(values), "o", color=GREY, markersize=3, alpha=0.7)
+        found = t_interval(values)
+        half = found.half_width if len(values) > 1 else 0.0
+        axes.errorbar([found.value], [place], xerr=[[half], [half]], fmt="o", color=colour(place), capsize=3)
+        for reference, mark in ((results.before(arm, arm.outcome), "|"), (results.teacher(arm, arm.outcome), "*")):
+            if reference:
+                axes.plot([np.mean(list(reference.values()))], [place], mark, color="black", markersize=8)
+    axes.set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(-0.03, 1.03)
+    axes.set_xlabel(OUTCOMES[arms[0].outcome] + "\n| student before   * teacher", fontsize=8)
+    axes.grid(axis="x", alpha=0.3)
+
+
+def draw_curves(axes: Any, arms: Sequence[Arm], results: Results, log_name: str) -> None:
+    """Mean over seeds and their range."""
+    for place, arm in enumerate(arms):
+        curves = [x["curves"] for x in results.runs(arm).values() if log_name in x["curves"]]
+        if not curves:
+            continue
+        values = np.array([curve[log_name] for curve in curves])
+        steps = curves[0]["step"]
+        axes.plot(steps, values.mean(0), dashes(place), color=colour(place), linewidth=1.4, label=arm.label)
+        axes.fill_between(steps, values.min(0), values.max(0), color=colour(place), alpha=0.12, linewidth=0)
+    axes.set_title(WORDS.get(log_name, log_name), fontsize=9)
+    axes.set_xlabel("step", fontsize=8)
+    axes.grid(alpha=0.3)
+
+
+def draw_picks(axes: Any, arms: Sequence[Arm], results: Results) -> None:
+    """Two contexts: the letters; the student as its own teacher: the mass on S on its way to q(S) / e."""
+    if arms[0].context is None:
+        for place, arm in enumerate(arms):
+            draw_curves(axes, [arm], results, "support/student_mass")
+            axes.lines[-1].set_color(colour(place))
+        resting = np.mean(list(results.after(arms[0], "stationary_mass").values()))
+        axes.axhline(resting, color="black", linestyle=":", label="q(S) / e")
+        axes.set_title("mass on S, the student its own teacher", fontsize=9)
+        axes.set_ylim(0, 1)
+    else:
+        for place, arm in enumerate(arms):
+            letters = np.array([x["after"]["letters"] for x in results.runs(arm).values()])
+            at = np.arange(3) + 0.35 * place - 0.175
+            axes.bar(at, letters.mean(0), 0.33, color=colour(place), label=arm.label)
+            axes.plot(np.repeat(at, len(letters)), letters.T.ravel(), ".", color="black", markersize=3)
+        axes.set_xticks(range(3), ["x", "y", "z"])
+        axes.set_title("probability of each letter", fontsize=9)
+    axes.legend(fontsize=7)
+
+
+def draw_confusion(settings: Settings, lines: Sequence[Line], path: Path) -> Path:
+    """A row per arm, a dot per seed: how much of the gap it closed, coloured by what the pre-flight had said."""
+    results = Results.of(lines)
+    doubted = {(x.arm, x.seed): bool(x.doubts) for x in forecasts(settings, results)}
+    arms = [arm for arm in settings.arms.values() if any(name == arm.name for name, _ in doubted)]
+    figure = new_figure(9, max(3.0, 0.25 * len(arms) + 1.4))
+    axes = figure.subplots()
+    for place, arm in enumerate(arms):
+        for seed, closed in results.gap_closed(arm).items():
+            if (arm.name, seed) in doubted:
+                shade = COLOURS[1] if doubted[arm.name, seed] else COLOURS[0]
+                axes.plot([float(np.clip(closed, -1.05, 1.15))], [place], "o", color=shade, markersize=5, alpha=0.8)
+    axes.axvline(WORKED, color="black", linestyle=":")
+    for label, shade in (("doubted before training", COLOURS[1]), ("not doubted", COLOURS[0])):
+        axes.plot([], [], "o", color=shade, label=label)
+    axes.set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        "share of the gap between student and teacher that was closed (below -1.05 drawn there)", fontsize=8
+    )
+    axes.legend(fontsize=8, loc="lower left")
+    axes.grid(axis="x", alpha=0.3)
+    figure.savefig(path, dpi=110)
+    return path

@@ -1,0 +1,146 @@
+"""A study of a few steps, run by its command: real models and trainers, in processes of their own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from opd_trl.cli import reproduce as command
+from opd_trl.cli.recipes import find_recipe
+from opd_trl.reproduce.settings import read_settings
+from opd_trl.reproduce.study import RESULTS, all_jobs, key_of, matching, read_lines
+
+
+ARMS = ["plain_5", "own_answer", "geometric", "sft", "penalty"]
+
+
+def tiny_settings(path: Path, arms: list[str] = ARMS) -> Path:
+    """The study's own settings, three steps long."""
+    content = yaml.safe_load(find_recipe("reproduce/mechanisms").read_text())
+    content.pop("quick")
+    for name in ("own", "other", "adapted", "stabilized"):
+        content["models"][name] |= {"max_steps": 3, "per_device_train_batch_size": 8, "warmup_steps": 0}
+    content["models"]["own"]["snapshots"] = {"weak": 1, "strong": 2}
+    content["training"] |= {"max_steps": 3, "per_device_train_batch_size": 8, "max_completion_length": 8}
+    content["evaluation"] = {"samples": 1, "max_new_tokens": 4}
+    content["preflight"] = {"prompts": 4, "contexts": 2}
+    content["only"] = arms
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A finished study: its folder and the arguments of its command."""
+    home = tmp_path_factory.mktemp("study")
+    settings = tiny_settings(home / "settings.yaml")
+    argv = ["mechanisms", "--settings", str(settings), "--seeds", "1", "--output", str(home / "out"), "--jobs", "2"]
+    assert command.main(argv) == 0
+    return home / "out", argv
+
+
+def arm_lines(home: Path) -> dict[str, dict]:
+    return {line["name"]: line["result"] for line in read_lines(home) if line["kind"] == "arm"}
+
+
+def test_every_arm_leaves_a_line_with_what_it_is_judged_by(study):
+    home, _ = study
+    lines = arm_lines(home)
+    assert set(lines) == set(ARMS)
+    for name in ("plain_5", "own_answer", "sft", "penalty"):
+        assert {"accuracy", "greedy", "length", "cut_off", "repetition"} <= set(lines[name]["after"])
+    assert "train_accuracy" in lines["own_answer"]["after"]
+    assert {"to_geometric", "to_arithmetic", "stationary_mass"} <= set(lines["geometric"]["after"])
+    assert lines["plain_5"]["curves"]["step"] == [1, 2, 3]
+    assert lines["plain_5"]["preflight"]["verdict"] == "stop"
+    assert lines["sft"]["preflight"] is None
+
+
+def test_students_and_teachers_are_measured_before(study):
+    home, _ = study
+    references = {(x["model"], x["prompts"], x["context"]) for x in read_lines(home) if x["kind"] == "reference"}
+    solve, quick = ("weak", "solve", None), ("own", "quick", None)
+    assert references == {solve, ("own", "solve", None), quick, ("own", "quick", "answer")}
+
+
+def test_there_is_a_report_with_pictures_and_a_run_log_of_each_arm(study):
+    home, _ = study
+    assert "Biased TopK collapses" in (home / "report.md").read_text()
+    assert (home / "biased_topk.png").stat().st_size > 10_000
+    assert not (home / "mode_not_covered.png").exists()
+    assert (home / "0" / "runs" / "plain_5" / "run_log" / "log.jsonl").exists()
+
+
+def test_called_again_it_runs_what_is_missing_alone(study, tmp_path, capsys):
+    home, argv = study
+    again = tmp_path / "again"
+    shutil.copytree(home, again)
+    lines = (again / RESULTS).read_text().splitlines(keepends=True)
+    arms = [line for line in lines if '"kind": "arm"' in line]
+    # As a kill leaves it: one arm was not begun, and the line of another is half written.
+    kept = [line for line in lines if line not in arms[-2:]]
+    (again / RESULTS).write_text("".join(kept) + arms[-1][:40])
+    assert command.main([*argv[:-4], "--output", str(again), "--jobs", "1"]) == 0
+    assert f"{len(lines) - 2} of {len(lines)} steps are done already" in capsys.readouterr().out
+    # Nothing but time differs: the seeds decide.
+    for name, line in arm_lines(again).items():
+        assert line | {"seconds": 0} == arm_lines(home)[name] | {"seconds": 0}
+
+
+def test_results_of_other_settings_are_not_mixed_in(study, tmp_path):
+    home, _ = study
+    longer = yaml.safe_load(tiny_settings(tmp_path / "longer.yaml").read_text())
+    longer["training"]["max_steps"] = 4
+    (tmp_path / "longer.yaml").write_text(yaml.safe_dump(longer))
+    settings = read_settings(tmp_path / "longer.yaml")
+    kinds = {line["kind"] for line in matching(read_lines(home), all_jobs(settings, [0], ARMS))}
+    assert kinds == {"model"}
+
+
+def test_jobs_are_every_model_reference_and_arm_once_per_seed():
+    settings = read_settings(find_recipe("reproduce/mechanisms"))
+    jobs = all_jobs(settings, range(2), ["other_teacher_after_sft", "other_teacher"])
+    assert [job.name for job in jobs if job.kind == "model" and job.seed == 1] == ["own", "other", "stabilized"]
+    assert len({job.key for job in jobs}) == len(jobs)
+
+
+def test_an_arm_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
+    settings = tiny_settings(tmp_path / "settings.yaml", ["full", "geometric"])
+    content = yaml.safe_load(settings.read_text())
+    content["arms"]["full"]["fields"] = {"loss_support": "nowhere"}
+    settings.write_text(yaml.safe_dump(content))
+    argv = ["mechanisms", "--settings", str(settings), "--seeds", "1", "--output", str(tmp_path / "out")]
+    assert command.main([*argv, "--jobs", "1"]) == 1
+    output = " ".join(capsys.readouterr().out.split())
+    assert "arm full, seed 0: ValueError: loss_support" in output
+    assert "The same command tries them again" in output
+    assert set(arm_lines(tmp_path / "out")) == {"geometric"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--only", "biased"], "--only biased: no such claim or arm"),
+        (["--seeds", "0"], "--seeds must be 1 to 10, got 0"),
+        (["--seeds", "11"], "--seeds must be 1 to 10, got 11"),
+        (["--jobs", "0"], "--jobs must be 1 to 64, got 0"),
+        (["--table"], "holds no result of these arms and settings yet"),
+        (["--settings", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["mechanisms", *argv]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("opd-trl reproduce: error: ")
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lines_are_found_by_kind_name_seed_and_settings(study):
+    home, _ = study
+    lines = read_lines(home)
+    assert len({key_of(line) for line in lines}) == len(lines)
+    assert all(json.loads(json.dumps(line)) == line for line in lines)
