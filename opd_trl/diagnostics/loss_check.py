@@ -9,6 +9,7 @@ from torch import Tensor
 from ..losses.comparison import NextToken, TokenGradients, compare_gradients
 from ..losses.objective import Objective
 from ..losses.tokens import Tokens
+from .verdicts import OURS, Finding
 
 
 TOP_KS = (1, 5, 20, 100)
@@ -20,6 +21,9 @@ STATIONARY = 1e-5
 SAME = 1e-6
 # Below this cosine with the exact gradient, a better form is named.
 CLOSE = 0.9
+# Below this share of the exact gradient's pull, probability outside the student's TopK comes back too slowly. Chosen
+# on three seeds of `opd-trl reproduce mechanisms` and checked on two others: docs/evidence.md.
+FIRM_PULL = 0.8
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class LossRow:
         bias: norm of what remains of it where the teacher equals the student, / the exact norm. The "+1".
         gradient_at_teacher: root mean square over tokens of that remainder.
         student_outside, teacher_outside: probability outside the support.
+        tail_pull: how fast its gradient lowers the student's probability outside its own TopK, over how fast the exact
+            one does; negative: it raises it. None where the exact gradient does not lower it.
     """
 
     name: str
@@ -60,6 +66,7 @@ class LossRow:
     gradient_at_teacher: float
     student_outside: float
     teacher_outside: float
+    tail_pull: float | None = None
 
     @property
     def is_stationary_at_teacher(self) -> bool:
@@ -123,10 +130,13 @@ class Sums:
     dot: float = 0.0
     student_mass: float = 0.0
     teacher_mass: float = 0.0
+    tail_pull: float = 0.0
+    exact_tail_pull: float = 0.0
     at_teacher: float = 0.0
 
     def add(self, found: TokenGradients) -> None:
-        for name in ("loss", "squared_norm", "dot", "student_mass", "teacher_mass"):
+        added = ("loss", "squared_norm", "dot", "student_mass", "teacher_mass", "tail_pull", "exact_tail_pull")
+        for name in added:
             setattr(self, name, getattr(self, name) + getattr(found, name).double().sum().item())
 
 
@@ -184,6 +194,7 @@ class LossCheck:
             gradient_at_teacher=(sums.at_teacher / n) ** 0.5,
             student_outside=max(0.0, 1 - sums.student_mass / n),
             teacher_outside=max(0.0, 1 - sums.teacher_mass / n),
+            tail_pull=ratio(sums.tail_pull, sums.exact_tail_pull),
         )
 
     @property
@@ -254,3 +265,24 @@ def settings_of(row: LossRow) -> str:
     """
     tail = {"renormalised": "renormalize", "tail bucket": "bucket"}.get(row.name, "drop")
     return f"loss_tail: {tail} and loss_top_k: {row.top_k}"
+
+
+def judge_tail(pull: float | None, top_k: int) -> Finding:
+    """Does what leaves the student's TopK come back? `pull` is `LossRow.tail_pull` of the configured loss.
+
+    Once probability is outside, only a gradient that lowers it there leads home. A dropped tail with a stop-gradient
+    is unbiased and yet not centred: it lifts every token outside by p_j D_S, with D_S the divergence on the support. A
+    tail bucket weighs the tail as one token.
+    """
+    name, threshold = f"pull on what is outside the student's Top-{top_k}", f"above {FIRM_PULL} ({OURS})"
+    if pull is None:
+        sentence = "The exact gradient does not lower it: the teacher wants tokens from there."
+        return Finding("loss", name, "ok", "none to have", sentence, threshold)
+    figure = f"{pull:.2f} of the exact gradient's"
+    if pull >= FIRM_PULL:
+        sentence = "Probability that leaves the support is pulled back as the exact gradient would."
+        return Finding("loss", name, "ok", figure, sentence, threshold, value=pull)
+    does = "pulls back too weakly" if pull > 0 else "raises further"
+    sentence = f"Probability outside the support, which the teacher wants lower, the configured loss {does}."
+    change = "loss_tail: renormalize, a larger loss_top_k, or loss_support: full; else a smaller learning_rate"
+    return Finding("loss", name, "fix", figure, sentence, threshold, change, pull)

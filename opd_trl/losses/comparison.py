@@ -55,6 +55,8 @@ class TokenGradients:
         squared_norm: `(N,)`, |dL/dz|^2 over the vocabulary.
         dot: `(N,)`, with the exact gradient.
         student_mass, teacher_mass: `(N,)`, on the support.
+        tail_pull: `(N,)`, how fast a step along -dL/dz lowers the student's probability outside its own TopK.
+        exact_tail_pull: `(N,)`, the same along the exact gradient.
         hidden: `(N, H)`, dL/dh in the student's hidden states.
     """
 
@@ -63,6 +65,8 @@ class TokenGradients:
     dot: Tensor
     student_mass: Tensor
     teacher_mass: Tensor
+    tail_pull: Tensor
+    exact_tail_pull: Tensor
     hidden: Tensor
 
 
@@ -120,7 +124,7 @@ def compare_gradients(
         chunk_size: positions projected at once; by default from the memory budget of the loss.
 
     Returns:
-        of the exact gradient (masses 1, `dot` with itself), and of each objective.
+        of the exact gradient (masses 1, `dot` and pull with itself, K = 1), and of each objective.
     """
     if chunk_size is None:
         chunk_size = max(1, chunk_size_for(student.weight.size(0), student.weight.device) // 4)
@@ -142,9 +146,39 @@ def compare_gradients(
             raw = LogitGradient(student.transform.chain(gradient.values, at), gradient.ids)
             squared_norm = gradient.values.square().sum(-1)
             dot = (gradient.values * of_exact).sum(-1)
-            parts[name].append((loss, squared_norm, dot, *masses, raw.to_hidden(student.weight).float()))
+            tail = Tail.of(logits, objectives[name].top_k if name else 1)
+            pulls = tail.pull(gradient), tail.pull(LogitGradient(exact))
+            parts[name].append((loss, squared_norm, dot, *masses, *pulls, raw.to_hidden(student.weight).float()))
     gathered = {name: TokenGradients(*map(torch.cat, zip(*parts[name], strict=True))) for name in names}
     return gathered.pop(""), gathered
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What lies outside the student's TopK at n positions.
+
+    Attributes:
+        log_probs: `(n, V)`, the student's.
+        least: `(n, 1)`, log-probability of the last token inside.
+        mass: `(n,)`, probability outside.
+    """
+
+    log_probs: Tensor
+    least: Tensor
+    mass: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, top_k: int) -> "Tail":
+        """From logits `(n, V)`."""
+        log_probs = logits.log_softmax(-1)
+        inside = log_probs.topk(min(top_k, logits.size(-1)), dim=-1).values
+        return cls(log_probs, inside[:, -1:], 1 - inside.exp().sum(-1))
+
+    def pull(self, gradient: LogitGradient) -> Tensor:
+        """-dm/dt for m, the mass outside, and dz/dt = -g: sum_outside p g - m sum_V p g. `(n,)`."""
+        at = self.log_probs if gradient.ids is None else self.log_probs.gather(-1, gradient.ids)
+        flow = at.exp() * gradient.values
+        return (flow * (at < self.least)).sum(-1) - self.mass * flow.sum(-1)
 
 
 def run_objective(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..diagnostics import context_test, verdicts
-from ..diagnostics.loss_check import CLOSE, judge
+from ..diagnostics.loss_check import CLOSE, judge, judge_tail
 from ..diagnostics.verdicts import Finding
 from ..evaluation.statistics import paired_difference
 from ..trainers.opsd import OPSDTrainer
@@ -145,8 +145,7 @@ def answers(flight: Flight) -> None:
     flight.findings.append(verdicts.judge_teacher(better, teacher=means["teacher"], student=means["student"]))
     if goes_on:
         lost = paired_difference(scores["teacher"], scores["continued"])
-        found_lost = verdicts.judge_continuation(lost, scratch=means["teacher"], continued=means["continued"])
-        flight.findings.append(found_lost)
+        flight.findings.append(verdicts.judge_continuation(lost, **means))
 
 
 def loss(flight: Flight) -> None:
@@ -160,6 +159,7 @@ def loss(flight: Flight) -> None:
     figure = f"left at the teacher {row.gradient_at_teacher:.1e}, cosine {agreement_text}"
     threshold = f"0 at the teacher ({verdicts.PAPER}, eq. 12); cosine above {CLOSE} ({verdicts.OURS})"
     flight.findings.append(Finding("loss", "gradient", word, figure, sentence, threshold, value=agreement))
+    flight.findings.append(judge_tail(row.tail_pull, flight.trainer.args.loss_top_k))
     flight.details["loss"] = found
 
 

@@ -1,4 +1,4 @@
-"""One arm with one seed: a pre-flight, training, and what came of it."""
+"""One arm with one seed: what the pre-flight says, training, and what came of it."""
 
 import dataclasses
 import time
@@ -50,27 +50,38 @@ def run_arm(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
         settings: of the study.
         home: folder of the seed, with the models; the run goes to `runs/<arm>` in it.
     """
-    from datasets import Dataset
-
     start = time.perf_counter()
-    args = arguments(arm, settings, seed=seed, folder=home / "runs" / arm.name)
-    count = args.max_steps * args.per_device_train_batch_size
-    rows = asked_rows(count, part="opd", prompts=arm.prompts, context=arm.context, seed=seed)
-    student, tokenizer = load_model(home / arm.student), load_tokenizer(home / arm.student)
-    line: Line = {"teacher_tokens": None}
     if arm.trainer == "sft":
+        count = settings.training["max_steps"] * settings.training["per_device_train_batch_size"]
         text = teacher_text(home / arm.teacher, count, part="opd", prompts=arm.prompts, seed=seed)
+        student, tokenizer = load_model(home / arm.student), load_tokenizer(home / arm.student)
         fit(student, tokenizer, text, sft_fields(settings), seed=seed)
-        line |= {"preflight": None, "curves": {}, "last": {}}
+        line: Line = {"curves": {}, "last": {}}
     else:
-        trainer = build(arm, args, student, tokenizer, Dataset.from_list(rows), home)
-        line["preflight"] = look(trainer, settings)
+        trainer = build(arm, seed, settings=settings, home=home)
         trainer.train()
-        line |= histories(trainer.state.log_history)
-        student = trainer.model
+        line = histories(trainer.state.log_history)
+        student, tokenizer = trainer.model, trainer.processing_class
     return line | {
         "after": outcome(arm, student, tokenizer, settings=settings, home=home, seed=seed),
         "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def forecast(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
+    """The pre-flight's verdict and figures on the trainer of an arm, which trains nothing.
+
+    Args:
+        arm, seed, settings, home: as in `run_arm`.
+    """
+    flight = Flight(build(arm, seed, settings=settings, home=home), **settings.preflight, judge=judge_answers)
+    fly(flight, SECTIONS)
+    return {
+        "verdict": verdicts.worst(flight.findings),
+        "findings": [
+            {name: getattr(finding, name) for name in ("section", "name", "verdict", "figure", "value", "sentence")}
+            for finding in flight.findings
+        ],
     }
 
 
@@ -89,26 +100,19 @@ def sft_fields(settings: Settings) -> dict[str, Any]:
     return {name: value for name, value in settings.training.items() if name in known}
 
 
-def build(arm: Arm, args: OPDConfig, student, tokenizer, rows, home: Path) -> OPDTrainer:
-    """The trainer of an arm."""
-    options = {"args": args, "train_dataset": rows, "processing_class": tokenizer}
+def build(arm: Arm, seed: int, *, settings: Settings, home: Path) -> OPDTrainer:
+    """The trainer of an arm, whose run goes to `runs/<arm>` in the folder of the seed."""
+    from datasets import Dataset
+
+    args = arguments(arm, settings, seed=seed, folder=home / "runs" / arm.name)
+    count = args.max_steps * args.per_device_train_batch_size
+    rows = asked_rows(count, part="opd", prompts=arm.prompts, context=arm.context, seed=seed)
+    student, tokenizer = load_model(home / arm.student), load_tokenizer(home / arm.student)
+    options = {"args": args, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
     if arm.teacher == SELF:
         return OPSDTrainer(student, **options)
     trainer = ConstantPenaltyTrainer if arm.trainer == "penalty" else OPDTrainer
     return trainer(student, teacher_model=str(home / arm.teacher), **options)
-
-
-def look(trainer: OPDTrainer, settings: Settings) -> Line:
-    """The pre-flight's verdict and figures, before a step is trained."""
-    flight = Flight(trainer, **settings.preflight, judge=judge_answers)
-    fly(flight, SECTIONS)
-    return {
-        "verdict": verdicts.worst(flight.findings),
-        "findings": [
-            {name: getattr(finding, name) for name in ("section", "name", "verdict", "figure", "value", "sentence")}
-            for finding in flight.findings
-        ],
-    }
 
 
 def judge_answers(texts: list[str], rows: list[Row]) -> list[float]:

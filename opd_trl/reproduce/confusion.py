@@ -1,5 +1,6 @@
 """Did an arm work, and had the pre-flight said so?"""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ Line = dict[str, Any]
 WORKED = 0.5
 # Teachers that are hardly better than their student leave nothing to judge by.
 LEAST_GAP = 0.05
+#: Verdicts that say that a run will not work well, or not at all.
+DOUBTS = ("fix", "stop")
 
 
 @dataclass
@@ -20,11 +23,12 @@ class Results:
     """The lines of a study, found by what they are about.
 
     Attributes:
-        arms: name -> seed -> result.
+        arms, forecasts: name -> seed -> result.
         references: (model, prompts, context) -> seed -> figures.
     """
 
     arms: dict[str, dict[int, Line]] = field(default_factory=dict)
+    forecasts: dict[str, dict[int, Line]] = field(default_factory=dict)
     references: dict[tuple[str, str, str | None], dict[int, Line]] = field(default_factory=dict)
 
     @classmethod
@@ -32,8 +36,9 @@ class Results:
         """Sort lines."""
         found = cls()
         for line in lines:
-            if line["kind"] == "arm":
-                found.arms.setdefault(line["name"], {})[line["seed"]] = line["result"]
+            if line["kind"] in ("arm", "forecast"):
+                kind = found.arms if line["kind"] == "arm" else found.forecasts
+                kind.setdefault(line["name"], {})[line["seed"]] = line["result"]
             elif line["kind"] == "reference":
                 subject = line["model"], line["prompts"], line["context"]
                 found.references.setdefault(subject, {})[line["seed"]] = line["result"]
@@ -49,7 +54,7 @@ class Results:
 
     def foreseen(self, arm: Arm, name: str) -> dict[int, float]:
         """The value of a finding of the pre-flight by seed."""
-        looks = {seed: result["preflight"] for seed, result in self.runs(arm).items() if result["preflight"]}
+        looks = self.forecasts.get(arm.name, {})
         values = {seed: [x["value"] for x in look["findings"] if x["name"] == name] for seed, look in looks.items()}
         return {seed: found[0] for seed, found in values.items() if found and found[0] is not None}
 
@@ -86,41 +91,50 @@ class Forecast:
 
     Attributes:
         arm, seed: the run.
+        verdict: `ok`, `fix` or `stop`.
         doubts: names of the findings that said fix or stop.
         worked: did it?
     """
 
     arm: str
     seed: int
+    verdict: str
     doubts: tuple[str, ...]
     worked: bool
 
     @property
     def is_right(self) -> bool:
         """Doubted and failed, or not doubted and worked."""
-        return bool(self.doubts) != self.worked
+        return (self.verdict in DOUBTS) != self.worked
 
 
 def forecasts(settings: Settings, results: Results) -> list[Forecast]:
     """Of every run that was looked at before, and that can be judged."""
-    found = []
-    for arm in settings.arms.values():
-        for seed, closed in results.gap_closed(arm).items():
-            look = results.runs(arm)[seed]["preflight"]
-            if look is not None:
-                doubts = tuple(x["name"] for x in look["findings"] if x["verdict"] in ("fix", "stop"))
-                found.append(Forecast(arm.name, seed, doubts, closed >= WORKED))
-    return found
+    return [
+        Forecast(arm.name, seed, look["verdict"], doubts_of(look), closed >= WORKED)
+        for arm in settings.arms.values()
+        for seed, closed in results.gap_closed(arm).items()
+        if (look := results.forecasts.get(arm.name, {}).get(seed)) is not None
+    ]
 
 
-def counts(found: Sequence[Forecast]) -> dict[tuple[bool, bool], int]:
-    """(doubted, worked) -> runs.
+def doubts_of(look: Line) -> tuple[str, ...]:
+    """Names of the findings that said fix or stop, whatever K is.
 
-    >>> counts([Forecast("a", 0, ("overlap",), False), Forecast("b", 0, (), True)])
-    {(True, False): 1, (True, True): 0, (False, False): 0, (False, True): 1}
+    >>> doubts_of({"findings": [{"name": "Top-5 overlap", "verdict": "fix"}, {"name": "EOS", "verdict": "ok"}]})
+    ('Top-K overlap',)
     """
-    total = Counter((bool(x.doubts), x.worked) for x in found)
-    return {(doubted, worked): total[doubted, worked] for doubted in (True, False) for worked in (False, True)}
+    return tuple(re.sub(r"Top-\d+", "Top-K", x["name"]) for x in look["findings"] if x["verdict"] in DOUBTS)
+
+
+def counts(found: Sequence[Forecast]) -> dict[tuple[str, bool], int]:
+    """(verdict, worked) -> runs.
+
+    >>> counts([Forecast("a", 0, "fix", ("overlap",), False), Forecast("b", 0, "ok", (), True)])["ok", True]
+    1
+    """
+    total = Counter((x.verdict, x.worked) for x in found)
+    return {(verdict, worked): total[verdict, worked] for verdict in ("ok", *DOUBTS) for worked in (False, True)}
 
 
 def by_finding(found: Sequence[Forecast]) -> dict[str, tuple[int, int]]:

@@ -15,6 +15,7 @@ from .tables import WORDS
 
 Line = dict[str, Any]
 GREY = "#888888"
+VERDICTS = {"ok": COLOURS[0], "fix": COLOURS[4], "stop": COLOURS[1]}
 OUTCOMES = {"accuracy": "right on held-out problems, T = 1", "marked": "opens with the mark, T = 1"}
 
 
@@ -39,19 +40,20 @@ def dashes(place: int) -> str:
 
 
 def draw_claim(settings: Settings, lines: Sequence[Line], name: str, path: Path) -> Path:
-    """Left what the arms reached, right how they went there; picks have a panel of their own."""
+    """Above what the arms reached, below how they went there; picks have a panel of their own."""
     claim, results = settings.claims[name], Results.of(lines)
     arms = [settings.arms[arm] for arm in claim.arms if results.arms.get(arm)]
     problems, picks = ([arm for arm in arms if (arm.outcome == "pick") == pick] for pick in (False, True))
     figures = [figure for figure in claim.figures if any(results.last(arm, figure) for arm in problems)]
-    panels = bool(problems) * (1 + len(figures)) + bool(picks)
-    figure = new_figure(4.4 * panels, max(3.6, 0.34 * len(problems) + 1.6))
+    height, panels = 0.3 * len(problems) + 1.1, len(figures) + bool(picks)
+    figure = new_figure(10.5, height + 3.4)
     figure.suptitle(claim.title)
-    axes = list(figure.subplots(1, panels, squeeze=False)[0])
+    above, below = figure.subfigures(2, 1, height_ratios=(height, 3.2)) if problems else (None, figure)
     if problems:
-        draw_outcomes(axes.pop(0), problems, results)
-        for log_name in figures:
-            draw_curves(axes.pop(0), problems, results, log_name)
+        draw_outcomes(above.subplots(), problems, results)
+    axes = list(below.subplots(1, panels, squeeze=False)[0])
+    for log_name in figures:
+        draw_curves(axes.pop(0), problems, results, log_name)
     if picks:
         draw_picks(axes.pop(0), picks, results)
     figure.savefig(path, dpi=110)
@@ -115,18 +117,18 @@ def draw_picks(axes: Any, arms: Sequence[Arm], results: Results) -> None:
 def draw_confusion(settings: Settings, lines: Sequence[Line], path: Path) -> Path:
     """A row per arm, a dot per seed: how much of the gap it closed, coloured by what the pre-flight had said."""
     results = Results.of(lines)
-    doubted = {(x.arm, x.seed): bool(x.doubts) for x in forecasts(settings, results)}
-    arms = [arm for arm in settings.arms.values() if any(name == arm.name for name, _ in doubted)]
+    said = {(x.arm, x.seed): x.verdict for x in forecasts(settings, results)}
+    arms = [arm for arm in settings.arms.values() if any(name == arm.name for name, _ in said)]
     figure = new_figure(9, max(3.0, 0.25 * len(arms) + 1.4))
     axes = figure.subplots()
     for place, arm in enumerate(arms):
         for seed, closed in results.gap_closed(arm).items():
-            if (arm.name, seed) in doubted:
-                shade = COLOURS[1] if doubted[arm.name, seed] else COLOURS[0]
+            if (arm.name, seed) in said:
+                shade = VERDICTS[said[arm.name, seed]]
                 axes.plot([float(np.clip(closed, -1.05, 1.15))], [place], "o", color=shade, markersize=5, alpha=0.8)
     axes.axvline(WORKED, color="black", linestyle=":")
-    for label, shade in (("doubted before training", COLOURS[1]), ("not doubted", COLOURS[0])):
-        axes.plot([], [], "o", color=shade, label=label)
+    for verdict, shade in VERDICTS.items():
+        axes.plot([], [], "o", color=shade, label=f"{verdict}, said before training")
     axes.set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel(

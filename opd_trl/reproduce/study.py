@@ -23,7 +23,7 @@ class Job:
     """One thing to do.
 
     Attributes:
-        kind: `model`, `reference` or `arm`.
+        kind: `model`, `reference`, `forecast` or `arm`.
         name: of the maker, the reference or the arm.
         seed: of the study.
         digest: of the settings that it depends on.
@@ -65,8 +65,10 @@ def all_jobs(settings: Settings, seeds: Sequence[int], arms: Sequence[str]) -> l
             for x in subjects
         ]
         jobs += [
-            Job("arm", arm.name, seed, settings.arm_digest(arm.name), tuple(maker_of[model] for model in arm.models))
+            Job(kind, arm.name, seed, settings.arm_digest(arm.name), tuple(maker_of[model] for model in arm.models))
             for arm in chosen
+            for kind in ("forecast", "arm")
+            if kind == "arm" or arm.trainer != "sft"
         ]
     return jobs
 
@@ -210,7 +212,8 @@ def work(job: Job, settings: Settings, home: Path) -> Line:
 
         if job.subject is not None:
             return arms.reference(*job.subject, job.seed, settings=settings, home=folder)
-        return arms.run_arm(settings.arms[job.name], job.seed, settings=settings, home=folder)
+        run = arms.forecast if job.kind == "forecast" else arms.run_arm
+        return run(settings.arms[job.name], job.seed, settings=settings, home=folder)
 
 
 @contextlib.contextmanager

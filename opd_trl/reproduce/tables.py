@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .checks import checked
-from .confusion import WORKED, Results, by_finding, counts, forecasts
+from .confusion import DOUBTS, WORKED, Results, by_finding, counts, doubts_of, forecasts
 from .intervals import paired, shown, t_interval
 from .settings import Arm, Claim, Settings
 
@@ -133,10 +133,9 @@ def pick_table(arms: Sequence[Arm], results: Results) -> str:
 
 def said(arm: Arm, results: Results) -> str:
     """What the pre-flight said: in how many seeds it doubted, and why."""
-    looks = [result["preflight"] for result in results.runs(arm).values() if result["preflight"]]
-    if not looks:
+    doubts = [doubts_of(look) for look in results.forecasts.get(arm.name, {}).values()]
+    if not doubts:
         return ""
-    doubts = [{x["name"] for x in look["findings"] if x["verdict"] in ("fix", "stop")} for look in looks]
     names = sorted({name for of_run in doubts for name in of_run}, key=lambda x: -sum(x in y for y in doubts))
     verdict = f"doubts {sum(map(bool, doubts))} of {len(doubts)}"
     return f"{verdict}: {'; '.join(names)}" if names else verdict
@@ -149,8 +148,8 @@ def preflight_text(settings: Settings, results: Results) -> str:
         return ""
     total, right = counts(found), sum(x.is_right for x in found)
     rows = [
-        {"": label, "failed": str(total[doubted, False]), "worked": str(total[doubted, True])}
-        for label, doubted in (("doubted (fix or stop)", True), ("not doubted", False))
+        {"it said": verdict, "failed": str(total[verdict, False]), "worked": str(total[verdict, True])}
+        for verdict in ("ok", *DOUBTS)
     ]
     findings = [
         {"finding": name, "runs doubted": str(count), "of them failed": str(failed)}
@@ -159,8 +158,9 @@ def preflight_text(settings: Settings, results: Results) -> str:
     return (
         "### What the pre-flight had said\n\n"
         f"{len(found)} runs of {len({x.arm for x in found})} arms, each looked at before its training. A run worked "
-        f"where it closed at least {WORKED:.0%} of the gap between student and teacher. The pre-flight was right in "
-        f"{right} of {len(found)} ({right / len(found):.0%}).\n\n{markdown(rows)}\n{markdown(findings)}"
+        f"where it closed at least {WORKED:.0%} of the gap between student and teacher. *fix* and *stop* are doubts, "
+        f"and the pre-flight was right in {right} of {len(found)} ({right / len(found):.0%}).\n\n{markdown(rows)}\n"
+        f"{markdown(findings)}"
     )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from opd_trl.diagnostics.loss_check import LossCheck, LossRow, cosine_of, forms_of, judge
+from opd_trl.diagnostics.loss_check import LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
 from opd_trl.losses.comparison import NextToken
 from opd_trl.losses.objective import Objective
 from opd_trl.losses.tokens import Tokens
@@ -124,3 +124,29 @@ def test_forms_follow_the_divergence_and_leave_out_a_k_above_the_vocabulary():
 
 def test_the_cosine_of_a_zero_gradient_is_none():
     assert cosine_of([torch.zeros(2)], [torch.ones(2)]) is None
+
+
+def test_a_dropped_tail_lifts_what_the_exact_gradient_lowers_and_a_renormalised_one_does_not():
+    """A student with 8 % outside its Top-5, which its teacher gives nothing."""
+    torch.manual_seed(0)
+    head = torch.eye(50)
+    inside, spread = torch.randn(40, 5), torch.randn(40, 45) * 0.1
+    student = torch.cat([inside + 4.5, spread], -1)
+    teacher = torch.cat([inside + torch.randn(40, 5) + 4.5, spread - 8], -1)
+    tokens = Tokens(torch.ones(40), torch.zeros(40, dtype=torch.long))
+    pulls = {}
+    for tail in ("drop", "renormalize", "bucket"):
+        options = {"support": "student", "divergence": "reverse_kl", "beta": 0.5, "pointwise_clip": None}
+        form = Objective(top_k=5, tail=tail, stop_gradient=True, **options)
+        check = LossCheck(forms_of(form, top_ks=(), vocab_size=50))
+        check.add(NextToken(student, head), NextToken(teacher, head), tokens)
+        pulls[tail] = check.rows()[0].tail_pull
+        assert check.rows()[-1].tail_pull == pytest.approx(1.0, abs=1e-4)
+    assert pulls["drop"] < 0 < pulls["bucket"]
+    assert [judge_tail(pulls[name], 5).verdict for name in ("drop", "bucket")] == ["fix", "ok"]
+
+
+def test_the_pull_on_the_tail_gets_a_verdict():
+    assert (judge_tail(None, 5).verdict, judge_tail(1.1, 5).verdict, judge_tail(0.5, 5).verdict) == ("ok", "ok", "fix")
+    assert "raises further" in judge_tail(-0.2, 5).sentence
+    assert "loss_support: full" in judge_tail(-0.2, 5).change

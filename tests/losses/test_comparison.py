@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opd_trl.losses import chunked_support_loss
-from opd_trl.losses.comparison import NextToken, compare_gradients, exact_logit_gradient
+from opd_trl.losses.comparison import NextToken, compare_gradients, exact_logit_gradient, run_objective
 from opd_trl.losses.head import LogitTransform
 from opd_trl.losses.objective import Objective
 from opd_trl.losses.tokens import Tokens
@@ -114,3 +114,30 @@ def test_the_exact_gradient_of_equal_logits_is_zero_and_the_teacher_gets_none():
     assert value.abs().max() < 1e-6
     assert gradient.abs().max() < 1e-6
     assert teacher.grad is None
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tail": "drop"}, {"tail": "bucket"}, {"support": "union"}, {"support": "full"}]
+)
+@pytest.mark.parametrize("chunk_size", [2, 100])
+def test_the_pull_on_the_tail_is_what_a_small_step_along_the_gradient_does(options, chunk_size):
+    student, teacher, tokens = sides()
+    form = objective(**options)
+    _, found = compare_gradients(student, teacher, tokens, {"form": form}, chunk_size=chunk_size)
+    logits = student.logits(slice(None)).double()
+    inside = logits.topk(K, dim=-1).indices
+
+    def outside(z):
+        return 1 - z.softmax(-1).gather(-1, inside).sum(-1)
+
+    _, exact = exact_logit_gradient(logits, teacher.logits(slice(None)).double())
+    _, gradient, *_ = run_objective(form, logits.float(), teacher.logits(slice(None)), tokens)
+    own = (
+        gradient.values
+        if gradient.ids is None
+        else torch.zeros_like(exact.float()).scatter_add(-1, gradient.ids, gradient.values)
+    )
+    for name, g in (("tail_pull", own.double()), ("exact_tail_pull", exact)):
+        step = 1e-4
+        expected = (outside(logits + step * g) - outside(logits - step * g)) / (2 * step)
+        torch.testing.assert_close(getattr(found["form"], name), expected.float(), rtol=1e-3, atol=1e-6)

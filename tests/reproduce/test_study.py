@@ -54,8 +54,14 @@ def test_every_arm_leaves_a_line_with_what_it_is_judged_by(study):
     assert "train_accuracy" in lines["own_answer"]["after"]
     assert {"to_geometric", "to_arithmetic", "stationary_mass"} <= set(lines["geometric"]["after"])
     assert lines["plain_5"]["curves"]["step"] == [1, 2, 3]
-    assert lines["plain_5"]["preflight"]["verdict"] == "stop"
-    assert lines["sft"]["preflight"] is None
+
+
+def test_every_arm_is_looked_at_but_the_one_without_a_teacher(study):
+    home, _ = study
+    said = {line["name"]: line["result"] for line in read_lines(home) if line["kind"] == "forecast"}
+    assert set(said) == set(ARMS) - {"sft"}
+    assert said["plain_5"]["verdict"] == "stop"
+    assert {"section", "name", "verdict", "figure", "value", "sentence"} == set(said["plain_5"]["findings"][0])
 
 
 def test_students_and_teachers_are_measured_before(study):

@@ -15,13 +15,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 
 from opd_trl.cli.recipes import find_recipe
-from opd_trl.reproduce.arms import arguments, build
-from opd_trl.reproduce.models import load_model, load_tokenizer, own
+from opd_trl.reproduce.arms import build
+from opd_trl.reproduce.models import own
 from opd_trl.reproduce.settings import read_settings
-from opd_trl.reproduce.task import asked_rows
 
 
 STORED = Path(__file__).with_name("trajectory.json")
@@ -31,7 +29,7 @@ FIRST, CLOSE = 5, 2e-3
 OF_MEANS = {"loss": (0.02, 0.3, 0.5), "grad_norm": (0.02, 0.5, None)}
 
 
-def run(folder: Path, arm: str = "renormalize_5", **fields) -> dict[str, list[float]]:
+def run(folder: Path, arm: str = "renormalize_5") -> dict[str, list[float]]:
     """Loss and gradient norm of every step."""
     settings = read_settings(find_recipe("reproduce/mechanisms"))
     models = settings.models | {
@@ -40,11 +38,7 @@ def run(folder: Path, arm: str = "renormalize_5", **fields) -> dict[str, list[fl
     training = settings.training | {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "monitor": False}
     settings = dataclasses.replace(settings, models=models, training=training)
     own(folder, models, seed=0)
-    chosen = settings.arms[arm]
-    args = arguments(chosen, settings, seed=0, folder=folder / "run")
-    rows = Dataset.from_list(asked_rows(STEPS * BATCH, part="opd", prompts="solve", context=None, seed=0))
-    student, tokenizer = load_model(folder / "weak"), load_tokenizer(folder / "weak")
-    trainer = build(chosen, args, student, tokenizer, rows, folder)
+    trainer = build(settings.arms[arm], 0, settings=settings, home=folder)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]
     return {name: [line[name] for line in lines] for name in ("loss", "grad_norm")}
