@@ -132,7 +132,8 @@ def run_recheck(args: argparse.Namespace) -> None:
 
 def show(args: argparse.Namespace) -> None:
     """Tables on the screen or on a page, and the picture."""
-    from internalise_table import tables, write_between_marks
+    from internalise_table import tables
+    from marks import write_between_marks
 
     lines = read_lines(args.results)
     if args.table or args.write:
@@ -140,7 +141,7 @@ def show(args: argparse.Namespace) -> None:
         if args.table:
             print(text)
         if args.write:
-            write_between_marks(args.write, text)
+            write_between_marks(args.write, text, "internalise")
             print(f"written: {args.write}")
     if args.plot:
         from internalise_picture import draw

@@ -1,11 +1,11 @@
 """Tables of the finished cells as Markdown: means with 95 % intervals over questions and seeds."""
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from internalise_lines import REFERENCES, Cell, Line, all_cells, cell_of, open_cells
 from internalise_retention import BEFORE
+from marks import marks_of
 
 from opd_trl.evaluation import Interval, bootstrap_interval
 
@@ -23,7 +23,7 @@ NAMES = {
 }
 MEASURES = {"greedy": "follows, greedy", "sampled": "follows, T = 1", "elsewhere": "leaks elsewhere"}
 BASELINE = "forward_kl"
-BEGIN, END = "<!-- internalise: begin, written by benchmarks/internalise.py -->", "<!-- internalise: end -->"
+BEGIN, END = marks_of("internalise")
 
 ByRule = dict[str, dict[str, list[Line]]]
 
@@ -203,18 +203,3 @@ def tables(lines: list[Line], kept: list[Line]) -> str:
         parts += [f"Difference to {NAMES[BASELINE]}, paired by question and seed:", gaps]
     parts += ["What is left of the rest:", retention(rules, kept), f"Conditions: {conditions(lines)}"]
     return "\n\n".join(part for part in parts if part)
-
-
-def write_between_marks(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page.
-
-    Raises:
-        ValueError: the page is missing, or has not each mark once, in their order.
-    """
-    content = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
-        raise ValueError(f"{page} must hold the lines {BEGIN} and {END}, once and in this order. Put them there.")
-    head, rest = content.split(BEGIN)
-    temporary = page.with_suffix(".part")
-    temporary.write_text(f"{head}{BEGIN}\n\n{text}\n\n{END}{rest.split(END)[1]}", encoding="utf-8")
-    temporary.replace(page)

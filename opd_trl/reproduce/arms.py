@@ -79,7 +79,7 @@ def forecast(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
     return {
         "verdict": verdicts.worst(flight.findings),
         "findings": [
-            {name: getattr(finding, name) for name in ("section", "name", "verdict", "figure", "value", "sentence")}
+            {name: getattr(finding, name) for name in ("section", "name", "verdict", "figure", "value")}
             for finding in flight.findings
         ],
     }

@@ -72,7 +72,7 @@ def draw_outcomes(axes: Any, arms: Sequence[Arm], results: Results) -> None:
             if reference:
                 axes.plot([np.mean(list(reference.values()))], [place], mark, color="black", markersize=8)
     axes.set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel(OUTCOMES[arms[0].outcome] + "\n| student before   * teacher", fontsize=8)
     axes.grid(axis="x", alpha=0.3)
@@ -101,7 +101,7 @@ def draw_picks(axes: Any, arms: Sequence[Arm], results: Results) -> None:
             axes.lines[-1].set_color(colour(place))
         resting = np.mean(list(results.after(arms[0], "stationary_mass").values()))
         axes.axhline(resting, color="black", linestyle=":", label="q(S) / e")
-        axes.set_title("mass on S, the student its own teacher", fontsize=9)
+        axes.set_title("mass on S", fontsize=9)
         axes.set_ylim(0, 1)
     else:
         for place, arm in enumerate(arms):
@@ -111,7 +111,7 @@ def draw_picks(axes: Any, arms: Sequence[Arm], results: Results) -> None:
             axes.plot(np.repeat(at, len(letters)), letters.T.ravel(), ".", color="black", markersize=3)
         axes.set_xticks(range(3), ["x", "y", "z"])
         axes.set_title("probability of each letter", fontsize=9)
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
 
 
 def draw_confusion(settings: Settings, lines: Sequence[Line], path: Path) -> Path:

@@ -120,16 +120,6 @@ def test_the_command_prints_and_writes_the_same_tables_and_leaves_the_rest_of_th
     assert "machine m; date 2026-01-01" in printed
 
 
-@pytest.mark.parametrize("content", [None, "no marks", table.BEGIN, f"{table.END}{table.BEGIN}"])
-def test_a_page_without_its_marks_is_refused_and_kept(tmp_path, content):
-    page = tmp_path / "page.md"
-    if content is not None:
-        page.write_text(content)
-    with pytest.raises(ValueError, match="once and in this order"):
-        table.write_between_marks(page, "text")
-    assert not page.exists() if content is None else page.read_text() == content
-
-
 def test_the_page_of_results_shows_the_lines_that_are_kept_here():
     text = PAGE.read_text(encoding="utf-8").split(table.BEGIN)[1].split(table.END)[0].strip()
     assert text == table.tables(read_lines(RESULTS), read_lines(RETENTION)), (

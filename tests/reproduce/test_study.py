@@ -61,7 +61,7 @@ def test_every_arm_is_looked_at_but_the_one_without_a_teacher(study):
     said = {line["name"]: line["result"] for line in read_lines(home) if line["kind"] == "forecast"}
     assert set(said) == set(ARMS) - {"sft"}
     assert said["plain_5"]["verdict"] == "stop"
-    assert {"section", "name", "verdict", "figure", "value", "sentence"} == set(said["plain_5"]["findings"][0])
+    assert {"section", "name", "verdict", "figure", "value"} == set(said["plain_5"]["findings"][0])
 
 
 def test_students_and_teachers_are_measured_before(study):
