@@ -1,17 +1,16 @@
 """The study of `opd-trl reproduce mechanisms` as it stands in the documentation.
 
-    opd-trl reproduce mechanisms                          runs it
-    python benchmarks/mechanisms.py --keep runs/mechanisms    its lines into benchmarks/results/
-    python benchmarks/mechanisms.py --table               Markdown, from the lines
-    python benchmarks/mechanisms.py --write docs/evidence.md  the same, between the marks of that page
-    python benchmarks/mechanisms.py --plot docs/images    a picture of each claim, and of the pre-flight
+    opd-trl reproduce mechanisms                                runs it
+    python benchmarks/mechanisms.py --keep runs/mechanisms      its lines into benchmarks/results/
+    python benchmarks/mechanisms.py --table                     Markdown, from the lines
+    python benchmarks/mechanisms.py --write docs/evidence.md    the same, between the marks of that page
+    python benchmarks/mechanisms.py --plot docs/images          a picture of each claim, and of the pre-flight
 
-`results/mechanisms_first_look.jsonl` holds what the pre-flight of commit 9473a92 said of the same runs, before its rules
-were changed.
+`results/mechanisms_first_look.jsonl` holds what the pre-flight of commit 9473a92 said of the same runs, before its
+rules were changed.
 """
 
 import argparse
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any

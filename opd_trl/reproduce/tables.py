@@ -1,5 +1,6 @@
 """The results of a study as Markdown, and as a table for the terminal."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -136,7 +137,7 @@ def said(arm: Arm, results: Results) -> str:
     doubts = [doubts_of(look) for look in results.forecasts.get(arm.name, {}).values()]
     if not doubts:
         return ""
-    names = sorted({name for of_run in doubts for name in of_run}, key=lambda x: -sum(x in y for y in doubts))
+    names = [name for name, _ in Counter(name for of_run in doubts for name in dict.fromkeys(of_run)).most_common()]
     verdict = f"doubts {sum(map(bool, doubts))} of {len(doubts)}"
     return f"{verdict}: {'; '.join(names)}" if names else verdict
 
