@@ -99,10 +99,16 @@ def problem_row(settings: Settings, claim: Claim, arm: Arm, results: Results) ->
         "3-gram repetition": mean(results.after(arm, "repetition")),
     }
     cells |= {WORDS[figure]: mean(results.last(arm, figure)) for figure in claim.figures if "length" not in figure}
-    cells["gap closed"] = interval(results.gap_closed(arm))
+    cells["worked"] = worked(arm, results)
     cells[f"against: {against.label}"] = shown(paired(results.after(against, name), outcome), sign=True) * differs
     cells["pre-flight"] = said(arm, results)
     return cells
+
+
+def worked(arm: Arm, results: Results) -> str:
+    """In how many seeds an arm closed enough of the gap to its teacher; empty where none can be judged."""
+    closed = results.gap_closed(arm)
+    return f"{sum(x >= WORKED for x in closed.values())} of {len(closed)}" if closed else ""
 
 
 def pick_table(arms: Sequence[Arm], results: Results) -> str:
@@ -218,25 +224,20 @@ def summary(settings: Settings, lines: Sequence[Line]) -> "Table":
     from rich.table import Table
 
     results = Results.of(lines)
-    table = Table(
-        "arm", "before", "after", "teacher", "gap closed", "worked", "the pre-flight", box=None, pad_edge=False
-    )
+    table = Table("arm", "before", "after", "teacher", "worked", "the pre-flight", box=None, pad_edge=False)
     for arm in settings.arms.values():
         if not results.runs(arm):
             continue
-        closed = results.gap_closed(arm)
         if arm.outcome == "pick":
             text = pick_table([arm], results).splitlines()[-1]
             table.add_row(arm.label, "", text.split("|")[3].strip())
             continue
-        worked = f"{sum(x >= WORKED for x in closed.values())} of {len(closed)}" if closed else ""
         table.add_row(
             arm.label,
             mean(results.before(arm, arm.outcome)),
             interval(results.after(arm, arm.outcome)),
             mean(results.teacher(arm, arm.outcome)),
-            mean(closed),
-            worked,
+            worked(arm, results),
             said(arm, results).partition(":")[0],
         )
     return table

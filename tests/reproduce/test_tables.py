@@ -80,7 +80,7 @@ def test_the_report_holds_the_figures_of_each_arm():
     good, bad = table_under(text, "### A claim")
     assert (good["right, T = 1"], good["before"], good["teacher"]) == ("0.77 [0.62, 0.91]", "0.50", "0.90")
     assert good["against: Bad"] == "+0.57 [+0.19, +0.95]"
-    assert (bad["against: Bad"], bad["gap closed"]) == ("", "-0.75 [-1.37, -0.13]")
+    assert (good["worked"], bad["worked"], bad["against: Bad"]) == ("3 of 3", "0 of 3", "")
     assert bad["pre-flight"] == "doubts 3 of 3: Top-K overlap"
     assert good["pre-flight"] == "doubts 1 of 2: Top-K overlap; gradient"
     assert "the pre-flight was right in 4 of 5 (80%)" in text

@@ -78,8 +78,7 @@ def show(figures: dict[str, Any], console: Console) -> None:
     console.print(
         "\ncosine, norm: of the gradient against the exact one. bias: what is left of it where the teacher equals the "
         "student (the '+1' of a dropped tail), over the exact norm; a right loss has 0. outside: probability off the "
-        "support. tail pull: how fast it lowers the student's probability outside its own TopK, over how fast the "
-        "exact one does; below 0 it raises it.",
+        "support.",
         style="dim",
         highlight=False,
     )
@@ -97,8 +96,7 @@ def table(rows: list[LossRow]) -> Table:
     grid.add_column("loss", no_wrap=True)
     for column in ("K", "nats", "cosine\nlogits", "cosine\nblock", "norm", "bias", "student\noutside"):
         grid.add_column(column, justify="right", no_wrap=True)
-    for column in ("teacher\noutside", "tail\npull"):
-        grid.add_column(column, justify="right", no_wrap=True)
+    grid.add_column("teacher\noutside", justify="right", no_wrap=True)
     for row in rows:
         cells = (
             row.name,
@@ -110,7 +108,6 @@ def table(rows: list[LossRow]) -> Table:
             number(row.bias),
             number(row.student_outside),
             number(row.teacher_outside),
-            number(row.tail_pull, ".2f"),
         )
         style = "bold" if row is rows[0] else None
         grid.add_row(*cells, style=style)
