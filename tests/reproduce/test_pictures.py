@@ -27,7 +27,7 @@ def test_every_arm_has_its_seeds_their_mean_and_lines_for_student_and_teacher():
     axes, own = pictures.new_figure(4, 4).subplots(), settings()
     pictures.draw_outcomes(axes, [own.arms["good"], own.arms["bad"]], Results.of(lines()))
     points = [tuple(line.get_xdata()) for line in axes.lines]
-    assert (0.8, 0.8, 0.7) in points
+    assert (0.8, 0.8, 0.65) in points
     assert [x[0] for x in points].count(pytest.approx(0.5)) == 2
     assert [x[0] for x in points].count(pytest.approx(0.9)) == 2
     assert [label.get_text() for label in axes.get_yticklabels()] == ["Good", "Bad"]
