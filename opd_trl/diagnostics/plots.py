@@ -37,6 +37,16 @@ DISTILLATION_PANELS = (
 )
 
 
+def new_figure(width: float, height: float) -> Any:
+    """A figure that needs no display."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
 def plot_run(history: Sequence[dict[str, Any]], panels: Sequence[Panel], path: Path, *, title: str) -> Path:
     """Draw the panels side by side into a PNG.
 
@@ -49,11 +59,7 @@ def plot_run(history: Sequence[dict[str, Any]], panels: Sequence[Panel], path: P
     Returns:
         `path`.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.2 * len(panels), 3.4)
     figure.suptitle(title, fontsize=11)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for metric, label in panel.metrics.items():
@@ -88,11 +94,7 @@ def plot_curves(curves: Sequence[Curve], panel: Panel, path: Path, *, marks: Seq
         >>> plot_curves([Curve([1, 2], [0.5, 0.4], "loss")], Panel("loss", {}), path, marks=[2]) == path
         True
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 3.6)
     axes = figure.subplots()
     runs, labels = (list(dict.fromkeys(names)) for names in zip(*((c.run, c.label) for c in curves), strict=True))
     for curve in curves:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..diagnostics.plots import COLOURS
+from ..diagnostics.plots import COLOURS, new_figure
 from .confusion import WORKED, Results, forecasts
 from .intervals import t_interval
 from .settings import Arm, Settings
@@ -17,16 +17,6 @@ Line = dict[str, Any]
 GREY = "#888888"
 VERDICTS = {"ok": COLOURS[0], "fix": COLOURS[4], "stop": COLOURS[1]}
 OUTCOMES = {"accuracy": "right on held-out problems, T = 1", "marked": "opens with the mark, T = 1"}
-
-
-def new_figure(width: float, height: float) -> Any:
-    """A figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def colour(place: int) -> str:

@@ -3,6 +3,7 @@
 import matplotlib.image
 import pytest
 
+from opd_trl.diagnostics.plots import new_figure
 from opd_trl.reproduce import pictures
 from opd_trl.reproduce.confusion import Results
 from opd_trl.reproduce.report import write_report
@@ -24,7 +25,7 @@ def test_a_claim_without_a_result_has_no_picture(tmp_path):
 
 
 def test_every_arm_has_its_seeds_their_mean_and_lines_for_student_and_teacher():
-    axes, own = pictures.new_figure(4, 4).subplots(), settings()
+    axes, own = new_figure(4, 4).subplots(), settings()
     pictures.draw_outcomes(axes, [own.arms["good"], own.arms["bad"]], Results.of(lines()))
     points = [tuple(line.get_xdata()) for line in axes.lines]
     assert (0.8, 0.8, 0.65) in points
@@ -34,7 +35,7 @@ def test_every_arm_has_its_seeds_their_mean_and_lines_for_student_and_teacher():
 
 
 def test_a_curve_is_the_mean_over_seeds_with_their_range():
-    axes, own = pictures.new_figure(4, 4).subplots(), settings()
+    axes, own = new_figure(4, 4).subplots(), settings()
     pictures.draw_curves(axes, [own.arms["good"]], Results.of(lines()), "entropy")
     assert axes.lines[0].get_ydata().tolist() == [2.0, 2.0]
     low, high = axes.collections[0].get_paths()[0].get_extents().get_points()[:, 1]
@@ -42,6 +43,6 @@ def test_a_curve_is_the_mean_over_seeds_with_their_range():
 
 
 def test_the_resting_point_of_the_plain_form_is_marked():
-    axes, own = pictures.new_figure(4, 4).subplots(), settings()
+    axes, own = new_figure(4, 4).subplots(), settings()
     pictures.draw_picks(axes, [own.arms["pick"]], Results.of(lines()))
     assert axes.lines[-1].get_ydata()[0] == pytest.approx(0.2575)
