@@ -18,7 +18,7 @@ from typing import Any
 from marks import write_between_marks
 
 from opd_trl.cli.recipes import find_recipe
-from opd_trl.reproduce.confusion import Results, counts, forecasts
+from opd_trl.reproduce.confusion import Results, by_finding, forecasts
 from opd_trl.reproduce.pictures import draw_claim, draw_confusion
 from opd_trl.reproduce.settings import Settings, read_settings
 from opd_trl.reproduce.study import all_jobs, matching, read_lines
@@ -65,23 +65,27 @@ def text(settings: Settings, lines: list[Line]) -> str:
 def looks_text(settings: Settings, lines: list[Line], first: list[Line]) -> str:
     """The pre-flight before and after its rules were changed, on seeds that were seen and on fresh ones."""
     others = [line for line in lines if line["kind"] != "forecast"]
-    rows = []
+    rows, findings = [], {}
     for rules, said in (("as it was", first), ("as it is", [x for x in lines if x["kind"] == "forecast"])):
         for word, seeds in (("seen", SEEN), ("fresh", FRESH)):
             found = [x for x in forecasts(settings, Results.of([*others, *said])) if x.seed in seeds]
-            total, right = counts(found), sum(x.is_right for x in found)
-            doubted = sum(total[verdict, worked] for verdict in ("fix", "stop") for worked in (False, True))
-            failed = sum(total[verdict, False] for verdict in ("ok", "fix", "stop"))
+            right, doubted = sum(x.is_right for x in found), [x for x in found if x.doubts]
+            failed = sum(not x.worked for x in found)
+            caught = sum(not x.worked for x in doubted)
             rows.append(
                 {
                     "rules": rules,
                     "seeds": f"{seeds[0]} to {seeds[-1]}, {word}",
+                    "failed": f"{failed} of {len(found)} ({failed / len(found):.0%})",
                     "right": f"{right} of {len(found)} ({right / len(found):.0%})",
-                    "of the doubted failed": f"{total['fix', False] + total['stop', False]} of {doubted}",
-                    "of the failed doubted": f"{total['fix', False] + total['stop', False]} of {failed}",
+                    "failed of the doubted": f"{caught} of {len(doubted)}",
+                    "doubted of the failed": f"{caught} of {failed}",
                 }
             )
-    return markdown(rows)
+            if rules == "as it is":
+                for name, (count, wrong) in by_finding(found).items():
+                    findings.setdefault(name, {"finding": name})[f"seeds {word}"] = f"{wrong} of {count}"
+    return f"{markdown(rows)}\nFailed of the doubted, finding by finding, as it is:\n\n{markdown(findings.values())}"
 
 
 def main() -> None:

@@ -159,15 +159,17 @@ def preflight_text(settings: Settings, results: Results) -> str:
         for verdict in ("ok", *DOUBTS)
     ]
     findings = [
-        {"finding": name, "runs doubted": str(count), "of them failed": str(failed)}
+        {"finding": name, "runs doubted": str(count), "of them failed": f"{failed} ({failed / count:.0%})"}
         for name, (count, failed) in by_finding(found).items()
     ]
+    failed = sum(not x.worked for x in found)
     return (
         "### What the pre-flight had said\n\n"
         f"{len(found)} runs of {len({x.arm for x in found})} arms, each looked at before its training. A run worked "
         f"where it closed at least {WORKED:.0%} of the gap between student and teacher. *fix* and *stop* are doubts, "
-        f"and the pre-flight was right in {right} of {len(found)} ({right / len(found):.0%}).\n\n{markdown(rows)}\n"
-        f"{markdown(findings)}"
+        f"and the pre-flight was right in {right} of {len(found)} ({right / len(found):.0%}). Of all runs {failed} "
+        f"failed ({failed / len(found):.0%}): a finding says something where more of the runs that it doubts fail.\n\n"
+        f"{markdown(rows)}\n{markdown(findings)}"
     )
 
 
@@ -229,11 +231,10 @@ def summary(settings: Settings, lines: Sequence[Line]) -> "Table":
         if not results.runs(arm):
             continue
         if arm.outcome == "pick":
-            text = pick_table([arm], results).splitlines()[-1]
-            table.add_row(arm.label, "", text.split("|")[3].strip())
+            table.add_row(arm.name, "", pick_table([arm], results).splitlines()[-1].split("|")[3].strip())
             continue
         table.add_row(
-            arm.label,
+            arm.name,
             mean(results.before(arm, arm.outcome)),
             interval(results.after(arm, arm.outcome)),
             mean(results.teacher(arm, arm.outcome)),

@@ -15,6 +15,11 @@ from tests.reproduce.lines import lines, settings
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 
 
+def cells(table: str) -> list[list[str]]:
+    """Of the rows below the head of a Markdown table."""
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.strip().splitlines()[2:]]
+
+
 def test_every_step_of_the_study_is_kept_under_the_settings_of_the_recipe():
     own = read_settings(find_recipe("reproduce/mechanisms"))
     jobs = all_jobs(own, range(mechanisms.SEEDS), list(own.arms))
@@ -34,13 +39,14 @@ def test_the_preflight_is_compared_before_and_after_its_rules_changed_on_seen_an
     monkeypatch.setattr(mechanisms, "SEEN", range(1))
     monkeypatch.setattr(mechanisms, "FRESH", range(1, 3))
     first = [line for line in lines() if line["kind"] == "forecast" and line["name"] == "bad"]
-    rows = [row.strip("|").split("|") for row in mechanisms.looks_text(settings(), lines(), first).splitlines()[2:]]
-    assert [[cell.strip() for cell in row] for row in rows] == [
-        ["as it was", "0 to 0, seen", "1 of 1 (100%)", "1 of 1", "1 of 1"],
-        ["as it was", "1 to 2, fresh", "2 of 2 (100%)", "2 of 2", "2 of 2"],
-        ["as it is", "0 to 0, seen", "2 of 2 (100%)", "1 of 1", "1 of 1"],
-        ["as it is", "1 to 2, fresh", "2 of 3 (67%)", "2 of 3", "2 of 2"],
+    text, _, by_finding = mechanisms.looks_text(settings(), lines(), first).partition("\nFailed of the doubted")
+    assert cells(text) == [
+        ["as it was", "0 to 0, seen", "1 of 1 (100%)", "1 of 1 (100%)", "1 of 1", "1 of 1"],
+        ["as it was", "1 to 2, fresh", "2 of 2 (100%)", "2 of 2 (100%)", "2 of 2", "2 of 2"],
+        ["as it is", "0 to 0, seen", "1 of 2 (50%)", "2 of 2 (100%)", "1 of 1", "1 of 1"],
+        ["as it is", "1 to 2, fresh", "2 of 3 (67%)", "2 of 3 (67%)", "2 of 3", "2 of 2"],
     ]
+    assert cells(by_finding.split("\n\n")[1]) == [["Top-K overlap", "1 of 1", "2 of 3"], ["gradient", "", "0 of 1"]]
 
 
 def test_a_study_that_is_not_finished_is_not_kept(tmp_path):
