@@ -22,7 +22,7 @@ from opd_trl.reproduce.confusion import Results, by_finding, forecasts
 from opd_trl.reproduce.pictures import draw_claim, draw_confusion
 from opd_trl.reproduce.settings import Settings, read_settings
 from opd_trl.reproduce.study import all_jobs, matching, read_lines
-from opd_trl.reproduce.tables import checks_text, claim_text, conditions_text, markdown, preflight_text
+from opd_trl.reproduce.tables import checks_text, claim_text, conditions_text, markdown, monitor_text, preflight_text
 
 
 Line = dict[str, Any]
@@ -58,7 +58,7 @@ def text(settings: Settings, lines: list[Line]) -> str:
     for claim in settings.claims.values():
         parts.append(claim_text(settings, claim, results) + f"\n![{claim.title}](images/evidence_{claim.name}.png)\n")
     parts += [preflight_text(settings, results), "![What the pre-flight had said](images/evidence_preflight.png)\n"]
-    parts += [looks_text(settings, lines, read(FIRST_LOOK)), conditions_text(lines)]
+    parts += [looks_text(settings, lines, read(FIRST_LOOK)), monitor_text(settings, results), conditions_text(lines)]
     return "\n".join(parts).strip()
 
 

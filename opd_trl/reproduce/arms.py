@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ..cli.reporting.reading import read_run
 from ..diagnostics import verdicts
 from ..preflight.flight import Flight, fly
 from ..trainers.config import OPDConfig
@@ -56,11 +57,11 @@ def run_arm(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
         text = teacher_text(home / arm.teacher, count, part="opd", prompts=arm.prompts, seed=seed)
         student, tokenizer = load_model(home / arm.student), load_tokenizer(home / arm.student)
         fit(student, tokenizer, text, sft_fields(settings), seed=seed)
-        line: Line = {"curves": {}, "last": {}}
+        line: Line = {"curves": {}, "last": {}, "warnings": None}
     else:
         trainer = build(arm, seed, settings=settings, home=home)
         trainer.train()
-        line = histories(trainer.state.log_history)
+        line = histories(trainer.state.log_history) | {"warnings": first_warnings(Path(trainer.args.output_dir))}
         student, tokenizer = trainer.model, trainer.processing_class
     return line | {
         "after": outcome(arm, student, tokenizer, settings=settings, home=home, seed=seed),
@@ -118,6 +119,12 @@ def build(arm: Arm, seed: int, *, settings: Settings, home: Path) -> OPDTrainer:
 def judge_answers(texts: list[str], rows: list[Row]) -> list[float]:
     """Of the pre-flight."""
     return right_answer(texts, [row["answer"] for row in rows])
+
+
+def first_warnings(folder: Path) -> dict[str, int]:
+    """Rules of the monitor that fired in a run -> the step at which each did so first."""
+    warnings = [line for line in read_run(folder).warnings if not line["superseded"]]
+    return {line["rule"]: line["step"] for line in reversed(warnings)}
 
 
 def histories(log: list[Line]) -> Line:

@@ -137,6 +137,19 @@ def counts(found: Sequence[Forecast]) -> dict[tuple[str, bool], int]:
     return {(verdict, worked): total[verdict, worked] for verdict in ("ok", *DOUBTS) for worked in (False, True)}
 
 
+def by_rule(settings: Settings, results: Results) -> tuple[int, dict[str, list[tuple[int, bool]]]]:
+    """How many runs the monitor watched and that can be judged; rule -> (step, did the run work?) of each warning."""
+    watched, fired = 0, {}
+    for arm in settings.arms.values():
+        for seed, closed in results.gap_closed(arm).items():
+            warnings = results.runs(arm)[seed].get("warnings")
+            if warnings is not None:
+                watched += 1
+                for rule, step in warnings.items():
+                    fired.setdefault(rule, []).append((step, closed >= WORKED))
+    return watched, dict(sorted(fired.items(), key=lambda x: (-sum(not worked for _, worked in x[1]), x[0])))
+
+
 def by_finding(found: Sequence[Forecast]) -> dict[str, tuple[int, int]]:
     """Name of a finding -> (runs that it doubted, those of them that failed), the most frequent first."""
     doubted = Counter(name for x in found for name in dict.fromkeys(x.doubts))

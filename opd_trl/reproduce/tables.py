@@ -1,11 +1,12 @@
 """The results of a study as Markdown, and as a table for the terminal."""
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .checks import checked
-from .confusion import DOUBTS, WORKED, Results, by_finding, counts, doubts_of, forecasts
+from .confusion import DOUBTS, WORKED, Results, by_finding, by_rule, counts, doubts_of, forecasts
 from .intervals import paired, shown, t_interval
 from .settings import Arm, Claim, Settings
 
@@ -31,7 +32,7 @@ def report(settings: Settings, lines: Sequence[Line]) -> str:
     results = Results.of(lines)
     parts = [checks_text(settings, lines)]
     parts += [claim_text(settings, claim, results) for claim in settings.claims.values()]
-    parts += [preflight_text(settings, results), conditions_text(lines)]
+    parts += [preflight_text(settings, results), monitor_text(settings, results), conditions_text(lines)]
     return "\n".join(part for part in parts if part)
 
 
@@ -171,6 +172,23 @@ def preflight_text(settings: Settings, results: Results) -> str:
         f"failed ({failed / len(found):.0%}): a finding says something where more of the runs that it doubts fail.\n\n"
         f"{markdown(rows)}\n{markdown(findings)}"
     )
+
+
+def monitor_text(settings: Settings, results: Results) -> str:
+    """Which rules of the monitor fired, when, and in which runs."""
+    watched, fired = by_rule(settings, results)
+    if not watched:
+        return ""
+    rows = [
+        {
+            "rule": rule,
+            "runs warned": str(len(found)),
+            "of them failed": f"{(failed := sum(not worked for _, worked in found))} ({failed / len(found):.0%})",
+            "step, median": f"{statistics.median(step for step, _ in found):.0f}",
+        }
+        for rule, found in fired.items()
+    ]
+    return f"### What the monitor said meanwhile\n\n{watched} runs, watched step by step.\n\n{markdown(rows)}"
 
 
 def conditions_text(lines: Sequence[Line]) -> str:

@@ -29,7 +29,8 @@ def settings(**fields) -> Settings:
 def run(name: str, seed: int, accuracy: float, **last) -> dict:
     after = {"accuracy": accuracy, "greedy": accuracy, "length": 20.0, "cut_off": 0.0, "repetition": 0.1}
     curves = {"step": [1, 2]} | {figure: [value, value] for figure, value in last.items()}
-    return {"kind": "arm", "name": name, "seed": seed, "result": {"after": after, "last": last, "curves": curves}}
+    result = {"after": after, "last": last, "curves": curves, "warnings": {"spike": 3 + seed} if name == "bad" else {}}
+    return {"kind": "arm", "name": name, "seed": seed, "result": result}
 
 
 def pick(seed: int) -> dict:

@@ -9,6 +9,7 @@ import yaml
 
 from opd_trl.cli import reproduce as command
 from opd_trl.cli.recipes import find_recipe
+from opd_trl.reproduce.arms import first_warnings
 from opd_trl.reproduce.settings import read_settings
 from opd_trl.reproduce.study import RESULTS, all_jobs, key_of, matching, read_lines
 
@@ -54,6 +55,7 @@ def test_every_arm_leaves_a_line_with_what_it_is_judged_by(study):
     assert "train_accuracy" in lines["own_answer"]["after"]
     assert {"to_geometric", "to_arithmetic", "stationary_mass"} <= set(lines["geometric"]["after"])
     assert lines["plain_5"]["curves"]["step"] == [1, 2, 3]
+    assert (lines["plain_5"]["warnings"], lines["sft"]["warnings"]) == ({}, None)
 
 
 def test_every_arm_is_looked_at_but_the_one_without_a_teacher(study):
@@ -150,3 +152,12 @@ def test_lines_are_found_by_kind_name_seed_and_settings(study):
     lines = read_lines(home)
     assert len({key_of(line) for line in lines}) == len(lines)
     assert all(json.loads(json.dumps(line)) == line for line in lines)
+
+
+def test_the_first_warning_of_each_rule_is_kept(tmp_path, study):
+    home, _ = study
+    shutil.copytree(home / "0" / "runs" / "plain_5", tmp_path / "run")
+    warnings = [{"step": step, "session": 0, "rule": rule} for step, rule in ((2, "a"), (2, "b"), (3, "a"))]
+    text = "".join(json.dumps(line) + "\n" for line in warnings)
+    (tmp_path / "run" / "run_log" / "warnings.jsonl").write_text(text)
+    assert first_warnings(tmp_path / "run") == {"a": 2, "b": 2}

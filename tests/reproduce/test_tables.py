@@ -93,6 +93,12 @@ def test_the_report_holds_the_figures_of_each_arm():
     ]
 
 
+def test_the_warnings_of_the_monitor_are_counted_by_rule_with_their_step():
+    (row,) = table_under(report(settings(), lines()), "### What the monitor said meanwhile")
+    assert row == {"rule": "spike", "runs warned": "3", "of them failed": "3 (100%)", "step, median": "4"}
+    assert "6 runs, watched step by step." in report(settings(), lines())
+
+
 def test_a_pick_has_a_table_of_its_own():
     assert "| Pick | 3 | 0.20 0.30 0.40 | 0.2600 ± 0.0000 | 0.7000 | 0.2575 |" in report(settings(), lines())
 
