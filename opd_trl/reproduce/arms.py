@@ -5,10 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..cli.reporting.reading import read_run
-from ..diagnostics import verdicts
+from ..diagnostics import Monitor, verdicts
 from ..preflight.flight import Flight, fly
 from ..trainers.config import OPDConfig
+from ..trainers.monitor import rule_settings
 from ..trainers.opd import OPDTrainer
 from ..trainers.opsd import OPSDTrainer
 from ..trainers.opsd_config import OPSDConfig
@@ -61,7 +61,7 @@ def run_arm(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
     else:
         trainer = build(arm, seed, settings=settings, home=home)
         trainer.train()
-        line = histories(trainer.state.log_history) | {"warnings": first_warnings(Path(trainer.args.output_dir))}
+        line = histories(trainer.state.log_history) | {"warnings": first_warnings(trainer)}
         student, tokenizer = trainer.model, trainer.processing_class
     return line | {
         "after": outcome(arm, student, tokenizer, settings=settings, home=home, seed=seed),
@@ -121,10 +121,12 @@ def judge_answers(texts: list[str], rows: list[Row]) -> list[float]:
     return right_answer(texts, [row["answer"] for row in rows])
 
 
-def first_warnings(folder: Path) -> dict[str, int]:
-    """Rules of the monitor that fired in a run -> the step at which each did so first."""
-    warnings = [line for line in read_run(folder).warnings if not line["superseded"]]
-    return {line["rule"]: line["step"] for line in reversed(warnings)}
+def first_warnings(trainer: OPDTrainer) -> dict[str, int]:
+    """Rules of the monitor that fire in the log of a run -> the step at which each does."""
+    settings = rule_settings(trainer.args, privileged=isinstance(trainer, OPSDTrainer))
+    rules = Monitor(settings=settings)
+    lines = trainer.state.log_history
+    return {warning.rule: warning.step for line in lines for warning in rules.update(line["step"], line)}
 
 
 def histories(log: list[Line]) -> Line:

@@ -3,10 +3,12 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from opd_trl import OPDConfig
 from opd_trl.cli import reproduce as command
 from opd_trl.cli.recipes import find_recipe
 from opd_trl.reproduce.arms import first_warnings
@@ -154,10 +156,8 @@ def test_lines_are_found_by_kind_name_seed_and_settings(study):
     assert all(json.loads(json.dumps(line)) == line for line in lines)
 
 
-def test_the_first_warning_of_each_rule_is_kept(tmp_path, study):
-    home, _ = study
-    shutil.copytree(home / "0" / "runs" / "plain_5", tmp_path / "run")
-    warnings = [{"step": step, "session": 0, "rule": rule} for step, rule in ((2, "a"), (2, "b"), (3, "a"))]
-    text = "".join(json.dumps(line) + "\n" for line in warnings)
-    (tmp_path / "run" / "run_log" / "warnings.jsonl").write_text(text)
-    assert first_warnings(tmp_path / "run") == {"a": 2, "b": 2}
+def test_the_rules_of_the_monitor_that_fire_are_kept_with_their_step(tmp_path):
+    falls = [0.6] * 5 + [0.5, 0.4, 0.3, 0.2, 0.1]
+    log = [{"step": step, "support/overlap": overlap} for step, overlap in enumerate(falls, 1)]
+    trainer = SimpleNamespace(args=OPDConfig(output_dir=str(tmp_path)), state=SimpleNamespace(log_history=log))
+    assert first_warnings(trainer) == {"overlap_falls": 10}

@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from opd_trl.data.files import atomically
+from opd_trl.evaluation.provenance import check_model, conditions, identify
 from opd_trl.privileged.contexts import read_shared_context
 
 from . import card
 from .comparing import check_comparable, compare
 from .problems import read_problems
 from .protocol import Protocol, digest, find_protocol, load_protocol
-from .provenance import check_model, conditions, identify
 from .result import summarise
 from .store import Store, read_json
 
