@@ -159,5 +159,7 @@ def test_lines_are_found_by_kind_name_seed_and_settings(study):
 def test_the_rules_of_the_monitor_that_fire_are_kept_with_their_step(tmp_path):
     falls = [0.6] * 5 + [0.5, 0.4, 0.3, 0.2, 0.1]
     log = [{"step": step, "support/overlap": overlap} for step, overlap in enumerate(falls, 1)]
-    trainer = SimpleNamespace(args=OPDConfig(output_dir=str(tmp_path)), state=SimpleNamespace(log_history=log))
+    trainer = SimpleNamespace(
+        args=OPDConfig(str(tmp_path), use_cpu=True, bf16=False), state=SimpleNamespace(log_history=log)
+    )
     assert first_warnings(trainer) == {"overlap_falls": 10}
