@@ -26,7 +26,7 @@ Results go to OUTPUT as they come: results.jsonl, report.md, a picture per claim
 EXAMPLES = """
 examples
   opd-trl reproduce mechanisms --quick                   one seed, the main arms, a few minutes on 2 cores
-  opd-trl reproduce mechanisms                           five seeds, every arm
+  opd-trl reproduce mechanisms                           five seeds, every arm: up to two hours
   opd-trl reproduce mechanisms --only biased_topk        one claim; names of arms do as well
   opd-trl reproduce mechanisms --table                   tables and pictures of what there is, nothing is run
   opd-trl report runs/mechanisms/0/runs/plain_5 runs/mechanisms/0/runs/stop_gradient_5
