@@ -154,7 +154,7 @@ def run(
                     made |= {(job.name, job.seed)} if job.kind == "model" else set()
                 except concurrent.futures.process.BrokenProcessPool:
                     raise
-                except Exception as problem:
+                except Exception as problem:  # whatever it was: it is named, and the other jobs go on
                     error = f"{type(problem).__name__}: {problem}"
                     failed.append(job)
                 ended(job, error)
