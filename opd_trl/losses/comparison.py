@@ -137,6 +137,9 @@ def compare_gradients(
         found: dict[str, tuple[Tensor, LogitGradient, Tensor, Tensor]] = {"": (value, LogitGradient(exact), one, one)}
         for name, objective in objectives.items():
             found[name] = run_objective(objective, logits, teacher_logits, tokens.rows(rows))
+        log_probs, of_name = logits.log_softmax(-1), {"": 1} | {name: x.top_k for name, x in objectives.items()}
+        tails = {k: Tail.of(log_probs, k) for k in set(of_name.values())}
+        exact_pulls = {k: tail.pull(LogitGradient(exact)) for k, tail in tails.items()}
         for name, (loss, gradient, *masses) in found.items():
             of_exact, at = (
                 (exact, logits)
@@ -146,8 +149,7 @@ def compare_gradients(
             raw = LogitGradient(student.transform.chain(gradient.values, at), gradient.ids)
             squared_norm = gradient.values.square().sum(-1)
             dot = (gradient.values * of_exact).sum(-1)
-            tail = Tail.of(logits, objectives[name].top_k if name else 1)
-            pulls = tail.pull(gradient), tail.pull(LogitGradient(exact))
+            pulls = tails[of_name[name]].pull(gradient), exact_pulls[of_name[name]]
             parts[name].append((loss, squared_norm, dot, *masses, *pulls, raw.to_hidden(student.weight).float()))
     gathered = {name: TokenGradients(*map(torch.cat, zip(*parts[name], strict=True))) for name in names}
     return gathered.pop(""), gathered
@@ -168,10 +170,9 @@ class Tail:
     mass: Tensor
 
     @classmethod
-    def of(cls, logits: Tensor, top_k: int) -> "Tail":
-        """From logits `(n, V)`."""
-        log_probs = logits.log_softmax(-1)
-        inside = log_probs.topk(min(top_k, logits.size(-1)), dim=-1).values
+    def of(cls, log_probs: Tensor, top_k: int) -> "Tail":
+        """From log-probabilities `(n, V)`."""
+        inside = log_probs.topk(min(top_k, log_probs.size(-1)), dim=-1).values
         return cls(log_probs, inside[:, -1:], 1 - inside.exp().sum(-1))
 
     def pull(self, gradient: LogitGradient) -> Tensor:

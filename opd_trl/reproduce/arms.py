@@ -17,7 +17,7 @@ from .measures import measure, right_answer
 from .models import ON_CPU, fit, load_model, load_tokenizer, teacher_text
 from .picks import measure_picks
 from .settings import SELF, Arm, Settings
-from .task import Row, asked_rows
+from .task import Row, Source, asked_row, asked_rows, problems_of
 
 
 Line = dict[str, Any]
@@ -87,7 +87,7 @@ def forecast(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
 
 
 def arguments(arm: Arm, settings: Settings, *, seed: int, folder: Path) -> OPDConfig:
-    """The configuration of an arm; for SFT only its counts are read."""
+    """The configuration of an arm that distils."""
     fields = ON_CPU | settings.training | (arm.fields or {})
     config = OPSDConfig if arm.teacher == SELF else OPDConfig
     return config(output_dir=str(folder), seed=seed, data_seed=seed, **fields)
@@ -151,7 +151,7 @@ def rounded(value: float) -> float:
 def outcome(arm: Arm, model, tokenizer, *, settings: Settings, home: Path, seed: int) -> Line:
     """Figures of a trained student."""
     if arm.prompts == "pick":
-        teacher = load_model(home / (arm.student if arm.teacher == SELF else arm.teacher))
+        teacher = load_model(home / arm.teacher_model)
         contexts = [None] if arm.context is None else arm.context.split(" or ")
         top_k = (settings.training | (arm.fields or {}))["loss_top_k"]
         return measure_picks(model, teacher, tokenizer, contexts=contexts, top_k=top_k)
@@ -172,8 +172,6 @@ def on_problems(
 
 def problems(part: str, *, prompts: str, context: str | None) -> list[Row]:
     """The first problems of a part, each once."""
-    from .task import Source, asked_row, problems_of
-
     source = Source(part, seed=0)
     return [asked_row(source, digits, prompts=prompts, context=context) for digits in problems_of(part)[:HELD_OUT]]
 

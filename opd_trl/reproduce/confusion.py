@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .settings import SELF, Arm, Settings
+from .settings import Arm, Settings
 
 
 Line = dict[str, Any]
@@ -68,7 +68,7 @@ class Results:
 
     def teacher(self, arm: Arm, name: str) -> dict[int, float]:
         """A figure of its teacher."""
-        return self._reference((arm.student if arm.teacher == SELF else arm.teacher, arm.prompts, arm.context), name)
+        return self._reference((arm.teacher_model, arm.prompts, arm.context), name)
 
     def _reference(self, subject: tuple[str, str, str | None], name: str) -> dict[int, float]:
         return {seed: found[name] for seed, found in self.references.get(subject, {}).items()}

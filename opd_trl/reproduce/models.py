@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data import toy_model
-from .task import OTHER_STYLE, OWN_STYLE, Style, asked_rows, taught_rows
+from .task import MIXTURE, OTHER_STYLE, OWN_STYLE, Style, asked_rows, taught_rows
 
 
 # What keeps TRL's trainers quiet and on the CPU.
@@ -40,7 +40,7 @@ def load_model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
-def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, kinds: dict[str, float] | None) -> None:
+def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, kinds: dict[str, float]) -> None:
     """Train a model from nothing on solutions in a style; `settings["snapshots"]` are saved beside it by name."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -55,7 +55,7 @@ def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, ki
 
     tokenizer = toy_model.build_tokenizer()
     count = settings["max_steps"] * settings["per_device_train_batch_size"]
-    rows = taught_rows(count, seed=seed, style=style, **({} if kinds is None else {"kinds": kinds}))
+    rows = taught_rows(count, seed=seed, style=style, kinds=kinds)
     model = toy_model.build_model(tokenizer, seed=seed)
     fit(model, tokenizer, Dataset.from_list(rows), settings, seed=seed, callbacks=[Snapshots()])
     save(model, tokenizer, folder)
@@ -72,7 +72,7 @@ def fit(model, tokenizer, rows, settings: dict[str, Any], *, seed: int, callback
 
 def own(home: Path, settings: dict[str, Any], seed: int) -> None:
     """The model of the study; its snapshots are the weak and the strong student."""
-    teach(home / "own", settings=settings["own"], style=OWN_STYLE, seed=seed, kinds=None)
+    teach(home / "own", settings=settings["own"], style=OWN_STYLE, seed=seed, kinds=MIXTURE)
 
 
 def other(home: Path, settings: dict[str, Any], seed: int) -> None:

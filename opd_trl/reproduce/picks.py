@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .measures import prompt_ids
-from .task import NUM_PICKS, PICK_LETTERS, as_prompt
+from .task import NUM_PICKS, PICK_LETTERS, as_prompt, pick_prompt
 
 
 def measure_picks(model, teacher, tokenizer, *, contexts: list[str | None], top_k: int) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def measure_picks(model, teacher, tokenizer, *, contexts: list[str | None], top_
 def first_token(model, tokenizer, context: str | None) -> Tensor:
     """`(NUM_PICKS, V)`: probabilities of the first token after every prompt, float64."""
     rows = [
-        {"prompt": as_prompt(f"pick {number}")} | ({} if context is None else {"privileged_context": context})
+        {"prompt": as_prompt(pick_prompt(number))} | ({} if context is None else {"privileged_context": context})
         for number in range(NUM_PICKS)
     ]
     was_training = model.training

@@ -50,7 +50,12 @@ class Arm:
     @property
     def models(self) -> tuple[str, ...]:
         """What must have been trained before."""
-        return (self.student,) if self.teacher == SELF else (self.student, self.teacher)
+        return tuple(dict.fromkeys((self.student, self.teacher_model)))
+
+    @property
+    def teacher_model(self) -> str:
+        """Whose weights teach."""
+        return self.student if self.teacher == SELF else self.teacher
 
 
 @dataclass(frozen=True)

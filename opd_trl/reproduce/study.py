@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .settings import SELF, Settings, sha
+from .settings import Settings, sha
 
 
 Line = dict[str, Any]
@@ -84,8 +84,7 @@ def subjects_of(arm) -> list[tuple[str, str, str | None]]:
     """The references of an arm: its student before, and its teacher."""
     if arm.prompts == "pick":
         return []
-    teacher = arm.student if arm.teacher == SELF else arm.teacher
-    return [(arm.student, arm.prompts, None), (teacher, arm.prompts, arm.context)]
+    return [(arm.student, arm.prompts, None), (arm.teacher_model, arm.prompts, arm.context)]
 
 
 def read_lines(home: Path) -> list[Line]:

@@ -70,14 +70,8 @@ def claim_text(settings: Settings, claim: Claim, results: Results) -> str:
     if not arms:
         return ""
     problems, picks = ([arm for arm in arms if (arm.outcome == "pick") == pick] for pick in (False, True))
-    tables = [problem_table(settings, claim, problems, results), pick_table(picks, results)]
+    tables = [markdown(problem_row(settings, claim, arm, results) for arm in problems), pick_table(picks, results)]
     return f"### {claim.title}\n\n{claim.text}\n\n" + "\n".join(table for table in tables if table)
-
-
-def problem_table(settings: Settings, claim: Claim, arms: Sequence[Arm], results: Results) -> str:
-    """One row per arm that solves problems."""
-    rows = [problem_row(settings, claim, arm, results) for arm in arms]
-    return markdown(rows)
 
 
 def problem_row(settings: Settings, claim: Claim, arm: Arm, results: Results) -> dict[str, str]:

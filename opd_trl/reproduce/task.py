@@ -151,7 +151,7 @@ def taught_pairs(source: Source, kind: str) -> tuple[str, str | None, str]:
         return problem(digits, quick=False), None, source.solution(digits)
     if kind == "pick":
         context = source.draw.choice(list(PICKS))
-        return pick_prompt(source.draw), context, source.draw.choices(PICK_LETTERS, PICKS[context])[0]
+        return draw_pick(source), context, source.draw.choices(PICK_LETTERS, PICKS[context])[0]
     if kind in ("quick", "worked"):
         worked = kind == "worked" or source.draw.random() < WORKED_SHARE
         return problem(digits, quick=True), None, source.solution(digits) if worked else boxed(digits)
@@ -161,9 +161,14 @@ def taught_pairs(source: Source, kind: str) -> tuple[str, str | None, str]:
     return problem(digits, quick=True), context, text
 
 
-def pick_prompt(draw: random.Random) -> str:
+def draw_pick(source: Source) -> str:
+    """One of the prompts that ask for a letter."""
+    return pick_prompt(source.draw.randrange(NUM_PICKS))
+
+
+def pick_prompt(number: int) -> str:
     """Asks for one letter; the number makes prompts differ."""
-    return f"pick {draw.randrange(NUM_PICKS)}"
+    return f"pick {number}"
 
 
 #: Share of each kind of row in what the models learn from nothing.
@@ -211,7 +216,7 @@ def asked_rows(count: int, *, part: str, prompts: str, context: str | None, seed
 def asked_row(source: Source, digits: tuple[int, ...], *, prompts: str, context: str | None) -> Row:
     """One of them."""
     if prompts == "pick":
-        row: Row = {"prompt": as_prompt(pick_prompt(source.draw)), "answer": ""}
+        row: Row = {"prompt": as_prompt(draw_pick(source)), "answer": ""}
         said = None if context is None else source.draw.choice(context.split(" or "))
     else:
         row = {"prompt": as_prompt(problem(digits, quick=prompts == "quick")), "answer": answer_of(digits)}

@@ -26,7 +26,9 @@ def test_every_arm_speaks_to_a_claim(settings):
 
 @pytest.mark.parametrize("name", list(read_settings(OWN).arms))
 def test_every_arm_is_a_configuration_that_the_trainers_take(settings, name, tmp_path):
-    arguments(settings.arms[name], settings, seed=0, folder=tmp_path)
+    args = arguments(settings.arms[name], settings, seed=0, folder=tmp_path)
+    own = settings.arms[name].fields
+    assert {field: getattr(args, field) for field in own} == own
 
 
 def test_arms_differ_from_the_shared_settings_in_the_loss_alone(settings):
