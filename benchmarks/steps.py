@@ -202,7 +202,7 @@ def main() -> None:
         work(args.work, args)
         return
     if args.model is None:
-        from opd_trl.cli.demo_model import prepare_model
+        from opd_trl.reproduce.demo_model import prepare_model
 
         args.model = str(prepare_model(Path("runs/demo/model")))
     where = conditions("cpu")

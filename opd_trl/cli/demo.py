@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .demo_model import DemoError, prepare_model
+from ..reproduce.demo_model import DemoError, prepare_model
 from .recipes import find_recipe
 
 
@@ -84,9 +84,9 @@ def prepare(console, folder: Path) -> Path:
 def run(console, model: str, output: Path, *, steps: int | None, seed: int | None) -> dict[str, Any]:
     """Judge, train with the recipe, judge again, write everything down; return the content of `result.json`."""
     start = time.perf_counter()
-    from opd_trl import OPSDTrainer
-    from opd_trl.evaluation import compliance, one_sentence
-    from opd_trl.scripts import common, opsd
+    from .. import OPSDTrainer
+    from ..evaluation import compliance, one_sentence
+    from ..scripts import common, opsd
 
     overrides = {"model_name_or_path": model, "output_dir": str(output / "adapter"), "max_steps": steps, "seed": seed}
     flags = [text for name, value in overrides.items() if value is not None for text in (f"--{name}", str(value))]
@@ -125,7 +125,7 @@ def run(console, model: str, output: Path, *, steps: int | None, seed: int | Non
 
 def write(output: Path, result: dict[str, Any], rows: list[dict[str, str]], history: list[dict[str, Any]]) -> None:
     """Write `result.json`, `answers.json` and `curves.png`."""
-    from opd_trl.diagnostics import DISTILLATION_PANELS, Panel, plot_run
+    from ..diagnostics import DISTILLATION_PANELS, Panel, plot_run
 
     (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     (output / "answers.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
@@ -155,7 +155,7 @@ def answer(console, trainer, prompts: list, title: str) -> list[str]:
 
 def greedy(trainer, prompts: list, **options) -> list[str]:
     """Greedy answers of the student as it is."""
-    from opd_trl.evaluation import greedy_answers
+    from ..evaluation import greedy_answers
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     return greedy_answers(model, trainer.processing_class, prompts, max_new_tokens=MAX_NEW_TOKENS, **options)
@@ -166,7 +166,7 @@ def make_recorder(console, rule, questions: list):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers import PrinterCallback, TrainerCallback
 
-    from opd_trl.evaluation import compliance
+    from ..evaluation import compliance
 
     class Recorder(TrainerCallback):
         history: list[dict[str, Any]]

@@ -43,8 +43,8 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return 0
+    from ..preflight.run import PROG, preflight
+    from ..scripts.subject import run_check
     from .checking.card import show
-    from .checking.preflight import PROG, preflight
-    from .checking.subject import run_check
 
     return run_check(PROG, argv, preflight, show)

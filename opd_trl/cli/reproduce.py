@@ -60,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl reproduce`; exit status 1 where a run failed."""
     args = make_parser().parse_args(argv)
-    from opd_trl.reproduce.settings import SettingsError
+    from ..reproduce.settings import SettingsError
 
     try:
         return reproduce(args)
@@ -77,11 +77,10 @@ def reproduce(args: argparse.Namespace) -> int:
     """
     from rich.console import Console
 
-    from opd_trl.reproduce.report import write_report
-    from opd_trl.reproduce.settings import SettingsError, read_settings
-    from opd_trl.reproduce.study import all_jobs, matching, read_lines
-    from opd_trl.reproduce.tables import summary
-
+    from ..reproduce.report import write_report
+    from ..reproduce.settings import SettingsError, read_settings
+    from ..reproduce.study import all_jobs, matching, read_lines
+    from ..reproduce.tables import summary
     from .recipes import find_recipe
 
     settings = read_settings(args.settings or find_recipe(STUDIES[args.study]), quick=args.quick)
@@ -105,7 +104,7 @@ def reproduce(args: argparse.Namespace) -> int:
 
 def run_open(jobs, settings, home: Path, workers: int, console) -> int:
     """Run jobs behind a progress bar; the number of those that failed."""
-    from opd_trl.reproduce.study import key_of, read_lines, run
+    from ..reproduce.study import key_of, read_lines, run
 
     done = {key_of(line) for line in read_lines(home)}
     total = sum(job.key not in done for job in jobs)

@@ -2,7 +2,7 @@
 
 import difflib
 
-from .launching import flag_name
+from ..scripts.launching import flag_name
 
 
 def suggest(given: str, known: list[str]) -> str:

@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl toy`."""
     args = make_parser().parse_args(argv)
-    from opd_trl.data.files import DataError
+    from ..data.files import DataError
 
     try:
         write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite)
@@ -82,9 +82,9 @@ def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: boo
     Raises:
         DataError: one of the files is there and may not be overwritten; nothing is written.
     """
-    from opd_trl.data import toy_model
-    from opd_trl.data.files import atomically, check_free, write_jsonl
-    from opd_trl.data.toy_task import TASKS
+    from ..data import toy_model
+    from ..data.files import atomically, check_free, write_jsonl
+    from ..data.toy import TASKS
 
     parts = TASKS[task](seed)
     card = output / "README.md"

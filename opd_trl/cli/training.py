@@ -23,7 +23,7 @@ def main(name: str, argv: list[str]) -> int:
         *parsed, from_recipe, from_command_line = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )
-    from .launching import launch
+    from ..scripts.launching import launch
 
     try:
         script.check_arguments(*parsed)

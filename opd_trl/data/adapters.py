@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from opd_trl.evaluation.boxes import single_boxed_answer
-
+from ..evaluation.boxes import single_boxed_answer
 from .files import Row
 
 

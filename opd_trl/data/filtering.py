@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from opd_trl.evaluation.boxes import last_boxed_answer
-
+from ..evaluation.boxes import last_boxed_answer
 from .files import DataError, Row
 
 

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from opd_trl.evaluation.boxes import single_boxed_answer
-
+from ..evaluation.boxes import single_boxed_answer
 from .adapters import RejectedRow
 from .decontaminate import Contamination
 from .files import DataError, Row

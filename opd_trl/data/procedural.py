@@ -3,8 +3,7 @@
 import json
 from typing import Any
 
-from opd_trl.evaluation.boxes import last_boxed_answer
-
+from ..evaluation.boxes import last_boxed_answer
 from .adapters import chat
 from .files import DataError, Row
 from .splits import prompt_key

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from opd_trl.evaluation.sampling import Completion, Sampling
-
+from ..models.sampling import Completion, Sampling
 from .files import DataError
 
 
@@ -51,7 +50,7 @@ def make_sampler(
     Raises:
         DataError: neither model nor tokenizer names an end token.
     """
-    from opd_trl.evaluation.transformers_engine import TransformersEngine
+    from ..models.transformers_engine import TransformersEngine
 
     try:
         engine = TransformersEngine(model, tokenizer)

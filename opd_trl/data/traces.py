@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_trl.evaluation.sampling import Completion
-from opd_trl.privileged import TeacherView
-
+from ..models.sampling import Completion
+from ..privileged import TeacherView
 from .files import DataError, Row, atomically, read_jsonl, to_line
 
 

@@ -5,14 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from .divergences import (
-    LOG_ZERO,
-    as_pair,
-    check_beta,
-    forward_kl_terms,
-    jsd_terms,
-    reverse_kl_terms,
-)
+from .divergences import LOG_ZERO, as_pair, check_beta, forward_kl_terms, jsd_terms, reverse_kl_terms
 
 
 Divergence = Literal["reverse_kl", "forward_kl", "jsd", "mixed"]

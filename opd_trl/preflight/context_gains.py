@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
+from ..models.forward import scatter, token_log_probs
 from ..privileged import Prompt, left_pad
-from ..trainers.forward import scatter, token_log_probs
-from ..trainers.scores import Scores
+from ..teachers.scores import Scores
 from ..trainers.scoring import score_ahead, score_micro_batch
 from .context_draw import Draw, TeacherIds, text_of
 from .rollouts import Rollout

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from ..diagnostics.context_test import ContextFigures, ContextTokens, context_figures
 from ..losses.comparison import NextToken
 from ..losses.spread import DIVERGENCES, context_spread
-from ..trainers.scores import HiddenStates
+from ..teachers.scores import HiddenStates
 from .context_draw import Draw, TeacherIds, draw_contexts, teacher_prompts, text_of
+from .context_figures import ContextFigures, ContextTokens, context_figures
 from .context_gains import row_gains, under
 from .rollouts import Rollout, next_token, quarters_of, score
 

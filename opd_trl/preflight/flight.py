@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ..diagnostics import context_test, verdicts
-from ..diagnostics.loss_check import CLOSE, judge, judge_tail
-from ..diagnostics.verdicts import Finding
 from ..evaluation.statistics import paired_difference
 from ..trainers.opsd import OPSDTrainer
+from . import context_figures, findings
 from .contexts import probe_contexts
 from .cost import measure_step
+from .findings import Finding
 from .loss import check_loss
+from .loss_check import CLOSE, judge, judge_tail
 from .prefixes import nll_under_student, pair_figures, teacher_answers
 from .rollouts import Rollout, num_batches, roll_out, take_rows
 from .templates import check_templates
@@ -90,7 +90,7 @@ def templates(flight: Flight) -> None:
     """Prompts, EOS, lengths."""
     flight.findings += check_templates(flight.trainer, flight.rollouts)
     ended = [ended_by_itself(flight.trainer, rollout) for rollout in flight.rollouts]
-    flight.findings.append(verdicts.judge_endings(1 - sum(map(sum, ended)) / sum(map(len, ended))))
+    flight.findings.append(findings.judge_endings(1 - sum(map(sum, ended)) / sum(map(len, ended))))
 
 
 def ended_by_itself(trainer, rollout: Rollout) -> list[bool]:
@@ -110,10 +110,10 @@ def prefixes(flight: Flight) -> None:
     flight.details["tokens"] = {"count": len(figures.reverse_kl), "mean": means, "by_quarter": quarters}
     objective = {"divergence": args.divergence, "support": args.loss_support}
     flight.findings += [
-        verdicts.judge_divergence(means["reverse_kl"], own_teacher=isinstance(flight.trainer, OPSDTrainer)),
-        verdicts.judge_overlap(means["overlap"], args.loss_top_k),
-        verdicts.judge_drift(quarters["overlap"]),
-        verdicts.judge_coverage(means["outside"], figures.by_place("outside"), top_k=args.loss_top_k, **objective),
+        findings.judge_divergence(means["reverse_kl"], own_teacher=isinstance(flight.trainer, OPSDTrainer)),
+        findings.judge_overlap(means["overlap"], args.loss_top_k),
+        findings.judge_drift(quarters["overlap"]),
+        findings.judge_coverage(means["outside"], figures.by_place("outside"), top_k=args.loss_top_k, **objective),
     ]
 
 
@@ -129,7 +129,7 @@ def answers(flight: Flight) -> None:
     nll = nll_under_student(trainer, flight.rollouts, found.teacher)
     flight.details["answers"] = {"nll_of_teacher_text": nll}
     if nll is not None:
-        finding = verdicts.judge_traces(nll, divergence=args.divergence, support=args.loss_support)
+        finding = findings.judge_traces(nll, divergence=args.divergence, support=args.loss_support)
         flight.findings.append(finding)
     if judge_of is None:
         return
@@ -142,10 +142,10 @@ def answers(flight: Flight) -> None:
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     flight.details["answers"] |= means
     better = paired_difference(scores["student"], scores["teacher"])
-    flight.findings.append(verdicts.judge_teacher(better, teacher=means["teacher"], student=means["student"]))
+    flight.findings.append(findings.judge_teacher(better, teacher=means["teacher"], student=means["student"]))
     if goes_on:
         lost = paired_difference(scores["teacher"], scores["continued"])
-        flight.findings.append(verdicts.judge_continuation(lost, **means))
+        flight.findings.append(findings.judge_continuation(lost, **means))
 
 
 def loss(flight: Flight) -> None:
@@ -157,7 +157,7 @@ def loss(flight: Flight) -> None:
     agreement = row.cosine if row.block_cosine is None else row.block_cosine
     agreement_text = "-" if agreement is None else f"{agreement:.3f}"
     figure = f"left at the teacher {row.gradient_at_teacher:.1e}, cosine {agreement_text}"
-    threshold = f"0 at the teacher ({verdicts.PAPER}, eq. 12); cosine above {CLOSE} ({verdicts.OURS})"
+    threshold = f"0 at the teacher ({findings.PAPER}, eq. 12); cosine above {CLOSE} ({findings.OURS})"
     flight.findings.append(Finding("loss", "gradient", word, figure, sentence, threshold, value=agreement))
     flight.findings.append(judge_tail(row.tail_pull, flight.trainer.args.loss_top_k))
     flight.details["loss"] = found
@@ -175,7 +175,7 @@ def contexts(flight: Flight) -> None:
             seed=flight.trainer.args.seed,
             on_batch=done,
         )
-    flight.findings += context_test.findings(found)
+    flight.findings += context_figures.findings(found)
     flight.details["context"] = dataclasses.asdict(found)
 
 

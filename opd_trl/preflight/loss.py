@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..diagnostics.loss_check import TOP_KS, LossCheck, LossRow, cosine_of, forms_of
 from ..losses import chunked_support_loss
 from ..losses.objective import Objective
+from .loss_check import TOP_KS, LossCheck, LossRow, cosine_of, forms_of
 from .rollouts import Rollout, Scored, only_block, score
 
 

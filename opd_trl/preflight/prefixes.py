@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.sampling import Completion, Sampling
-from ..evaluation.transformers_engine import TransformersEngine
 from ..losses import chunked_support_loss
 from ..losses.comparison import NextToken
+from ..models.forward import read_head, token_log_probs
+from ..models.sampling import Completion, Sampling
+from ..models.transformers_engine import TransformersEngine
 from ..privileged import left_pad
-from ..trainers.forward import read_head, token_log_probs
-from ..trainers.served import ServedTeacher
+from ..teachers.served import ServedTeacher
 from .rollouts import Rollout, Scored, quarters_of, score, student_hidden_states
 
 

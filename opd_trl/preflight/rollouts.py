@@ -13,10 +13,10 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from ..losses.comparison import NextToken
 from ..losses.head import LogitTransform
 from ..losses.tokens import Tokens
+from ..models.forward import Head, completion_hidden_states, read_head
 from ..privileged import join
-from ..trainers.forward import Head, completion_hidden_states, read_head
+from ..teachers.scores import HiddenStates
 from ..trainers.passes import TOKEN_ENTRIES, multimodal_inputs
-from ..trainers.scores import HiddenStates
 from ..trainers.scoring import score_micro_batch
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from ..diagnostics.verdicts import Finding
-from ..evaluation.transformers_engine import end_ids
+from ..models.transformers_engine import end_ids
+from .findings import Finding
 from .prefixes import unpadded
 from .rollouts import Rollout
 

@@ -5,7 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..diagnostics import Monitor, verdicts
+from ..diagnostics import Monitor
+from ..preflight import findings
 from ..preflight.flight import Flight, fly
 from ..trainers.config import OPDConfig
 from ..trainers.monitor import rule_settings
@@ -78,7 +79,7 @@ def forecast(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
     flight = Flight(build(arm, seed, settings=settings, home=home), **settings.preflight, judge=judge_answers)
     fly(flight, SECTIONS)
     return {
-        "verdict": verdicts.worst(flight.findings),
+        "verdict": findings.worst(flight.findings),
         "findings": [
             {name: getattr(finding, name) for name in ("section", "name", "verdict", "figure", "value")}
             for finding in flight.findings

@@ -2,9 +2,9 @@
 
 import math
 
-from ..trainers.forward import token_log_probs
+from ..models.forward import token_log_probs
+from ..teachers.scores import HiddenStates, Scores
 from ..trainers.opd import OPDTrainer
-from ..trainers.scores import HiddenStates, Scores
 
 
 # Teacher's probability below which a sampled token counts as unlikely.

@@ -7,8 +7,8 @@ import torch
 
 from ..diagnostics.completions import repeated_trigrams, repetition
 from ..evaluation.boxes import single_boxed_answer
-from ..evaluation.sampling import Completion, Sampling
-from ..evaluation.transformers_engine import TransformersEngine
+from ..models.sampling import Completion, Sampling
+from ..models.transformers_engine import TransformersEngine
 from ..preflight.prefixes import own_generation
 from ..privileged import get_builder
 from .task import MARK, Row

@@ -125,7 +125,7 @@ def run(
     Returns:
         jobs that failed, or that need one that did.
     """
-    from ..evaluation.provenance import conditions
+    from ..models.provenance import conditions
 
     done, made_by = {key_of(line) for line in read_lines(home)}, conditions()
     is_open = [job for job in jobs if job.key not in done]

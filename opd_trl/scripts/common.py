@@ -34,7 +34,7 @@ def make_parser(name: str, config_class: type, subparsers: argparse._SubParsersA
     """Return the strict parser of a training script: script, training, model and data-mixture arguments."""
     from trl import DatasetMixtureConfig, ModelConfig
 
-    from opd_trl.cli.parser import StrictParser
+    from .parser import StrictParser
 
     dataclass_types = (OPDScriptArguments, config_class, ModelConfig, DatasetMixtureConfig)
     if subparsers is not None:
@@ -49,7 +49,7 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
         ValueError: no student or no data set; a local model or data set, a file of the privileged context, a builder,
             a reward function or a checkpoint to resume from that does not exist.
     """
-    from opd_trl.privileged import get_builder, read_shared_context
+    from ..privileged import get_builder, read_shared_context
 
     if os.getcwd() not in sys.path:  # for builders and reward functions of the user's own
         sys.path.insert(0, os.getcwd())
@@ -85,7 +85,7 @@ def reward_func(name: str) -> Callable:
     """
     import trl.rewards
 
-    from opd_trl.evaluation import math_accuracy
+    from ..evaluation import math_accuracy
 
     ready = {
         "math_accuracy": lambda: math_accuracy,

@@ -13,8 +13,8 @@ accelerate launch -m opd_trl.scripts.opd \
 
 import argparse
 
-from opd_trl.scripts import common
-from opd_trl.trainers.config_checks import SEPARATE_TEACHERS
+from ..trainers.config_checks import SEPARATE_TEACHERS
+from . import common
 
 
 def check_arguments(script_args, training_args, model_args, dataset_args) -> None:
@@ -30,7 +30,7 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
 def main(script_args, training_args, model_args, dataset_args) -> None:
     """Train with [`OPDTrainer`]. The teacher takes the student's attention unless `teacher_model_init_kwargs` says."""
     check_arguments(script_args, training_args, model_args, dataset_args)
-    from opd_trl import OPDTrainer
+    from .. import OPDTrainer
 
     if model_args.attn_implementation is not None:
         given = training_args.teacher_model_init_kwargs or {}
@@ -40,7 +40,7 @@ def main(script_args, training_args, model_args, dataset_args) -> None:
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
     """Return the parser of this script."""
-    from opd_trl import OPDConfig
+    from .. import OPDConfig
 
     return common.make_parser("opd", OPDConfig, subparsers, prog)
 

@@ -13,7 +13,7 @@ accelerate launch -m opd_trl.scripts.opsd \
 
 import argparse
 
-from opd_trl.scripts import common
+from . import common
 
 
 check_arguments = common.check_arguments
@@ -22,14 +22,14 @@ check_arguments = common.check_arguments
 def main(script_args, training_args, model_args, dataset_args) -> None:
     """Train with [`OPSDTrainer`]."""
     check_arguments(script_args, training_args, model_args, dataset_args)
-    from opd_trl import OPSDTrainer
+    from .. import OPSDTrainer
 
     common.train(OPSDTrainer, script_args, training_args, model_args, dataset_args)
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
     """Return the parser of this script."""
-    from opd_trl import OPSDConfig
+    from .. import OPSDConfig
 
     return common.make_parser("opsd", OPSDConfig, subparsers, prog)
 

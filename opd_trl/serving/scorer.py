@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path
 
 from ..losses import chunked_support_log_probs
-from ..trainers.forward import Head, completion_hidden_states, read_head
+from ..models.forward import Head, completion_hidden_states, read_head
 
 
 class NonFiniteScores(ValueError):

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from ..models.sharding import read_whole, whole, write_whole
 from .scoring import scoring_mode
-from .sharding import read_whole, whole, write_whole
 
 
 TEACHER_ADAPTER = "teacher"

@@ -14,8 +14,8 @@ from ..diagnostics import (
     token_means,
     token_sums,
 )
-from .routing import is_routed
-from .scores import Scores
+from ..teachers.routing import is_routed
+from ..teachers.scores import Scores
 from .scoring import stop_at_broken_teacher
 
 

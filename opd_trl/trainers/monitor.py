@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..diagnostics import Monitor, MonitorWarning
+from ..reports.run_log import RunLog
+from ..teachers.scores import Scores
 from .config import OPDConfig
 from .config_checks import has_biased_gradient
 from .phases import PhaseClock
-from .run_log import RunLog
 from .samples import is_recorded, sample_lines
-from .scores import Scores
 from .session import describe_session
 
 

@@ -9,13 +9,16 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
+from ..models.loading import copy_student
 from ..privileged import TeacherView, left_pad
 from ..teachers import Teacher
+from ..teachers.routing import TEACHER_COLUMN, check_routes, is_routed, named_teachers, teacher_index
+from ..teachers.scores import Scores
+from ..teachers.served import ServedTeacher
 from .checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
 from .config import OPDConfig
 from .config_checks import TOP_K_SUPPORTS
 from .figures import log_distillation
-from .loading import copy_student
 from .masks import loss_mask
 from .monitor import add_monitor
 from .paper import PAPER
@@ -24,10 +27,7 @@ from .phases import STUDENT, timed
 from .placement import build_teacher, check_placement, find_teachers, prepare_teachers
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward
-from .routing import TEACHER_COLUMN, check_routes, is_routed, named_teachers, teacher_index
-from .scores import Scores
 from .scoring import score_ahead, score_micro_batch
-from .served import ServedTeacher
 from .siblings import sibling_contexts
 from .teacher_prompts import TeacherPrompts
 from .token_logps import build_reference, needs_student_at_start, token_logps

@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from ..models.loading import copy_student
 from ..teachers import Teacher
-from .loading import copy_student
 from .opd import OPDTrainer
 from .opsd_config import OPSDConfig
 from .placement import own_teacher

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..losses import chunk_size_for
-from ..privileged import join
-from .config import OPDConfig
-from .forward import (
+from ..models.forward import (
     MULTIMODAL_KEYS,
     Head,
     completion_hidden_states,
@@ -18,7 +16,9 @@ from .forward import (
     token_log_probs,
     unique_tensors,
 )
-from .scores import Scores
+from ..privileged import join
+from ..teachers.scores import Scores
+from .config import OPDConfig
 
 
 # Arguments of the loss with one value per token: batch entries `(B, T)` of the same names, where they are there.

@@ -8,12 +8,12 @@ from torch.distributed.fsdp import FSDPModule
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import get_config_model_id
 
+from ..models.loading import load_student_again, load_teacher
 from ..teachers import ModelTeacher, Teacher, TeacherServerError, self_teacher, shared_rows
+from ..teachers.served import ServedTeacher, connect
 from .checks import check_teacher, text_config
 from .config import OPDConfig
 from .config_checks import is_url
-from .loading import load_student_again, load_teacher
-from .served import ServedTeacher, connect
 
 
 def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teacher_tokenizer) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from torch.utils.data import Sampler
 from trl.trainer.utils import create_model_from_path
 
+from ..models.loading import plain_models
 from ..teachers import whole_state_dict, write_whole
-from .loading import plain_models
 
 
 # Folder of a moving teacher inside a checkpoint; PEFT saves a teacher adapter under the same name.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .scores import Scores
+from ..teachers.scores import Scores
 
 
 #: Completions per recorded step, and how many of a whole run at most.

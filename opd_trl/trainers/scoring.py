@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from ..diagnostics import broken_teacher_message
+from ..models.forward import MULTIMODAL_KEYS, Head, read_head
 from ..teachers import Teacher
-from .forward import MULTIMODAL_KEYS, Head, read_head
+from ..teachers.scores import HiddenStates, LogProbs, Scores
+from ..teachers.served import HIDDEN, LOG_PROBS, ServedTeacher
 from .passes import teacher_pass
 from .phases import timed
 from .placement import is_sharded
-from .scores import HiddenStates, LogProbs, Scores
-from .served import HIDDEN, LOG_PROBS, ServedTeacher
 
 
 # Batch entries that a teacher's forward reads, one row per completion.

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..reports.run_log import as_json, is_secret, without_secrets
+from ..teachers.served import ServedTeacher
 from .config import OPDConfig
 from .methods import default_of, find_method
-from .run_log import as_json, is_secret, without_secrets
-from .served import ServedTeacher
 
 
 PACKAGES = ("trl", "transformers", "torch", "peft", "accelerate", "datasets")

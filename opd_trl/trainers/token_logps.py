@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.loading import load_teacher
 from ..teachers import ModelTeacher, Teacher
 from .config import OPDConfig
-from .loading import load_teacher
 from .passes import logps_pass
 from .placement import own_teacher, prepare_teacher
 from .scoring import check_no_images

@@ -6,7 +6,8 @@ import zipfile
 import pytest
 from matplotlib.image import imread
 
-from opd_trl.cli import demo, demo_model
+from opd_trl.cli import demo
+from opd_trl.reproduce import demo_model
 from tests import tiny
 
 

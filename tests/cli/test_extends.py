@@ -226,7 +226,7 @@ def test_bases_protocols_and_pipelines_are_no_training_recipes(here, monkeypatch
 
 
 def test_a_plan_sees_the_teacher_of_a_base(here):
-    from opd_trl.cli.recipe_command import peek
+    from opd_trl.scripts.recipe_command import peek
 
     write("base.yaml", teacher_model_name_or_path="Qwen/Qwen3-8B")
     write("r.yaml", extends="base.yaml", max_steps=3)

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from opd_trl.diagnostics.clustered import Estimate, mean_of, ratio
-from opd_trl.diagnostics.context_test import ContextTokens, context_figures, findings, judge, judge_rows
 from opd_trl.losses.comparison import NextToken
 from opd_trl.losses.spread import context_spread
+from opd_trl.preflight.clustered import Estimate, mean_of, ratio
+from opd_trl.preflight.context_figures import ContextTokens, context_figures, findings, judge, judge_rows
 
 
 V, TOKENS = 12, 8

@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from opd_trl.diagnostics.loss_check import LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
 from opd_trl.losses.comparison import NextToken
 from opd_trl.losses.objective import Objective
 from opd_trl.losses.tokens import Tokens
+from opd_trl.preflight.loss_check import LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
 
 
 def run(*, alike: bool = False, top_ks=(1, 5), sharp: float = 1.0, **options):

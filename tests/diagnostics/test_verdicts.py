@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from opd_trl.diagnostics import verdicts
-from opd_trl.diagnostics.verdicts import Finding, worst
+from opd_trl.preflight import findings
+from opd_trl.preflight.findings import Finding, worst
 
 
 def interval(value, half_width=0.05):
@@ -19,32 +19,32 @@ FORWARD = {"divergence": "forward_kl", "support": "union"}
 @pytest.mark.parametrize(
     ("finding", "verdict"),
     [
-        (verdicts.judge_divergence(0.4, own_teacher=False), "ok"),
-        (verdicts.judge_divergence(1e-6, own_teacher=False), "stop"),
-        (verdicts.judge_overlap(0.7, 20), "ok"),
-        (verdicts.judge_overlap(0.3, 20), "fix"),
-        (verdicts.judge_drift([0.7, 0.7, 0.68, 0.66]), "ok"),
-        (verdicts.judge_drift([0.8, 0.7, 0.6, 0.5]), "fix"),
-        (verdicts.judge_drift([0.0, 0.0, 0.0, 0.0]), "ok"),
-        (verdicts.judge_teacher(interval(0.3), teacher=0.8, student=0.5), "ok"),
-        (verdicts.judge_teacher(interval(0.03), teacher=0.53, student=0.5), "fix"),
-        (verdicts.judge_teacher(interval(0.0), teacher=0.5, student=0.5), "stop"),
-        (verdicts.judge_continuation(interval(-0.16), teacher=0.62, continued=0.46, student=0.45), "fix"),
-        (verdicts.judge_continuation(interval(-0.16), teacher=0.62, continued=0.46, student=0.30), "ok"),
-        (verdicts.judge_continuation(interval(-0.16, 0.2), teacher=0.62, continued=0.46, student=0.45), "ok"),
-        (verdicts.judge_continuation(interval(-0.02), teacher=0.62, continued=0.60, student=0.60), "ok"),
-        (verdicts.judge_continuation(interval(-0.2), teacher=0.30, continued=0.10, student=0.30), "fix"),
-        (verdicts.judge_traces(0.335, **REVERSE), "ok"),
-        (verdicts.judge_traces(0.640, **REVERSE), "fix"),
-        (verdicts.judge_traces(0.640, **FORWARD), "ok"),
-        (verdicts.judge_coverage(0.05, [0.1, 0.0], top_k=20, **REVERSE), "ok"),
-        (verdicts.judge_coverage(0.05, [0.9, 0.0], top_k=20, **REVERSE), "fix"),
-        (verdicts.judge_coverage(0.30, [0.3, 0.3], top_k=20, **REVERSE), "fix"),
-        (verdicts.judge_coverage(0.30, [0.9, 0.3], top_k=20, **FORWARD), "ok"),
-        (verdicts.judge_coverage(0.0, [], top_k=20, **REVERSE), "ok"),
-        (verdicts.judge_endings(0.1), "ok"),
-        (verdicts.judge_endings(0.6), "fix"),
-        (verdicts.judge_endings(1.0), "stop"),
+        (findings.judge_divergence(0.4, own_teacher=False), "ok"),
+        (findings.judge_divergence(1e-6, own_teacher=False), "stop"),
+        (findings.judge_overlap(0.7, 20), "ok"),
+        (findings.judge_overlap(0.3, 20), "fix"),
+        (findings.judge_drift([0.7, 0.7, 0.68, 0.66]), "ok"),
+        (findings.judge_drift([0.8, 0.7, 0.6, 0.5]), "fix"),
+        (findings.judge_drift([0.0, 0.0, 0.0, 0.0]), "ok"),
+        (findings.judge_teacher(interval(0.3), teacher=0.8, student=0.5), "ok"),
+        (findings.judge_teacher(interval(0.03), teacher=0.53, student=0.5), "fix"),
+        (findings.judge_teacher(interval(0.0), teacher=0.5, student=0.5), "stop"),
+        (findings.judge_continuation(interval(-0.16), teacher=0.62, continued=0.46, student=0.45), "fix"),
+        (findings.judge_continuation(interval(-0.16), teacher=0.62, continued=0.46, student=0.30), "ok"),
+        (findings.judge_continuation(interval(-0.16, 0.2), teacher=0.62, continued=0.46, student=0.45), "ok"),
+        (findings.judge_continuation(interval(-0.02), teacher=0.62, continued=0.60, student=0.60), "ok"),
+        (findings.judge_continuation(interval(-0.2), teacher=0.30, continued=0.10, student=0.30), "fix"),
+        (findings.judge_traces(0.335, **REVERSE), "ok"),
+        (findings.judge_traces(0.640, **REVERSE), "fix"),
+        (findings.judge_traces(0.640, **FORWARD), "ok"),
+        (findings.judge_coverage(0.05, [0.1, 0.0], top_k=20, **REVERSE), "ok"),
+        (findings.judge_coverage(0.05, [0.9, 0.0], top_k=20, **REVERSE), "fix"),
+        (findings.judge_coverage(0.30, [0.3, 0.3], top_k=20, **REVERSE), "fix"),
+        (findings.judge_coverage(0.30, [0.9, 0.3], top_k=20, **FORWARD), "ok"),
+        (findings.judge_coverage(0.0, [], top_k=20, **REVERSE), "ok"),
+        (findings.judge_endings(0.1), "ok"),
+        (findings.judge_endings(0.6), "fix"),
+        (findings.judge_endings(1.0), "stop"),
     ],
 )
 def test_a_figure_gets_its_verdict_and_a_remedy_where_it_is_bad(finding, verdict):
@@ -56,12 +56,12 @@ def test_a_figure_gets_its_verdict_and_a_remedy_where_it_is_bad(finding, verdict
 
 
 def test_the_remedy_of_a_teacher_that_adds_nothing_depends_on_whose_it_is():
-    assert "privileged_context" in verdicts.judge_divergence(0.0, own_teacher=True).change
-    assert "teacher_model_name_or_path" in verdicts.judge_divergence(0.0, own_teacher=False).change
+    assert "privileged_context" in findings.judge_divergence(0.0, own_teacher=True).change
+    assert "teacher_model_name_or_path" in findings.judge_divergence(0.0, own_teacher=False).change
 
 
 def test_the_worst_place_is_named():
-    assert "0.900 at token 3" in verdicts.judge_coverage(0.3, [0.1, 0.2, 0.9], top_k=20, **REVERSE).figure
+    assert "0.900 at token 3" in findings.judge_coverage(0.3, [0.1, 0.2, 0.9], top_k=20, **REVERSE).figure
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_worst_place_is_named():
     ],
 )
 def test_only_a_forward_part_on_the_teachers_tokens_finds_what_the_student_never_gives(divergence, support, finds):
-    assert verdicts.finds_missing_modes(divergence, support) == finds
+    assert findings.finds_missing_modes(divergence, support) == finds
 
 
 def test_the_worst_verdict_counts_and_what_was_not_run_does_not():

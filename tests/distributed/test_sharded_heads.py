@@ -43,9 +43,9 @@ def one_pass(student, teacher, inputs, num_tokens) -> torch.Tensor:
     """Both forwards of a trainer's step, each through the engine's wrapper, and the gradient."""
     from trl.models.utils import _ForwardRedirection
 
-    from opd_trl.trainers.forward import read_head
+    from opd_trl.models.forward import read_head
+    from opd_trl.teachers.scores import HiddenStates
     from opd_trl.trainers.passes import student_pass, teacher_pass
-    from opd_trl.trainers.scores import HiddenStates
 
     with torch.no_grad():
         hidden_states = _ForwardRedirection()(teacher, teacher, teacher_pass, teacher, inputs)

@@ -17,10 +17,10 @@ from trl.experimental.sdpo import SDPOConfig
 from trl.experimental.server_distillation import ServerDistillationConfig
 
 from opd_trl import OPDConfig, OPSDConfig
-from opd_trl.cli.launching import launch_arity
 from opd_trl.losses import forward_kl, generalized_jsd, sampled_token_loss, select_support, support_divergence
 from opd_trl.privileged import TEMPLATES
 from opd_trl.scripts import opd, opsd
+from opd_trl.scripts.launching import launch_arity
 from opd_trl.trainers.config_checks import CHOICES
 from opd_trl.trainers.opsd_config import TEACHER_KINDS
 

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from opd_trl.losses import chunked_support_log_probs
-from opd_trl.trainers.forward import completion_hidden_states, read_head
+from opd_trl.models.forward import completion_hidden_states, read_head
 from opd_trl.trainers.scoring import score_micro_batch
 from tests import tiny
 from tests.trainers.build import fixed_batch, lora_config, opd_trainer, opsd_trainer

@@ -4,7 +4,7 @@ import math
 import pytest
 
 from opd_trl import OPDConfig, OPSDConfig
-from opd_trl.trainers.run_log import RunLog, as_json, without_secrets
+from opd_trl.reports.run_log import RunLog, as_json, without_secrets
 from opd_trl.trainers.session import differences
 from tests.trainers.build import settings
 
@@ -71,7 +71,7 @@ def test_a_file_that_is_no_run_log_is_left_as_it_is(tmp_path, text):
 
 
 def test_a_log_that_cannot_be_written_warns_once_and_does_not_end_the_run(tmp_path, monkeypatch):
-    from opd_trl.trainers import run_log as module
+    from opd_trl.reports import run_log as module
 
     said = []
     monkeypatch.setattr(module.logger, "warning", said.append)

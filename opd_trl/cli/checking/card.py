@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ...diagnostics.clustered import WIDTH
-from ...diagnostics.loss_check import LossRow
-from ...diagnostics.verdicts import Finding
+from ...preflight.clustered import WIDTH
+from ...preflight.findings import Finding
+from ...preflight.loss_check import LossRow
+from ..terminal import number, verdict
 from .loss import table
 from .prompts import show_prompts
 from .ranking import FIGURES
-from .screen import number, verdict
 
 
 TITLES = {

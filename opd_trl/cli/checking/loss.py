@@ -6,12 +6,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ...diagnostics.loss_check import TOP_KS, LossRow, judge
 from ...preflight.loss import LossReport, check_loss
+from ...preflight.loss_check import TOP_KS, LossRow, judge
 from ...preflight.rollouts import num_batches, roll_out, take_rows
+from ...scripts.subject import Subject, build, read_subject
 from ..evaluating.running import progress
-from .screen import number, verdict
-from .subject import Subject, build, read_subject
+from ..terminal import number, verdict
 
 
 PROG = "opd-trl verify-loss"

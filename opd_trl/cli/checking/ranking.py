@@ -2,13 +2,13 @@
 
 from typing import Any
 
+from ...models.loading import load_teacher
 from ...preflight.flight import Flight
 from ...preflight.prefixes import nll_under_student, pair_figures, teacher_answers
+from ...scripts.subject import Subject
 from ...teachers import ModelTeacher, shared_rows
 from ...trainers.checks import check_teacher
-from ...trainers.loading import load_teacher
 from ...trainers.placement import prepare_teacher
-from .subject import Subject
 
 
 FIGURES = ("overlap", "reverse_kl", "outside", "nll_of_teacher_text", "teacher")

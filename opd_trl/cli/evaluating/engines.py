@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from opd_trl.evaluation.sampling import Engine
+from ...models.sampling import Engine
 
 
 def load_tokenizer(model: str) -> Any:
@@ -39,10 +39,10 @@ def load_engine(
     """
     sizes = {} if batch_size is None else {"batch_size": batch_size}
     if name == "vllm":
-        from opd_trl.evaluation.vllm_engine import VLLMEngine
+        from ...models.vllm_engine import VLLMEngine
 
         return VLLMEngine(model, adapter=adapter, dtype=dtype, **sizes)
-    from opd_trl.evaluation.transformers_engine import TransformersEngine
+    from ...models.transformers_engine import TransformersEngine
 
     return TransformersEngine(load_model(model, adapter=adapter, dtype=dtype), tokenizer, **sizes)
 
@@ -70,7 +70,7 @@ def make_scorer(model: Any):
     """Log-probabilities of given ids `(B, L)` under a model, without a [tokens, vocabulary] tensor."""
     import torch
 
-    from opd_trl.trainers.forward import completion_hidden_states, read_head, scatter, token_log_probs
+    from ...models.forward import completion_hidden_states, read_head, scatter, token_log_probs
 
     head = read_head(model)
 

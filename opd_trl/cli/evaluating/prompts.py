@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from opd_trl.privileged import get_builder
-
-from .problems import Message, Problem
-from .protocol import Protocol
+from ...privileged import get_builder
+from ...suites.problems import Message, Problem
+from ...suites.protocol import Protocol
 
 
 def messages_of(problem: Problem, protocol: Protocol, context: Any = None) -> list[Message]:

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from opd_trl.evaluation.boxes import NO_BOX
-
-from .metrics import Metric, generation_figures
-from .protocol import Protocol
-from .store import Sample
+from ...evaluation.boxes import NO_BOX
+from ...suites.figures import Metric, generation_figures
+from ...suites.protocol import Protocol
+from ...suites.samples import Sample
 
 
 # Above this share of cut answers a comparison of models says how long they write, not how good they are.

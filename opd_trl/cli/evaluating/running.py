@@ -5,12 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from opd_trl.evaluation.sampling import Engine, Sampling, derived_seed
-
-from .problems import Problem
+from ...models.sampling import Engine, Sampling, derived_seed
+from ...suites.problems import Problem
+from ...suites.protocol import Protocol
+from ...suites.samples import Sample, Store
 from .prompts import encode, messages_of
-from .protocol import Protocol
-from .store import Sample, Store
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,9 @@ def _sample(task: Task, completion: Any, verdict: dict[str, Any]) -> Sample:
 
 def score(texts: dict[str, str], tokenizer: Any, model: Any, store: Store) -> None:
     """Score the texts of the retention suite that are missing."""
-    from opd_trl.evaluation.perplexity import score_texts
-
+    from ...evaluation.perplexity import score_texts
+    from ...suites.retention import TEXTS
     from .engines import make_scorer
-    from .retention_suite import TEXTS
 
     todo = {name: text for name, text in texts.items() if (TEXTS, name, 0, 0) not in store.samples}
     scores = score_texts(list(todo.values()), tokenizer, make_scorer(model)) if todo else []

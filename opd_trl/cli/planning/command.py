@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ...planning.engine import read_engine
+from ...planning.inputs import read_workload
+from ...scripts.launching import launch_arguments
+from ...scripts.recipe_command import check_misplaced, make_parser, peek, training_command
 from ...trainers.config_checks import is_url
-from ..launching import launch_arguments
-from ..recipe_command import check_misplaced, make_parser, peek, training_command
-from .engine import read_engine
-from .inputs import read_workload
 from .report import size
 
 

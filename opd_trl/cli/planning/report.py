@@ -6,11 +6,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .advice import advice
-from .component import GIB, RESERVE, peak_moment, total, verdict
-from .inputs import teacher_flag
-from .sizing import estimate
-from .workload import Engine, Teacher, Workload, stored_bytes
+from ...planning.advice import advice
+from ...planning.component import GIB, RESERVE, peak_moment, total, verdict
+from ...planning.inputs import teacher_flag
+from ...planning.sizing import estimate
+from ...planning.workload import Engine, Teacher, Workload, stored_bytes
 
 
 NOT_COUNTED = (

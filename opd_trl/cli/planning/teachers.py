@@ -1,7 +1,7 @@
 """What teachers take on each GPU: their weights, their forward, and the scores that they leave ahead of it."""
 
-from .component import MAX_LIVE_PARAMETERS, TEACHER, Component, product
-from .workload import Engine, ModelSize, Teacher, Workload, stored_bytes, stored_in_words, weight_width
+from ...planning.component import MAX_LIVE_PARAMETERS, TEACHER, Component, product
+from ...planning.workload import Engine, ModelSize, Teacher, Workload, stored_bytes, stored_in_words, weight_width
 
 
 TOP_K_ENTRY = 8 + 4  # an int64 id and a float32 log-probability

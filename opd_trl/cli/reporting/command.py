@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .page import render
-from .reading import RunLogError, read_run
-from .summary import figures
+from ...reports.page import render
+from ...reports.reading import RunLogError, read_run
+from ...reports.summary import figures
 
 
 PAGE = "report.html"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .runs import Run
+from ...reports.runs import Run
 
 
 PHASES = {"time/generation": "generation", "time/teacher": "teacher", "time/student": "student"}

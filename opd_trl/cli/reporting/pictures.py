@@ -5,13 +5,13 @@ from typing import Any
 
 from rich.progress import track
 
-from .charts import drawn_sections
-from .runs import Run
+from ...reports.charts import drawn_sections
+from ...reports.runs import Run
 
 
 def write_pictures(runs: list[Run], figures: dict[str, Any], folder: Path) -> list[Path]:
     """Draw one PNG for each chart into `folder` and return their paths."""
-    from opd_trl.diagnostics.plots import Curve, Panel, plot_curves
+    from ...diagnostics.plots import Curve, Panel, plot_curves
 
     names = [run["name"] for run in figures["runs"]]
     sections = drawn_sections({name for run in runs for name in run.series})

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_trl.cli.evaluating.protocol import load_protocol
+from opd_trl.suites.protocol import load_protocol
 
 
 @pytest.fixture

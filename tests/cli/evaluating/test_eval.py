@@ -38,12 +38,12 @@ def test_mathematics_from_file_to_card(evaluate, protocol, sums):
 
 def test_a_model_that_answers_right_scores_one(protocol, rows, tmp_path):
     """The verdict reaches the figures: an engine that boxes every second answer rightly."""
-    from opd_trl.cli.evaluating.math_suite import MathSuite
-    from opd_trl.cli.evaluating.problems import read_problems
-    from opd_trl.cli.evaluating.protocol import Protocol
     from opd_trl.cli.evaluating.running import Task, draw
-    from opd_trl.cli.evaluating.store import Store
-    from opd_trl.evaluation.sampling import Completion
+    from opd_trl.models.sampling import Completion
+    from opd_trl.suites.math import MathSuite
+    from opd_trl.suites.problems import read_problems
+    from opd_trl.suites.protocol import Protocol
+    from opd_trl.suites.samples import Store
 
     class Half:
         batch_size = 4
@@ -199,7 +199,7 @@ def test_right_answers_that_cannot_be_judged_are_counted_and_left_out(evaluate, 
 
 
 def test_every_protocol_that_comes_along_can_be_read():
-    from opd_trl.cli.evaluating.protocol import find_protocol, load_protocol
+    from opd_trl.suites.protocol import find_protocol, load_protocol
 
     paths = list((find_protocol("math_paper")).parent.glob("*.yaml"))
     assert {path.stem for path in paths} >= {"math_paper", "math_short", "math_smoke", "rules", "retention"}

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from opd_trl.cli.planning.model_size import build, measure
-from opd_trl.cli.planning.sizing import estimate
-from opd_trl.cli.planning.workload import Engine, ModelSize, Workload, engines
+from opd_trl.planning.model_size import build, measure
+from opd_trl.planning.sizing import estimate
+from opd_trl.planning.workload import Engine, ModelSize, Workload, engines
 
 
 SINGLE, DDP, ZERO1, ZERO2, ZERO3, FSDP2 = engines(8)

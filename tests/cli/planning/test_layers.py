@@ -5,8 +5,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 
-from opd_trl.cli.planning.model_size import measure
-from opd_trl.cli.planning.step import layer_bytes_per_token
+from opd_trl.planning.model_size import measure
+from opd_trl.planning.step import layer_bytes_per_token
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

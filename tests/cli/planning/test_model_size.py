@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig
 from trl import ModelConfig
 
-from opd_trl.cli.planning.model_size import adapter_parameters, build, measure
+from opd_trl.planning.model_size import adapter_parameters, build, measure
 from tests import tiny
 from tests.cli.planning.sized import sized
 

@@ -9,13 +9,13 @@ from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from opd_trl import OPDConfig
-from opd_trl.cli.planning.component import BACKWARD, LOSS, MOMENTS, TEACHER, at
-from opd_trl.cli.planning.model_size import measure
-from opd_trl.cli.planning.sizing import estimate
-from opd_trl.cli.planning.workload import Teacher, Workload, engines
-from opd_trl.trainers.forward import read_head
+from opd_trl.models.forward import read_head
+from opd_trl.planning.component import BACKWARD, LOSS, MOMENTS, TEACHER, at
+from opd_trl.planning.model_size import measure
+from opd_trl.planning.sizing import estimate
+from opd_trl.planning.workload import Teacher, Workload, engines
+from opd_trl.teachers.scores import HiddenStates
 from opd_trl.trainers.passes import loss_options, student_pass, teacher_pass
-from opd_trl.trainers.scores import HiddenStates
 
 
 ROWS, PROMPT, COMPLETION, VOCABULARY = 2, 64, 192, 4096

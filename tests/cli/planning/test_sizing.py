@@ -6,9 +6,9 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from opd_trl.cli.planning.component import REDUCE_BUCKET
-from opd_trl.cli.planning.model_size import measure
-from opd_trl.cli.planning.workload import engines
+from opd_trl.planning.component import REDUCE_BUCKET
+from opd_trl.planning.model_size import measure
+from opd_trl.planning.workload import engines
 from tests import tiny
 from tests.cli.planning.sized import DDP, FSDP2, SINGLE, ZERO1, ZERO2, ZERO3, by_name
 

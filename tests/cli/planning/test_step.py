@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from opd_trl.cli.planning.component import BACKWARD, GENERATION, GIB, LOSS, MOMENTS, at, total, verdict
-from opd_trl.cli.planning.sizing import estimate
-from opd_trl.cli.planning.workload import engines
+from opd_trl.planning.component import BACKWARD, GENERATION, GIB, LOSS, MOMENTS, at, total, verdict
+from opd_trl.planning.sizing import estimate
+from opd_trl.planning.workload import engines
 from tests.cli.planning.sized import FSDP2, SINGLE, ZERO2, ZERO3, by_name
 
 

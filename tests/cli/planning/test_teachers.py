@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 import opd_trl.trainers.opd
-from opd_trl.cli.planning.component import MAX_LIVE_PARAMETERS, MOMENTS, TEACHER
-from opd_trl.cli.planning.sizing import estimate
-from opd_trl.cli.planning.workload import Teacher, Workload, engines
+from opd_trl.planning.component import MAX_LIVE_PARAMETERS, MOMENTS, TEACHER
+from opd_trl.planning.sizing import estimate
+from opd_trl.planning.workload import Teacher, Workload, engines
 from tests.cli.planning.sized import FSDP2, SINGLE, ZERO2, ZERO3, by_name
 from tests.trainers.build import opd_trainer
 

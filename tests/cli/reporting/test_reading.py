@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from opd_trl.cli.reporting.reading import RunLogError, read_run
-from opd_trl.cli.reporting.runs import OPEN
-from opd_trl.cli.reporting.summary import headline
+from opd_trl.reports.reading import RunLogError, read_run
+from opd_trl.reports.runs import OPEN
+from opd_trl.reports.summary import headline
 from tests.cli.reporting.made import log_line, sample, session, warning, whole_run, write_run
 
 

@@ -23,8 +23,8 @@ def test_a_run_of_two_steps_is_reported_as_its_trainer_logged_it(tmp_path, stude
 
 
 def test_every_metric_that_a_trainer_logs_of_ours_has_a_chart_outside_other(tmp_path, student_path):
-    from opd_trl.cli.reporting.charts import drawn_sections
-    from opd_trl.cli.reporting.reading import read_run
+    from opd_trl.reports.charts import drawn_sections
+    from opd_trl.reports.reading import read_run
 
     opsd_trainer(tmp_path, student_path, max_steps=1).train()
     logged = read_run(tmp_path / "out").series

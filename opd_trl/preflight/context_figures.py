@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..losses.spread import pseudo_values
 from .clustered import WIDTH, Estimate, mean_of, ratio
-from .verdicts import NOTHING_TO_LEARN, OURS, PAPER, Finding
+from .findings import NOTHING_TO_LEARN, OURS, PAPER, Finding
 
 
 # Share of the divergence that no student without the context can remove. The paper says which contexts fail, and gives

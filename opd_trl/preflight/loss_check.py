@@ -9,7 +9,7 @@ from torch import Tensor
 from ..losses.comparison import NextToken, TokenGradients, compare_gradients
 from ..losses.objective import Objective
 from ..losses.tokens import Tokens
-from .verdicts import OURS, Finding
+from .findings import OURS, Finding
 
 
 TOP_KS = (1, 5, 20, 100)

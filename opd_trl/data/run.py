@@ -6,13 +6,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from opd_trl.data.adapters import ADAPTERS, RejectedRow, mapped
-from opd_trl.data.decontaminate import Contamination, evaluation_prompts
-from opd_trl.data.files import DataError, Row, check_free, looks_local, write_jsonl
-from opd_trl.data.filtering import TraceFilter, filter_rows
-from opd_trl.data.outputs import Output, report_file, write_report
-from opd_trl.data.prepare import prepare
-from opd_trl.data.sources import load_named, read_file, with_columns
+from .adapters import ADAPTERS, RejectedRow, mapped
+from .decontaminate import Contamination, evaluation_prompts
+from .files import DataError, Row, check_free, looks_local, write_jsonl
+from .filtering import TraceFilter, filter_rows
+from .outputs import Output, report_file, write_report
+from .prepare import prepare
+from .sources import load_named, read_file, with_columns
 
 
 OURS = ("prompt", "answer", "solution", "privileged_context")
@@ -27,7 +27,7 @@ def run_list(args: argparse.Namespace) -> None:
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no edge to break lines at
     if args.procedural:
-        from opd_trl.data.procedural import task_names
+        from .procedural import task_names
 
         console.print(", ".join(task_names()), highlight=False)
         return
@@ -52,7 +52,7 @@ def run_prepare(args: argparse.Namespace) -> None:
 
 def run_procedural(args: argparse.Namespace) -> None:
     """Draw, split, write."""
-    from opd_trl.data.procedural import generate
+    from .procedural import generate
 
     output = output_of(args)
     rows, duplicates = generate(args.task, count=args.count, seed=args.seed, options=args.options)
@@ -64,7 +64,7 @@ def run_procedural(args: argparse.Namespace) -> None:
 
 def run_traces(args: argparse.Namespace) -> None:
     """A model writes."""
-    from opd_trl.data import traces
+    from . import traces
 
     check_jsonl(args.output)
     check_free(args.output, report_file(args.output), overwrite=args.overwrite)
@@ -79,8 +79,8 @@ def run_traces(args: argparse.Namespace) -> None:
         data=traces.digest(rows),
     )
     prompts = traces.check_rows(rows, settings)
-    from opd_trl.data.sampling import load_model, make_sampler
-    from opd_trl.evaluation.sampling import Sampling
+    from ..models.sampling import Sampling
+    from .sampling import load_model, make_sampler
 
     model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
     sampling = Sampling(args.temperature, args.top_p, 0, args.max_new_tokens)
@@ -222,7 +222,7 @@ def judge() -> Callable:
 
     if importlib.util.find_spec("math_verify") is None:
         raise DataError("--check-answer needs math-verify: pip install 'opd_trl[math]' (or pip install math-verify).")
-    from opd_trl.evaluation import math_accuracy
+    from ..evaluation import math_accuracy
 
     return math_accuracy
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opd_trl.data.adapters import ADAPTERS, RejectedRow
-from opd_trl.data.files import READERS, DataError
-from opd_trl.data.sources import adapter_of, load_named, read_file
+from ..data.adapters import ADAPTERS, RejectedRow
+from ..data.files import READERS, DataError
+from ..data.sources import adapter_of, load_named, read_file
 
 
 Message = dict[str, Any]

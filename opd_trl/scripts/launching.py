@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from .recipes import ACCELERATE, accelerate_names, nearest, recipes_dir
+from ..cli.recipes import ACCELERATE, accelerate_names, nearest, recipes_dir
 
 
 CONFIG = "accelerate_config"

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from opd_trl.data.files import atomically
-
+from ..data.files import atomically
 from .protocol import differences
 
 

@@ -4,10 +4,10 @@ from argparse import Namespace
 
 from trl import ModelConfig
 
-from ...scripts.common import model_init_kwargs
-from ...trainers.config import OPDConfig
-from ...trainers.config_checks import is_url
-from ...trainers.routing import is_routed, named_teachers
+from ..scripts.common import model_init_kwargs
+from ..teachers.routing import is_routed, named_teachers
+from ..trainers.config import OPDConfig
+from ..trainers.config_checks import is_url
 from .component import GIB
 from .model_size import adapter_parameters, build, measure, read_config
 from .workload import Teacher, Workload

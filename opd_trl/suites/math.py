@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from opd_trl.evaluation import Judge, majority, pass_at_k
-from opd_trl.evaluation.judge import UNPARSABLE_GOLD
-from opd_trl.evaluation.math import as_solution
-from opd_trl.evaluation.sampling import Completion
-
-from .metrics import Metric, by_problem, grouped
+from ..evaluation import Judge, majority, pass_at_k
+from ..evaluation.judge import UNPARSABLE_GOLD
+from ..evaluation.math import as_solution
+from ..models.sampling import Completion
+from .figures import Metric, by_problem, grouped
 from .problems import Problem, ProblemSet
 from .protocol import Protocol
-from .store import Sample
+from .samples import Sample
 
 
 PART = "math"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..losses import chunked_loss_from_log_probs, chunked_support_loss
-from .forward import Head
+from ..models.forward import Head
 
 
 @dataclass(frozen=True)

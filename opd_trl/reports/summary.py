@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .cost import cost
+from ..cli.reporting.cost import cost
 from .runs import OPEN, Run
 from .words import ago, duration
 

@@ -10,18 +10,11 @@ from transformers import AutoTokenizer
 from trl.trainer.utils import create_model_from_path
 
 from ..losses.from_log_probs import KnownSupport
+from ..models.forward import Head, completion_hidden_states, read_head, token_log_probs
+from ..models.loading import plain_models
 from ..privileged import join
-from ..teachers import (
-    PROBE_TEXT,
-    SAME_MODEL,
-    TeacherServer,
-    TeacherServerError,
-    check_same_vocabulary,
-    shared_rows,
-)
-from .config import OPDConfig
-from .forward import Head, completion_hidden_states, read_head, token_log_probs
-from .loading import plain_models
+from ..trainers.config import OPDConfig
+from . import PROBE_TEXT, SAME_MODEL, TeacherServer, TeacherServerError, check_same_vocabulary, shared_rows
 
 
 logger = get_logger(__name__)

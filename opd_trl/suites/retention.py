@@ -4,16 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from opd_trl.data.files import DataError
-from opd_trl.data.sources import read_file
-from opd_trl.evaluation.perplexity import TextScore, per_byte, per_token, perplexity
-from opd_trl.evaluation.sampling import Completion
-from opd_trl.evaluation.short_answers import gives_answer
-
-from .metrics import Metric, by_problem
+from ..data.files import DataError
+from ..data.sources import read_file
+from ..evaluation.perplexity import TextScore, per_byte, per_token, perplexity
+from ..evaluation.short_answers import gives_answer
+from ..models.sampling import Completion
+from .figures import Metric, by_problem
 from .problems import Problem, read_problems
 from .protocol import Protocol, digest
-from .store import Sample
+from .samples import Sample
 
 
 TASKS, TEXTS = "tasks", "texts"

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from opd_trl.evaluation import bootstrap_interval, paired_difference
-
-from .store import Sample
+from ..evaluation import bootstrap_interval, paired_difference
+from .samples import Sample
 
 
 SHARE = (0.0, 1.0)

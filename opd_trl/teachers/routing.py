@@ -7,8 +7,8 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor
 
-from .checks import named_datasets
-from .config import OPDConfig
+from ..trainers.checks import named_datasets
+from ..trainers.config import OPDConfig
 
 
 #: Column of the data set that names each row's teacher.

@@ -13,9 +13,9 @@ from typing import Any
 
 from rich.console import Console
 
-from ...teachers import TeacherServerError
-from ..recipe_command import Flags, check_misplaced, make_parser, peek, training_command
-from .screen import hush
+from ..cli.terminal import hush
+from ..teachers import TeacherServerError
+from .recipe_command import Flags, check_misplaced, make_parser, peek, training_command
 
 
 # What a check changes of a recipe: nothing is trained, tracked or kept, and one process generates for itself.
@@ -91,7 +91,8 @@ def build(subject: Subject, **options: Any) -> Iterator[Any]:
         ValueError: what OPDTrainer refuses; DataError: a data set that cannot be read.
     """
     import opd_trl
-    from opd_trl.scripts import common
+
+    from . import common
 
     with tempfile.TemporaryDirectory() as folder, hush():
         subject.training.output_dir = folder

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl.trainer.utils import create_model_from_path
 
-from .config import OPDConfig
+from ..trainers.config import OPDConfig
 
 
 def load_teacher(path: str, args: OPDConfig) -> nn.Module:

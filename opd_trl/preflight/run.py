@@ -6,18 +6,17 @@ from typing import Any
 
 from rich.console import Console
 
-from ...data.files import DataError
-from ...diagnostics import verdicts
-from ...diagnostics.verdicts import Finding
-from ...evaluation import parse_rule
-from ...evaluation.math import math_accuracy
-from ...preflight.flight import SECTIONS, Flight, Judge, fly
-from ..evaluating.running import progress
-from ..recipe_command import peek, training_command
-from .loss import configuration, figures_of
-from .prompts import first_prompts
-from .ranking import rank
-from .subject import Subject, build, read_subject
+from ..cli.checking.loss import configuration, figures_of
+from ..cli.checking.prompts import first_prompts
+from ..cli.checking.ranking import rank
+from ..cli.evaluating.running import progress
+from ..data.files import DataError
+from ..evaluation import parse_rule
+from ..evaluation.math import math_accuracy
+from ..scripts.recipe_command import peek, training_command
+from ..scripts.subject import Subject, build, read_subject
+from .findings import Finding
+from .flight import SECTIONS, Flight, Judge, fly
 
 
 PROG = "opd-trl preflight"
@@ -81,7 +80,7 @@ def with_teacher(argv: list[str]) -> list[str]:
 def report(findings: list[Finding], details: dict[str, Any], *, prompts: int) -> dict[str, Any]:
     """The pre-flight as JSON."""
     return {
-        "verdict": verdicts.worst(findings),
+        "verdict": findings.worst(findings),
         "completions": prompts,
         "findings": [finding._asdict() for finding in findings],
         **details,

@@ -8,16 +8,15 @@ from typing import Any
 
 from rich.console import Console
 
-from opd_trl.data.files import atomically
-from opd_trl.evaluation.provenance import check_model, conditions, identify
-from opd_trl.privileged.contexts import read_shared_context
-
+from ..cli.evaluating.comparing import check_comparable, compare
+from ..cli.evaluating.result import summarise
+from ..data.files import atomically
+from ..models.provenance import check_model, conditions, identify
+from ..privileged.contexts import read_shared_context
 from . import card
-from .comparing import check_comparable, compare
 from .problems import read_problems
 from .protocol import Protocol, digest, find_protocol, load_protocol
-from .result import summarise
-from .store import Store, read_json
+from .samples import Store, read_json
 
 
 DEFAULT_PROTOCOL = {"math": "math_paper", "rules": "rules", "retention": "retention"}
@@ -83,14 +82,14 @@ def check(args: argparse.Namespace, protocol: Protocol) -> None:
 def make_suite(args: argparse.Namespace, protocol: Protocol) -> Any:
     """The suite with its problems."""
     if args.suite == "math":
-        from .math_suite import MathSuite
+        from .math import MathSuite
 
         return MathSuite(read_problems(args.data, answers=True, limit=args.limit), protocol)
     if args.suite == "retention":
-        from .retention_suite import RetentionSuite
+        from .retention import RetentionSuite
 
         return RetentionSuite(protocol, args.data)
-    from .rules_suite import InstructionSuite, RulesSuite
+    from .rules import InstructionSuite, RulesSuite
 
     problems = read_problems(args.data, answers=False, limit=args.limit)
     if not args.rule:
@@ -132,8 +131,8 @@ def prepare(args: argparse.Namespace, protocol: Protocol, suite: Any, context: A
     """The tokenizer, and all samples to draw."""
     from transformers import AutoConfig
 
-    from .engines import load_tokenizer
-    from .running import plan
+    from ..cli.evaluating.engines import load_tokenizer
+    from ..cli.evaluating.running import plan
 
     tokenizer = load_tokenizer(args.model)
     text_config = AutoConfig.from_pretrained(args.model).get_text_config()
@@ -142,8 +141,8 @@ def prepare(args: argparse.Namespace, protocol: Protocol, suite: Any, context: A
 
 def fill(args: argparse.Namespace, protocol: Protocol, suite: Any, tokenizer: Any, tasks: list, store: Store) -> bool:
     """Draw what is missing; was anything?"""
-    from .engines import load_engine
-    from .running import draw, missing_batches, progress, score
+    from ..cli.evaluating.engines import load_engine
+    from ..cli.evaluating.running import draw, missing_batches, progress, score
 
     console = Console(stderr=True)
     if store.repaired:

@@ -4,16 +4,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from opd_trl.data.files import DataError
-from opd_trl.evaluation import parse_rule
-from opd_trl.evaluation.instruction_judge import InstructionJudge
-from opd_trl.evaluation.instructions import GET_PUNKT, instruction_names, judgeable
-from opd_trl.evaluation.sampling import Completion
-
-from .metrics import Metric, by_problem
+from ..data.files import DataError
+from ..evaluation import parse_rule
+from ..evaluation.instruction_judge import InstructionJudge
+from ..evaluation.instructions import GET_PUNKT, instruction_names, judgeable
+from ..models.sampling import Completion
+from .figures import Metric, by_problem
 from .problems import Problem, ProblemSet
 from .protocol import Protocol
-from .store import Sample
+from .samples import Sample
 
 
 PART, ELSEWHERE = "rules", "elsewhere"
