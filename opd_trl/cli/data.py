@@ -248,11 +248,11 @@ def json_object(text: str) -> dict[str, Any]:
 def main(argv: list[str]) -> int:
     """Run `opd-trl data`."""
     args = make_parser().parse_args(argv)
-    from ..data import run
+    from ..data import jobs
     from ..data.files import DataError
 
     try:
-        getattr(run, f"run_{args.command}")(args)
+        getattr(jobs, f"run_{args.command}")(args)
     except DataError as error:
         print(f"opd-trl data {args.command}: error: {error}", file=sys.stderr)
         return 2

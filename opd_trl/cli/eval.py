@@ -83,7 +83,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl eval` and return its exit status."""
     args = make_parser().parse_args(argv)
-    from ..suites.run import evaluate, print_result
+    from ..suites.evaluate import evaluate, print_result
 
     try:
         result = evaluate(args)

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return 0
-    from ..preflight.run import PROG, preflight
+    from ..preflight.inspection import PROG, preflight
     from ..scripts.subject import run_check
     from .checking.card import show
 

@@ -84,7 +84,7 @@ def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: boo
     """
     from ..data import toy_model
     from ..data.files import atomically, check_free, write_jsonl
-    from ..data.toy import TASKS
+    from ..data.toy_task import TASKS
 
     parts = TASKS[task](seed)
     card = output / "README.md"

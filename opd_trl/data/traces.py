@@ -12,7 +12,7 @@ from ..privileged import TeacherView
 from .files import DataError, Row, atomically, read_jsonl, to_line
 
 
-#: Writes one completion per prompt, for a seed: `opd_trl.data.sampling.make_sampler`.
+#: Writes one completion per prompt, for a seed: `opd_trl.models.transformers_engine.make_sampler`.
 Sampler = Callable[[list, int], list[Completion]]
 
 

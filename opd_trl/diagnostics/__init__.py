@@ -1,8 +1,16 @@
 """Floor 1: per-token tensors to figures, figures to pictures."""
 
-from .completions import position_quartiles, repeated_trigrams, repetition
 from .conditions import Condition
-from .metrics import FIGURES, METRICS, divergence_by_teacher, token_means, token_sums
+from .metrics import (
+    FIGURES,
+    METRICS,
+    divergence_by_teacher,
+    position_quartiles,
+    repeated_trigrams,
+    repetition,
+    token_means,
+    token_sums,
+)
 from .monitor import Monitor, MonitorWarning
 from .plots import DISTILLATION_PANELS, Panel, plot_run
 from .rules import RULES, Remedy, Rule, broken_teacher_message, dropped_tail_advice

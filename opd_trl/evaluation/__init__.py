@@ -1,9 +1,8 @@
 """Floor 1: answers and rules. Is it right, does it comply?"""
 
+from ..models.transformers_engine import greedy_answers
 from .boxes import BoxedAnswer, boxed_answers, single_boxed_answer
-from .generation import greedy_answers
-from .judge import Judge, Verdict
-from .math import math_accuracy
+from .math import Judge, Verdict, math_accuracy
 from .named_rules import parse_rule
 from .rules import Rule, compliance, one_sentence
 from .statistics import Interval, bootstrap_interval, majority, paired_difference, pass_at_k

@@ -1,4 +1,4 @@
-"""Compare two mathematical texts with math-verify. Runs in a process of its own: see `opd_trl.evaluation.judge`."""
+"""Compare two mathematical texts with math-verify. Runs in a process of its own: see `opd_trl.evaluation.math`."""
 
 from typing import Any
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from . import instructions
 from .instructions import Followed, instruction_names
-from .judge import TIME_LIMIT
 from .limited import LimitedCalls
+from .math import TIME_LIMIT
 
 
 class InstructionJudge:

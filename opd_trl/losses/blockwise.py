@@ -6,13 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chunking import block_size_for, chunk_size_for, chunks
-from .distribution import TeacherBlock
 from .fused import FusedHeadLoss
-from .gradients import LogitGradient
-from .head import LogitTransform, check_rows
-from .objective import Objective
-from .tokens import Tokens
+from .head import LogitGradient, LogitTransform, block_size_for, check_rows, chunk_size_for, chunks
+from .objective import Objective, TeacherBlock, Tokens
 
 
 #: Figures per token, in the order in which an `Objective` returns them.

@@ -6,13 +6,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from .chunking import chunk_size_for, chunks
-from .distribution import FromLogits
 from .divergences import forward_kl, generalized_jsd, reverse_kl
-from .gradients import LogitGradient
-from .head import LogitTransform, in_compute_dtype, project
-from .objective import Objective
-from .tokens import Tokens
+from .head import LogitGradient, LogitTransform, chunk_size_for, chunks, in_compute_dtype, project
+from .objective import FromLogits, Objective, Tokens
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .chunking import chunks
-from .gradients import HeadGradients, LogitGradient
-from .head import in_compute_dtype, project
+from .head import HeadGradients, LogitGradient, chunks, in_compute_dtype, project
 
 
 #: (raw logits of a chunk, its rows, is a gradient wanted) -> loss, gradient in the raw logits, per-token statistics.

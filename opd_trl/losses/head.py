@@ -68,3 +68,148 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 def rounds_products(matrix: Tensor) -> bool:
     """Would a product be rounded to 16 bits that could be had in float32? PyTorch can on CUDA alone."""
     return matrix.is_cuda and matrix.dtype in (torch.bfloat16, torch.float16)
+
+
+# Shorter rows are sorted directly.
+SHORTEST_LONG_ROW = 4096
+
+
+def top_ids(values: Tensor, top_k: int) -> Tensor:
+    """Ids of the K largest entries of each row, largest first; the set and order of `torch.topk` up to ties.
+
+    A long row is dealt out to piles, entry v to pile v mod (number of piles): its K largest entries lie in the K piles
+    with the largest maxima, so only those (and the remainder of the row) are searched. Exact, and faster than
+    `torch.topk` over a vocabulary (docs/performance.md).
+
+    Args:
+        values: `(n, V)`.
+        top_k: K, at most V.
+
+    Returns:
+        `(n, K)` int64.
+
+    Example:
+        >>> top_ids(torch.tensor([[1.0, 3.0, 2.0]]), 2).tolist()
+        [[1, 2]]
+    """
+    n, width = values.shape
+    # Piles of about sqrt(V / K) entries make both searches equally long.
+    height = max(2, 1 << round((width / top_k) ** 0.5).bit_length() - 1)
+    piles = width // height
+    if width < SHORTEST_LONG_ROW or piles <= 2 * top_k:
+        return values.topk(top_k, dim=-1).indices
+    best = top_ids(values[:, : height * piles].unflatten(-1, (height, piles)).amax(-2), top_k)
+    ids = (best.unsqueeze(-1) + torch.arange(0, height * piles, piles, device=values.device)).flatten(1)
+    if height * piles < width:
+        rest = torch.arange(height * piles, width, device=values.device)
+        ids = torch.cat([ids, rest.expand(n, -1)], dim=-1)
+    return ids.gather(-1, values.gather(-1, ids).topk(top_k, dim=-1).indices)
+
+
+# Bytes for the two float32 `(chunk, V)` tensors that live at a time, the logits of student and teacher. A CPU gains
+# nothing above its budget and an accelerator needs long products; docs/performance.md has the measurements.
+CPU_BUDGET = 128 * 2**20
+ACCELERATOR_BUDGET = 1024 * 2**20
+
+# What is computed element by element inside a chunk goes block by block, with temporaries of a fraction of a chunk.
+BLOCKS_PER_CHUNK = 16
+
+
+def chunk_size_for(vocab_size: int, device: torch.device, *, budget: int | None = None) -> int:
+    """Tokens projected at once, budget / (2 x 4 bytes x V), at least 1.
+
+    Args:
+        vocab_size: V.
+        device: where the head lies; decides the default budget.
+        budget: bytes for the logits of student and teacher; 128 MiB on a CPU, 1 GiB on an accelerator by default.
+
+    Example:
+        >>> chunk_size_for(151936, torch.device("cpu")), chunk_size_for(151936, torch.device("cuda"))
+        (110, 883)
+    """
+    if budget is None:
+        budget = CPU_BUDGET if device.type == "cpu" else ACCELERATOR_BUDGET
+    return max(1, budget // (2 * 4 * vocab_size))
+
+
+def block_size_for(vocab_size: int, device: torch.device) -> int:
+    """Tokens whose elementwise work is done at once."""
+    return max(1, chunk_size_for(vocab_size, device) // BLOCKS_PER_CHUNK)
+
+
+def chunks(num_tokens: int, chunk_size: int) -> list[slice]:
+    """Row slices of at most `chunk_size` that cover `num_tokens`, equally long up to one row.
+
+    One empty slice for an empty batch, which keeps its graph through it.
+
+    Raises:
+        ValueError: `chunk_size` below 1.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be >= 1, got {chunk_size}. Leave it out to choose it from a memory budget.")
+    count = max(1, -(-num_tokens // chunk_size))
+    ends = [num_tokens * (i + 1) // count for i in range(count)]
+    return [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+
+
+class LogitGradient(NamedTuple):
+    """dL/dz of a chunk of raw logits: dense `(n, V)` where `ids` is None, else `(n, K)` at `ids`, zero elsewhere."""
+
+    values: Tensor
+    ids: Tensor | None = None
+
+    def to_hidden(self, weight: Tensor) -> Tensor:
+        """dL/dh `(n, H)`."""
+        values = self.values.to(weight.dtype)
+        if self.ids is None:
+            return values @ weight
+        return F.embedding_bag(self.ids, weight, per_sample_weights=values, mode="sum")
+
+    def add_to_weight(self, grad_weight: Tensor, hidden_states: Tensor) -> None:
+        """Add dL/dW of this chunk to `grad_weight` `(V, H)`."""
+        if self.ids is None:
+            add_product(grad_weight, self.values.to(hidden_states.dtype).mT, hidden_states)
+        else:
+            outer = self.values.unsqueeze(-1) * hidden_states.unsqueeze(1).to(self.values.dtype)
+            grad_weight.index_add_(0, self.ids.flatten(), outer.flatten(0, 1).to(grad_weight.dtype))
+
+    def add_to_bias(self, grad_bias: Tensor) -> None:
+        """Add dL/db of this chunk to `grad_bias` `(V,)`."""
+        if self.ids is None:
+            grad_bias += self.values.sum(0)
+        else:
+            grad_bias.index_add_(0, self.ids.flatten(), self.values.flatten().to(grad_bias.dtype))
+
+
+class HeadGradients:
+    """Gradients of hidden states `(N, H)`, weight `(V, H)` and bias `(V,)`, those that are wanted.
+
+    Weight and bias are summed over the chunks in at least float32, whatever the dtype of the head: sums rounded to 16
+    bits after every chunk would drift.
+    """
+
+    def __init__(self, tensors: tuple[Tensor, Tensor, Tensor | None], wanted: tuple[bool, bool, bool]):
+        self.dtypes = [None if x is None else x.dtype for x in tensors]
+        hidden_states, weight, bias = tensors
+        self.hidden_states = torch.zeros_like(hidden_states) if wanted[0] else None
+        self.weight = zeros_for_a_sum(weight) if wanted[1] else None
+        self.bias = zeros_for_a_sum(bias) if wanted[2] else None
+
+    def add(self, rows: slice, gradient: LogitGradient, hidden_states: Tensor, weight: Tensor) -> None:
+        """Add one chunk: its `hidden_states` `(n, H)` and the head, both in the dtype of the products."""
+        if self.hidden_states is not None:
+            self.hidden_states[rows] = gradient.to_hidden(weight)
+        if self.weight is not None:
+            gradient.add_to_weight(self.weight, hidden_states.to(weight.dtype))
+        if self.bias is not None:
+            gradient.add_to_bias(self.bias)
+
+    def in_dtypes_of_inputs(self) -> list[Tensor | None]:
+        """The three gradients as autograd expects them."""
+        found = (self.hidden_states, self.weight, self.bias)
+        return [None if x is None else x.to(dtype) for x, dtype in zip(found, self.dtypes, strict=True)]
+
+
+def zeros_for_a_sum(like: Tensor) -> Tensor:
+    """Zeros of the shape of `like`, in at least float32."""
+    return torch.zeros_like(like, dtype=torch.promote_types(like.dtype, torch.float32))

@@ -3,11 +3,18 @@
 import torch
 from torch import Tensor
 
-from .chunking import chunk_size_for, chunks
-from .gradients import HeadGradients, LogitGradient
-from .head import LogitTransform, check_rows, in_compute_dtype, project
+from .head import (
+    HeadGradients,
+    LogitGradient,
+    LogitTransform,
+    check_rows,
+    chunk_size_for,
+    chunks,
+    in_compute_dtype,
+    project,
+    top_ids,
+)
 from .support import check_top_k
-from .topk import top_ids
 
 
 def chunked_support_log_probs(
@@ -35,7 +42,7 @@ def chunked_support_log_probs(
         bias: `(V,)`, carries the gradient.
         temperature, logit_scale, final_logit_softcapping: as above; the last two as TRL reads them from a config.
         chunk_size: positions projected at once; memory is proportional to it, the result does not depend on it. By
-            default from a memory budget (`opd_trl.losses.chunking`).
+            default from a memory budget (`opd_trl.losses.head`).
 
     Returns:
         log_probs: `(N, K)`, nats, float32 (float64 for float64 inputs); differentiable once.

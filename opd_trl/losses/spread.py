@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .chunking import chunk_size_for, chunks
 from .comparison import NextToken
 from .divergences import expected, forward_kl, reverse_kl
+from .head import chunk_size_for, chunks
 
 
 #: Divergences whose best context-free student is known.

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl.trainer.utils import create_model_from_path
 
+from ..data.files import DataError
 from ..trainers.config import OPDConfig
 
 
@@ -47,3 +48,29 @@ def copy_student(model, kwargs: dict[str, Any]) -> nn.Module | None:
     """A copy of the student at step 0, before TRL changes it. LoRA needs none, and a path is loaded again."""
     lora = kwargs.get("peft_config") is not None or hasattr(model, "peft_config")
     return None if lora or isinstance(model, str) else copy.deepcopy(model)
+
+
+def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None) -> Any:
+    """A causal language model and its tokenizer, ready to generate.
+
+    Args:
+        name: hub id or path.
+        revision: branch, tag or commit.
+        dtype: as in `from_pretrained`.
+        device: where to; default: the accelerator where there is one.
+
+    Raises:
+        DataError: it cannot be loaded.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the model {name!r} cannot be loaded: {' '.join(str(error).split())}. Give a folder with a saved model, "
+            "or a hub id such as Qwen/Qwen3-8B that this machine can reach."
+        ) from error
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer

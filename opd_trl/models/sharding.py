@@ -3,8 +3,11 @@
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
+from trl.models import prepare_fsdp
 
 
 def whole(parameter: Tensor, *, write: bool = False) -> AbstractContextManager:
@@ -43,3 +46,33 @@ def write_whole(parameter: Tensor, value: Tensor) -> None:
 def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of a model in their full shapes, on the CPU, one at a time; all ranks must call it."""
     return {name: read_whole(x) for name, x in model.state_dict(keep_vars=True).items()}
+
+
+def is_sharded(trainer) -> bool:
+    """Does the engine keep a share of each weight on each rank (ZeRO-3, FSDP2)?"""
+    if trainer.is_deepspeed_enabled:
+        return trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
+    return trainer.is_fsdp_enabled
+
+
+def shard_by_layers(accelerator, model: nn.Module) -> nn.Module:
+    """Shard a model with FSDP2 as accelerate shards the student: layer by layer, from the weights of rank 0.
+
+    TRL's `prepare_fsdp` makes it one unit, which is gathered whole to score.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        return prepare_fsdp(model, accelerator)
+    names = ("auto_wrap_policy", "transformer_cls_names_to_wrap")
+    of_student = {name: getattr(plugin, name) for name in names}
+    plugin.transformer_cls_names_to_wrap = None  # the layers of this model
+    try:
+        model = fsdp2_prepare_model(accelerator, model)
+    finally:  # the student, prepared later, may have layers of another class
+        for name, value in of_student.items():
+            setattr(plugin, name, value)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # The head's unit waits for a backward to be sharded again, and a teacher has none.
+            module.set_reshard_after_forward(True, recurse=False)
+    return model

@@ -1,10 +1,12 @@
 """Generation with transformers, and the log-probabilities of given texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..data.files import DataError
 from .sampling import Completion, Sampling, derived_seed
 
 
@@ -84,3 +86,93 @@ def end_ids(of_model: int | list[int] | None, of_tokenizer: int | None) -> list[
     if not found:
         raise ValueError("neither the model's generation_config nor its tokenizer has an eos_token. Set one of them.")
     return found
+
+
+@torch.no_grad()
+def greedy_answers(
+    model,
+    tokenizer,
+    prompts: list[list[dict[str, Any]]],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """Decode one greedy answer per conversational prompt; the model's mode is given back as it was.
+
+    Args:
+        model: a causal language model, PEFT or plain.
+        tokenizer: with a chat template; padded on the left here, whatever its own setting.
+        prompts: messages each.
+        max_new_tokens: longest answer in tokens.
+        batch_size: prompts decoded together.
+        progress: called with the number of prompts done after each batch.
+
+    Returns:
+        the answers, special tokens removed.
+    """
+    was_training, answers = model.training, []
+    model.eval()
+    try:
+        for start in range(0, len(prompts), batch_size):
+            batch = tokenizer.apply_chat_template(
+                prompts[start : start + batch_size],
+                add_generation_prompt=True,
+                return_tensors="pt",
+                return_dict=True,
+                padding=True,
+                tokenizer_kwargs={"padding_side": "left"},
+            ).to(model.device)
+            ids = model.generate(
+                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            )
+            answers += tokenizer.batch_decode(ids[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
+            progress(len(answers))
+    finally:
+        model.train(was_training)
+    return answers
+
+
+def make_sampler(
+    model: Any,
+    tokenizer: Any,
+    sampling: Sampling,
+    *,
+    template_kwargs: dict[str, Any] | None = None,
+) -> Callable[[list, int], list[Completion]]:
+    """A function of prompts (messages or texts) and a seed that writes one completion each, all in one batch.
+
+    Args:
+        model, tokenizer: as `load_model` returns them.
+        sampling: how tokens are drawn.
+        template_kwargs: of the chat template, e.g. `enable_thinking`.
+
+    Raises:
+        DataError: neither model nor tokenizer names an end token.
+    """
+
+    try:
+        engine = TransformersEngine(model, tokenizer)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+    def sample(prompts: list, seed: int) -> list[Completion]:
+        ids = [token_ids(tokenizer, prompt, template_kwargs) for prompt in prompts]
+        return engine.generate(ids, sampling, [seed])
+
+    return sample
+
+
+def token_ids(tokenizer: Any, prompt: str | list[dict[str, Any]], template_kwargs: dict[str, Any] | None) -> list[int]:
+    """A prompt as the model reads it.
+
+    Raises:
+        DataError: messages, and the tokenizer has no chat template.
+    """
+    if isinstance(prompt, str):
+        return tokenizer(prompt)["input_ids"]
+    if tokenizer.chat_template is None:
+        raise DataError("the tokenizer has no chat template, and the prompts are messages. Use an instruct model.")
+    return tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, return_dict=True, **template_kwargs or {}
+    )["input_ids"]

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..losses.chunking import block_size_for, chunk_size_for
+from ..losses.head import block_size_for, chunk_size_for
 from .component import BACKWARD, GENERATION, LOSS, MAX_LIVE_PARAMETERS, MOMENTS, STUDENT, Component, product
 from .workload import Engine, ModelSize, Workload, casts_weights, stream_width, trained_width
 

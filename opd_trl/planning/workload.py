@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import get_args
 
-from ..losses.from_log_probs import KnownSupport
+from ..losses.chunked import KnownSupport
 from .component import product
 
 

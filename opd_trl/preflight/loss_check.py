@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..losses.comparison import NextToken, TokenGradients, compare_gradients
-from ..losses.objective import Objective
-from ..losses.tokens import Tokens
+from ..losses.objective import Objective, Tokens
 from .findings import OURS, Finding
 
 

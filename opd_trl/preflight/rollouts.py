@@ -12,7 +12,7 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..losses.comparison import NextToken
 from ..losses.head import LogitTransform
-from ..losses.tokens import Tokens
+from ..losses.objective import Tokens
 from ..models.forward import Head, completion_hidden_states, read_head
 from ..privileged import join
 from ..teachers.scores import HiddenStates

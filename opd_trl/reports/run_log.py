@@ -28,7 +28,7 @@ class RunLog:
 
     Args:
         folder: of the run's outputs.
-        session: what is known of this run; see `opd_trl.trainers.session`.
+        session: what is known of this run; see `opd_trl.trainers.monitor`.
 
     Raises:
         ValueError: `run.json` is there and is not a run log.

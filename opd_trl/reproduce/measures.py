@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..diagnostics.completions import repeated_trigrams, repetition
+from ..diagnostics.metrics import repeated_trigrams, repetition
 from ..evaluation.boxes import single_boxed_answer
 from ..models.sampling import Completion, Sampling
 from ..models.transformers_engine import TransformersEngine

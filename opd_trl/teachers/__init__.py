@@ -1,9 +1,8 @@
 """Floor 1: who scores the completion, and whether its vocabulary is the student's."""
 
 from ..models.sharding import whole_state_dict, write_whole
-from .scoring import scoring_mode
 from .server import OURS, PROBE_TEXT, SAME_MODEL, TeacherServer
-from .teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher, Teacher, self_teacher
+from .teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher, Teacher, scoring_mode, self_teacher
 from .transport import TeacherServerError
 from .vocabulary import check_same_vocabulary, shared_rows
 

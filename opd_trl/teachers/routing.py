@@ -7,7 +7,6 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor
 
-from ..trainers.checks import named_datasets
 from ..trainers.config import OPDConfig
 
 
@@ -81,3 +80,10 @@ def teacher_index(rows: list[dict[str, Any]], names: list[str], device: torch.de
     for i, row in enumerate(rows):
         check_route(row.get(TEACHER_COLUMN), names, f"row {i} of this batch")
     return torch.tensor([names.index(row[TEACHER_COLUMN]) for row in rows], device=device)
+
+
+def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
+    """The data sets that there are, by the name that errors call them."""
+    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
+    named = {"train": train_dataset} | {f"{name}": dataset for name, dataset in evals.items()}
+    return {name: dataset for name, dataset in named.items() if dataset is not None}

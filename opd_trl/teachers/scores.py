@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..losses import chunked_loss_from_log_probs, chunked_support_loss
-from ..models.forward import Head
+from ..models.forward import MULTIMODAL_KEYS, Head
 
 
 @dataclass(frozen=True)
@@ -93,3 +93,45 @@ class LogProbs(Scores):
             completion_log_probs=self.sampled_log_probs[kept],
             **{name: value for name, value in options.items() if name not in ("top_k", "baseline")},
         )
+
+
+# Batch entries that a teacher's forward reads, one row per completion.
+TEACHER_KEYS = (
+    "prompt_ids",
+    "prompt_mask",
+    "completion_ids",
+    "completion_mask",
+    "teacher_prompt_ids",
+    "teacher_prompt_mask",
+)
+
+
+def rows_of(batch: dict[str, Any], index: int) -> Tensor | None:
+    """`(B,)` bool: the rows of the teacher at this place; None where one teacher has them all."""
+    return batch["teacher_index"] == index if "teacher_index" in batch else None
+
+
+def select(batch: dict[str, Any], rows) -> dict[str, Any]:
+    """What a teacher's forward reads, for some rows; None for all."""
+    return {key: batch[key] if rows is None else batch[key][rows] for key in TEACHER_KEYS if key in batch}
+
+
+def check_no_images(batch: dict[str, Any]) -> None:
+    """Refuse images where a batch is cut by rows, as their tensors cannot be."""
+    if any(key in batch for key in MULTIMODAL_KEYS):
+        raise ValueError(
+            "teacher_batch_size, teacher_offload, several teachers and served teachers do not take images, whose "
+            "tensors cannot be cut by rows. Use one teacher in this process that scores the student's micro-batches."
+        )
+
+
+def merge(entries: dict[str, Tensor], found: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Put one teacher's tensors `(b, T, ...)` into those of all `(B, T, ...)`, as wide as the widest needs."""
+    merged = dict(entries)
+    for name, values in found.items():
+        old = entries.get(name, values[:0])
+        shape = (len(rows), *values.shape[1:-1], max(values.size(-1), old.size(-1)))
+        merged[name] = values.new_zeros(shape, dtype=torch.promote_types(values.dtype, old.dtype))
+        merged[name][: len(old), ..., : old.size(-1)] = old
+        merged[name][rows, ..., : values.size(-1)] = values.to(merged[name].dtype)
+    return merged

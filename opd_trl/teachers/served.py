@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 from trl.trainer.utils import create_model_from_path
 
-from ..losses.from_log_probs import KnownSupport
+from ..losses.chunked import KnownSupport
 from ..models.forward import Head, completion_hidden_states, read_head, token_log_probs
 from ..models.loading import plain_models
 from ..privileged import join

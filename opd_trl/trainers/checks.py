@@ -8,6 +8,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..privileged import check_column, check_context
 from ..teachers import check_same_vocabulary, shared_rows
+from ..teachers.routing import named_datasets
 from .config import OPDConfig
 from .config_checks import TOP_K_SUPPORTS
 
@@ -67,13 +68,6 @@ def check_data(
             "environment adds to the student's. Put it into the privileged context, or leave one of them out."
         )
     return uses_context
-
-
-def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
-    """The data sets that there are, by the name that errors call them."""
-    evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-    named = {"train": train_dataset} | {f"{name}": dataset for name, dataset in evals.items()}
-    return {name: dataset for name, dataset in named.items() if dataset is not None}
 
 
 def column_names(dataset) -> list[str] | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import logging
+import textwrap
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -271,3 +272,15 @@ def apply_method(config, given: frozenset[str]) -> None:
             "a separate teacher" if teaches_itself else "the student as its own teacher (OPSDTrainer)",
             "the student itself" if teaches_itself else "a separate model",
         )
+
+
+PAPER = {
+    "title": "The Many Faces of On-Policy Distillation: Pitfalls, Mechanisms, and Fixes",
+    "id": "2605.11182",
+    "citation": textwrap.dedent("""\
+        @article{manyfaces2026opd,
+            title  = {{The Many Faces of On-Policy Distillation: Pitfalls, Mechanisms, and Fixes}},
+            year   = 2026,
+            eprint = {arXiv:2605.11182},
+        }"""),
+}

@@ -19,18 +19,15 @@ from .checks import check_args, check_data, check_peft, check_student, load_proc
 from .config import OPDConfig
 from .config_checks import TOP_K_SUPPORTS
 from .figures import log_distillation
-from .masks import loss_mask
+from .methods import PAPER
 from .monitor import add_monitor
-from .paper import PAPER
-from .passes import loss_options, student_pass
+from .passes import loss_mask, loss_options, student_pass
 from .phases import STUDENT, timed
 from .placement import build_teacher, check_placement, find_teachers, prepare_teachers
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
-from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward
-from .scoring import score_ahead, score_micro_batch
-from .siblings import sibling_contexts
+from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward, sibling_contexts
+from .scoring import build_reference, needs_student_at_start, score_ahead, score_micro_batch, token_logps
 from .teacher_prompts import TeacherPrompts
-from .token_logps import build_reference, needs_student_at_start, token_logps
 
 
 logger = get_logger(__name__)

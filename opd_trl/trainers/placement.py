@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.models import prepare_deepspeed
 from trl.trainer.utils import get_config_model_id
 
 from ..models.loading import load_student_again, load_teacher
+from ..models.sharding import is_sharded, shard_by_layers
 from ..teachers import ModelTeacher, Teacher, TeacherServerError, self_teacher, shared_rows
 from ..teachers.served import ServedTeacher, connect
 from .checks import check_teacher, text_config
@@ -97,13 +96,6 @@ def check_quantized(trainer) -> None:
         )
 
 
-def is_sharded(trainer) -> bool:
-    """Does the engine keep a share of each weight on each rank (ZeRO-3, FSDP2)?"""
-    if trainer.is_deepspeed_enabled:
-        return trainer.accelerator.state.deepspeed_plugin.zero_stage == 3
-    return trainer.is_fsdp_enabled
-
-
 def prepare_teacher(trainer, teacher: Teacher) -> nn.Module:
     """Wrap a teacher as TRL wraps GRPO's reference model; an offloaded one stays a plain module on the CPU."""
     model = teacher.model
@@ -115,29 +107,6 @@ def prepare_teacher(trainer, teacher: Teacher) -> nn.Module:
     if trainer.is_fsdp_enabled:
         return shard_by_layers(trainer.accelerator, model)
     return trainer.accelerator.prepare_model(model, evaluation_mode=True)
-
-
-def shard_by_layers(accelerator, model: nn.Module) -> nn.Module:
-    """Shard a model with FSDP2 as accelerate shards the student: layer by layer, from the weights of rank 0.
-
-    TRL's `prepare_fsdp` makes it one unit, which is gathered whole to score.
-    """
-    plugin = accelerator.state.fsdp_plugin
-    if plugin.fsdp_version != 2:
-        return prepare_fsdp(model, accelerator)
-    names = ("auto_wrap_policy", "transformer_cls_names_to_wrap")
-    of_student = {name: getattr(plugin, name) for name in names}
-    plugin.transformer_cls_names_to_wrap = None  # the layers of this model
-    try:
-        model = fsdp2_prepare_model(accelerator, model)
-    finally:  # the student, prepared later, may have layers of another class
-        for name, value in of_student.items():
-            setattr(plugin, name, value)
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            # The head's unit waits for a backward to be sharded again, and a teacher has none.
-            module.set_reshard_after_forward(True, recurse=False)
-    return model
 
 
 def prepare_teachers(trainer) -> tuple[int, list[int]]:

@@ -1,29 +1,21 @@
 """Let the teachers score completions: with the student's micro-batch, or ahead of it in batches of their own."""
 
+import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..diagnostics import broken_teacher_message
-from ..models.forward import MULTIMODAL_KEYS, Head, read_head
-from ..teachers import Teacher
-from ..teachers.scores import HiddenStates, LogProbs, Scores
+from ..models.forward import Head, read_head
+from ..models.loading import load_teacher
+from ..models.sharding import is_sharded
+from ..teachers import ModelTeacher, Teacher
+from ..teachers.scores import HiddenStates, LogProbs, Scores, check_no_images, merge, rows_of, select
 from ..teachers.served import HIDDEN, LOG_PROBS, ServedTeacher
-from .passes import teacher_pass
+from .config import OPDConfig
+from .passes import logps_pass, teacher_pass
 from .phases import timed
-from .placement import is_sharded
-
-
-# Batch entries that a teacher's forward reads, one row per completion.
-TEACHER_KEYS = (
-    "prompt_ids",
-    "prompt_mask",
-    "completion_ids",
-    "completion_mask",
-    "teacher_prompt_ids",
-    "teacher_prompt_mask",
-)
+from .placement import own_teacher, prepare_teacher
 
 
 @timed("teacher")
@@ -73,28 +65,9 @@ def scores_ahead(trainer, teacher) -> bool:
     return isinstance(teacher, ServedTeacher) or trainer.args.teacher_rows_ahead is not None
 
 
-def rows_of(batch: dict[str, Any], index: int) -> Tensor | None:
-    """`(B,)` bool: the rows of the teacher at this place; None where one teacher has them all."""
-    return batch["teacher_index"] == index if "teacher_index" in batch else None
-
-
 def has_no_part(trainer, rows: Tensor | None) -> bool:
     """Can a teacher be left out? One that is sharded cannot, since other ranks may need this rank's share of it."""
     return rows is not None and not rows.any() and not is_sharded(trainer)
-
-
-def select(batch: dict[str, Any], rows) -> dict[str, Any]:
-    """What a teacher's forward reads, for some rows; None for all."""
-    return {key: batch[key] if rows is None else batch[key][rows] for key in TEACHER_KEYS if key in batch}
-
-
-def check_no_images(batch: dict[str, Any]) -> None:
-    """Refuse images where a batch is cut by rows, as their tensors cannot be."""
-    if any(key in batch for key in MULTIMODAL_KEYS):
-        raise ValueError(
-            "teacher_batch_size, teacher_offload, several teachers and served teachers do not take images, whose "
-            "tensors cannot be cut by rows. Use one teacher in this process that scores the student's micro-batches."
-        )
 
 
 def forward(trainer, module: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Head]:
@@ -119,18 +92,6 @@ def score_in_parts(trainer, teacher: Teacher, batch: dict[str, Any], rows: Tenso
     return torch.cat(parts)
 
 
-def merge(entries: dict[str, Tensor], found: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Put one teacher's tensors `(b, T, ...)` into those of all `(B, T, ...)`, as wide as the widest needs."""
-    merged = dict(entries)
-    for name, values in found.items():
-        old = entries.get(name, values[:0])
-        shape = (len(rows), *values.shape[1:-1], max(values.size(-1), old.size(-1)))
-        merged[name] = values.new_zeros(shape, dtype=torch.promote_types(values.dtype, old.dtype))
-        merged[name][: len(old), ..., : old.size(-1)] = old
-        merged[name][rows, ..., : values.size(-1)] = values.to(merged[name].dtype)
-    return merged
-
-
 def read_ahead(trainer, teacher, inputs: dict[str, Any], rows: Tensor | None) -> Scores:
     """The scores that `score_ahead` left in the batch for one teacher."""
     take = Scores(rows).select
@@ -143,13 +104,56 @@ def read_ahead(trainer, teacher, inputs: dict[str, Any], rows: Tensor | None) ->
     return HiddenStates(rows, take(inputs[HIDDEN]), head)
 
 
-def stop_at_broken_teacher(trainer, inputs: dict[str, Any], scores: dict[str, Scores]) -> None:
-    """Raise FloatingPointError that names the rows in which a teacher's hidden states are not finite."""
-    kept = inputs["loss_mask"].bool()
-    finite = torch.ones(len(kept), dtype=torch.bool, device=kept.device)
-    for teacher in scores.values():
-        own = teacher.is_finite(teacher.select(kept))
-        finite = own if teacher.rows is None else finite.masked_scatter(teacher.rows, own)
-    rows = (~finite).nonzero().flatten().tolist() or list(range(len(finite)))
-    prompt = trainer._tokenizer.decode(inputs["prompt_ids"][rows[0]], skip_special_tokens=True)
-    raise FloatingPointError(broken_teacher_message(trainer.state.global_step, rows, prompt))
+def needs_student_at_start(args: OPDConfig) -> bool:
+    """Is the student at step 0 the reference model?"""
+    return args.loss_extrapolation != 1.0 and args.reference_model_name_or_path is None
+
+
+def build_reference(trainer, initial_copy: nn.Module | None) -> Teacher | None:
+    """The reference model of an extrapolated loss, prepared with the engine; None where there is no extrapolation."""
+    args = trainer.args
+    if args.loss_extrapolation == 1.0:
+        return None
+    if args.reference_model_name_or_path is not None:
+        reference = ModelTeacher(load_teacher(args.reference_model_name_or_path, args))
+    else:
+        reference = own_teacher(trainer, kind="base", rate=0.0, initial_copy=copy.deepcopy(initial_copy))
+    if reference.model is not None:
+        reference.model = prepare_teacher(trainer, reference)
+    return reference
+
+
+def token_logps(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Entries `(B, T)` of a generation batch: `reference_logps`, and `sampling_logps` where tokens are weighted.
+
+    The sampler says itself what it sampled (vLLM); otherwise tokens are as likely as under the student that wrote
+    them, which is scored where it will have moved on before the last step that uses them.
+    """
+    args, entries = trainer.args, {}
+    if trainer._reference is not None:
+        entries["reference_logps"] = score_tokens(trainer, trainer._reference, batch)
+    if args.loss_importance_cap is not None:
+        known = [batch[name] for name in ("sampling_per_token_logps", "old_per_token_logps") if name in batch]
+        if known:
+            entries["sampling_logps"] = known[0]
+        elif args.gradient_accumulation_steps % (args.steps_per_generation * trainer.num_iterations):
+            entries["sampling_logps"] = score_tokens(trainer, Teacher(), batch)
+    return entries
+
+
+@torch.no_grad()
+def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
+    """Log-probabilities `(B, T)` of the completions after the student's own prompt, zero behind their end."""
+    check_no_images(batch)
+    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
+    parts = []
+    with model.scoring(trainer.model_wrapped) as module, trainer.accelerator.autocast():
+        plain = trainer.accelerator.unwrap_model(module)
+        for rows in torch.arange(len(batch["completion_ids"])).split(trainer.args.per_device_train_batch_size):
+            inputs = {name: batch[name][rows] for name in names}
+            parts.append(
+                trainer._forward_redirection(
+                    module, plain, logps_pass, plain, inputs, trainer._num_rows, trainer._loss_options
+                )
+            )
+    return torch.cat(parts)

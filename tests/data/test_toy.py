@@ -7,7 +7,7 @@ from trl.chat_template_utils import get_training_chat_template
 
 from opd_trl.cli.toy import main
 from opd_trl.data.splits import prompt_key
-from opd_trl.data.toy import addition
+from opd_trl.data.toy_task import addition
 from opd_trl.evaluation import math_accuracy
 
 from .conftest import read, user

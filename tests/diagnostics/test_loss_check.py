@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from opd_trl.losses.comparison import NextToken
-from opd_trl.losses.objective import Objective
-from opd_trl.losses.tokens import Tokens
+from opd_trl.losses.objective import Objective, Tokens
 from opd_trl.preflight.loss_check import LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
 
 

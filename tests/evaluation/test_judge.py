@@ -5,8 +5,7 @@ import time
 
 import pytest
 
-from opd_trl.evaluation.judge import Judge
-from opd_trl.evaluation.math import as_solution, from_last_box, math_accuracy
+from opd_trl.evaluation.math import Judge, as_solution, from_last_box, math_accuracy
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_trl.losses import chunk_size_for, chunked_support_log_probs, chunked_support_loss
-from opd_trl.losses.chunking import block_size_for, chunks
+from opd_trl.losses.head import block_size_for, chunks
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

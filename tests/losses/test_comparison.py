@@ -6,8 +6,7 @@ import torch
 from opd_trl.losses import chunked_support_loss
 from opd_trl.losses.comparison import NextToken, compare_gradients, exact_logit_gradient, run_objective
 from opd_trl.losses.head import LogitTransform
-from opd_trl.losses.objective import Objective
-from opd_trl.losses.tokens import Tokens
+from opd_trl.losses.objective import Objective, Tokens
 
 
 V, N, H, K = 13, 7, 5, 4

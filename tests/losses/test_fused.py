@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opd_trl.losses import chunked_support_loss, select_support, support_divergence
-from opd_trl.losses.gradients import LogitGradient
+from opd_trl.losses.head import LogitGradient
 
 
 def inputs(vocab_size: int, *, seed: int = 0):

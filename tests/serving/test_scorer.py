@@ -90,10 +90,10 @@ def test_the_whole_vocabulary_can_be_asked_for():
 
 
 def test_no_tensor_is_as_large_as_tokens_times_vocabulary(monkeypatch):
-    from opd_trl.losses import chunking
+    from opd_trl.losses import head
 
     vocab, tokens = 103, 40
-    monkeypatch.setattr(chunking, "CPU_BUDGET", 2 * 4 * vocab * 4)  # 4 tokens at once
+    monkeypatch.setattr(head, "CPU_BUDGET", 2 * 4 * vocab * 4)  # 4 tokens at once
     largest = 0
 
     class Watch(torch.overrides.TorchFunctionMode):

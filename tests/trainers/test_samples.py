@@ -3,7 +3,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from opd_trl.trainers.samples import is_recorded, token_texts
+from opd_trl.trainers.figures import is_recorded, token_texts
 from tests import tiny
 
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from ...suites.figures import Metric
 from ...suites.protocol import differences
-from ...suites.samples import read_json, read_samples
+from ...suites.results import Metric
+from ...suites.store import read_json, read_samples
 
 
 # What two runs must have in common; models, adapters, contexts and engines are what is compared.

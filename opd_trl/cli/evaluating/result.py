@@ -3,9 +3,9 @@
 from typing import Any
 
 from ...evaluation.boxes import NO_BOX
-from ...suites.figures import Metric, generation_figures
 from ...suites.protocol import Protocol
-from ...suites.samples import Sample
+from ...suites.results import Metric, generation_figures
+from ...suites.store import Sample
 
 
 # Above this share of cut answers a comparison of models says how long they write, not how good they are.

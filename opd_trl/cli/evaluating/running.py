@@ -8,7 +8,7 @@ from typing import Any
 from ...models.sampling import Engine, Sampling, derived_seed
 from ...suites.problems import Problem
 from ...suites.protocol import Protocol
-from ...suites.samples import Sample, Store
+from ...suites.store import Sample, Store
 from .prompts import encode, messages_of
 
 
@@ -95,7 +95,7 @@ def _sample(task: Task, completion: Any, verdict: dict[str, Any]) -> Sample:
 def score(texts: dict[str, str], tokenizer: Any, model: Any, store: Store) -> None:
     """Score the texts of the retention suite that are missing."""
     from ...evaluation.perplexity import score_texts
-    from ...suites.retention import TEXTS
+    from ...suites.retention_suite import TEXTS
     from .engines import make_scorer
 
     todo = {name: text for name, text in texts.items() if (TEXTS, name, 0, 0) not in store.samples}

@@ -40,10 +40,10 @@ def test_a_model_that_answers_right_scores_one(protocol, rows, tmp_path):
     """The verdict reaches the figures: an engine that boxes every second answer rightly."""
     from opd_trl.cli.evaluating.running import Task, draw
     from opd_trl.models.sampling import Completion
-    from opd_trl.suites.math import MathSuite
+    from opd_trl.suites.math_suite import MathSuite
     from opd_trl.suites.problems import read_problems
     from opd_trl.suites.protocol import Protocol
-    from opd_trl.suites.samples import Store
+    from opd_trl.suites.store import Store
 
     class Half:
         batch_size = 4

@@ -9,10 +9,10 @@ from ..data.sources import read_file
 from ..evaluation.perplexity import TextScore, per_byte, per_token, perplexity
 from ..evaluation.short_answers import gives_answer
 from ..models.sampling import Completion
-from .figures import Metric, by_problem
 from .problems import Problem, read_problems
 from .protocol import Protocol, digest
-from .samples import Sample
+from .results import Metric, by_problem
+from .store import Sample
 
 
 TASKS, TEXTS = "tasks", "texts"

@@ -9,10 +9,10 @@ from ..evaluation import parse_rule
 from ..evaluation.instruction_judge import InstructionJudge
 from ..evaluation.instructions import GET_PUNKT, instruction_names, judgeable
 from ..models.sampling import Completion
-from .figures import Metric, by_problem
 from .problems import Problem, ProblemSet
 from .protocol import Protocol
-from .samples import Sample
+from .results import Metric, by_problem
+from .store import Sample
 
 
 PART, ELSEWHERE = "rules", "elsewhere"

@@ -79,8 +79,9 @@ def run_traces(args: argparse.Namespace) -> None:
         data=traces.digest(rows),
     )
     prompts = traces.check_rows(rows, settings)
+    from ..models.loading import load_model
     from ..models.sampling import Sampling
-    from .sampling import load_model, make_sampler
+    from ..models.transformers_engine import make_sampler
 
     model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
     sampling = Sampling(args.temperature, args.top_p, 0, args.max_new_tokens)

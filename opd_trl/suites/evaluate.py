@@ -16,7 +16,7 @@ from ..privileged.contexts import read_shared_context
 from . import card
 from .problems import read_problems
 from .protocol import Protocol, digest, find_protocol, load_protocol
-from .samples import Store, read_json
+from .store import Store, read_json
 
 
 DEFAULT_PROTOCOL = {"math": "math_paper", "rules": "rules", "retention": "retention"}
@@ -82,14 +82,14 @@ def check(args: argparse.Namespace, protocol: Protocol) -> None:
 def make_suite(args: argparse.Namespace, protocol: Protocol) -> Any:
     """The suite with its problems."""
     if args.suite == "math":
-        from .math import MathSuite
+        from .math_suite import MathSuite
 
         return MathSuite(read_problems(args.data, answers=True, limit=args.limit), protocol)
     if args.suite == "retention":
-        from .retention import RetentionSuite
+        from .retention_suite import RetentionSuite
 
         return RetentionSuite(protocol, args.data)
-    from .rules import InstructionSuite, RulesSuite
+    from .rules_suite import InstructionSuite, RulesSuite
 
     problems = read_problems(args.data, answers=False, limit=args.limit)
     if not args.rule:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation import bootstrap_interval, paired_difference
-from .samples import Sample
+from .store import Sample
 
 
 SHARE = (0.0, 1.0)

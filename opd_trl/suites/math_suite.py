@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..evaluation import Judge, majority, pass_at_k
-from ..evaluation.judge import UNPARSABLE_GOLD
-from ..evaluation.math import as_solution
+from ..evaluation.math import UNPARSABLE_GOLD, as_solution
 from ..models.sampling import Completion
-from .figures import Metric, by_problem, grouped
 from .problems import Problem, ProblemSet
 from .protocol import Protocol
-from .samples import Sample
+from .results import Metric, by_problem, grouped
+from .store import Sample
 
 
 PART = "math"
