@@ -10,8 +10,8 @@ from typing import Any
 
 from internalise_lines import Line, cell_of, folder_of
 
-from opd_trl.cli.recipes import recipes_dir
 from opd_trl.evaluation import parse_rule
+from opd_trl.scripts.recipe_files import recipes_dir
 
 
 FOLDER = recipes_dir() / "system_prompt"

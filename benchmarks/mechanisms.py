@@ -17,12 +17,12 @@ from typing import Any
 
 from marks import write_between_marks
 
-from opd_trl.cli.recipes import find_recipe
 from opd_trl.reproduce.confusion import Results, by_finding, forecasts
 from opd_trl.reproduce.pictures import draw_claim, draw_confusion
 from opd_trl.reproduce.settings import Settings, read_settings
 from opd_trl.reproduce.study import all_jobs, matching, read_lines
 from opd_trl.reproduce.tables import checks_text, claim_text, conditions_text, markdown, monitor_text, preflight_text
+from opd_trl.scripts.recipe_files import find_recipe
 
 
 Line = dict[str, Any]

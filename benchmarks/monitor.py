@@ -81,13 +81,13 @@ def build_trainer(args, folder: Path):
     from datasets import Dataset
 
     from opd_trl import OPDConfig, OPDTrainer
-    from opd_trl.data import toy_model
+    from opd_trl.data import toy_task
 
     paths = [args.model, args.model]
     if args.model is None:
         paths = [str(folder / name) for name in ("student", "teacher")]
         for seed, path in enumerate(paths):
-            toy_model.save(Path(path), seed=seed)
+            toy_task.save(Path(path), seed=seed)
     rows = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(8 * args.prompts)]
     config = OPDConfig(
         output_dir=str(folder / "out"),

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..data.adapters import ADAPTERS
+
 
 DESCRIPTION = """\
 Makes data ready: rows of `prompt`, `answer` and `solution`, as JSONL. A recipe says what only a teacher sees.
@@ -257,3 +259,43 @@ def main(argv: list[str]) -> int:
         print(f"opd-trl data {args.command}: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def run_list(args: argparse.Namespace) -> None:
+    """Print what there is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not console.is_terminal:
+        console.width = 200  # a file or a pipe has no edge to break lines at
+    if args.procedural:
+        from ..data.procedural import task_names
+
+        console.print(", ".join(task_names()), highlight=False)
+        return
+    table = Table("name", "on the hub", "split", "what it is", box=None, pad_edge=False)
+    for name, adapter in ADAPTERS.items():
+        place = adapter.hub_id + (f" ({adapter.config})" if adapter.config else "")
+        table.add_row(name, place, adapter.split, adapter.about + (" [gated]" if adapter.gated else ""))
+    console.print(table, markup=False)
+
+
+def show(report: dict[str, Any], file: Path) -> None:
+    """Print the counts as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "rows", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    table.add_row("read", f"{report['read']:,}")
+    for reason, count in report["rejected"].items():
+        table.add_row(f"  rejected: {reason}", f"{count:,}")
+    table.add_row("kept", f"{report['kept']:,}")
+    for name, count in report["files"].items():
+        table.add_row(f"  in {name}", f"{count:,}")
+    if report.get("left_over"):
+        table.add_row("  in no file", f"{report['left_over']:,}")
+    console = Console()
+    console.print(table, markup=False)
+    console.print(f"Report: {file}", markup=False, highlight=False, soft_wrap=True)

@@ -3,6 +3,12 @@
 import json
 import sys
 import warnings
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ..planning.totals import gib
 
 
 HELP = """\
@@ -47,7 +53,7 @@ def main(argv: list[str]) -> int:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the training process gives them
-            from .planning.command import plan
+            from ..planning.inputs import plan
 
             figures, path = plan(argv)
         if path is not None:
@@ -55,7 +61,88 @@ def main(argv: list[str]) -> int:
     except (ValueError, ImportError, OSError) as error:
         print(f"opd-trl plan: error: {error}", file=sys.stderr)
         return 2
-    from .planning.report import show
 
     show(figures)
     return int(figures["verdict"] == "does not fit")
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print the figures: components, total, engines, advice, what is not counted."""
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.print(heading(figures))
+    console.print(component_table(figures))
+    for note in figures["notes"]:
+        console.print(f"\n{note}")
+    console.print(conclusion(figures))
+    console.print(engine_table(figures["engines"]))
+    if figures["advice"]:
+        console.print("\nOne change at a time, the largest saving first:")
+    for line in figures["advice"]:
+        console.print(f"  {line['change']} saves {gib(line['saves'])} GiB: {gib(line['total'])}, {line['verdict']}")
+
+
+def heading(figures: dict[str, Any]) -> str:
+    """What is sized."""
+    spread = f" on {figures['gpus']} GPUs" if figures["gpus"] > 1 else ""
+    return (
+        f"Memory on each GPU, {figures['engine']}{spread}: an estimate, not a measurement.\n"
+        f"Student {figures['student_parameters']:,} parameters, {figures['trained_parameters']:,} trained; "
+        f"{teachers_in_words(figures['teachers'])}; "
+        f"prompts of {figures['prompt_length']}, the teacher's of {figures['teacher_prompt_length']} tokens.\n"
+    )
+
+
+def teachers_in_words(teachers: list[dict[str, Any]]) -> str:
+    """Which teachers there are.
+
+    >>> teachers_in_words([{"name": "math", "parameters": 1000, "served": False},
+    ...                    {"name": "code", "parameters": None, "served": True}])
+    'teachers math 1,000, code of unknown size behind HTTP'
+    """
+    if not teachers:
+        return "its own teacher"
+    words = [
+        (x["name"], f"{x['parameters']:,}" if x["parameters"] else "of unknown size", "behind HTTP" * x["served"])
+        for x in teachers
+    ]
+    return f"teacher{'s' * (len(words) > 1)} " + ", ".join(" ".join(filter(None, parts)) for parts in words)
+
+
+def conclusion(figures: dict[str, Any]) -> str:
+    """Does it fit, and what is not in the total?"""
+    memory, reserve = figures["gpu_memory"], figures["reserve"]
+    return (
+        f"\n{figures['verdict'].capitalize()}: {gib(figures['total'])} of {gib(memory)} GiB at the peak of a step "
+        f"({figures['peak']}); in brackets what is not there then.\n"
+        f"`fits` keeps {reserve:.0%} free, {gib((1 - reserve) * memory)} GiB at most, for what is not counted: "
+        f"{figures['not_counted']}.\n"
+        "A loss with [tokens, vocabulary] log-probabilities of both models in float32 would add "
+        f"{gib(figures['dense_log_probs'])} GiB; they are never built.\n"
+    )
+
+
+def component_table(figures: dict[str, Any]) -> Table:
+    """One row for each component, and the total of those at the peak."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("component", no_wrap=True)
+    table.add_column("GiB", justify="right", no_wrap=True)
+    table.add_column("computed as")
+    for part in figures["components"]:
+        amount = gib(part["bytes"])
+        table.add_row(part["name"], amount if part["at_peak"] else f"({amount})", part["how"])
+    table.add_row("total", gib(figures["total"]), "")
+    return table
+
+
+def engine_table(rows: list[dict[str, Any]]) -> Table:
+    """The same recipe under every engine."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("--accelerate_config", no_wrap=True)
+    table.add_column("engine", no_wrap=True)
+    table.add_column("GPUs", justify="right")
+    table.add_column("GiB on each", justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for row in rows:
+        cells = (row["accelerate_config"], row["engine"], str(row["gpus"]), gib(row["total"]), row["verdict"])
+        table.add_row(*cells)
+    return table

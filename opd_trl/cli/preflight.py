@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
         print(HELP, end="")
         return 0
     from ..preflight.inspection import PROG, preflight
-    from ..scripts.subject import run_check
     from .checking.card import show
+    from .terminal import run_check
 
     return run_check(PROG, argv, preflight, show)

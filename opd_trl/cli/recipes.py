@@ -1,217 +1,25 @@
 """Recipes: YAML files found by name or path, read with what they extend, and `opd-trl recipes list|show|copy`."""
 
 import argparse
-import difflib
+import os
+import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-import opd_trl
-
-
-ACCELERATE = "accelerate_configs"
-# Folders of files that are no recipes: of `accelerate launch`, `opd-trl eval` and `opd-trl reproduce`.
-NO_RECIPES = (ACCELERATE, "protocols", "reproduce")
-# The keys of a recipe that may name files lying beside it.
-FILE_KEYS = ("dataset_name", "privileged_context_file", "accelerate_config")
-EXTENDS = "extends"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A recipe with the keys that it inherits.
-
-    Args:
-        path: the file.
-        values: its keys and those of what it extends, `extends` itself left out.
-        origins: the file in which each of the values stands.
-        bases: every file that it extends, itself left out, the nearest last.
-    """
-
-    path: Path
-    values: dict[str, Any]
-    origins: dict[str, Path]
-    bases: tuple[Path, ...]
-
-    def beside(self) -> dict[str, Any]:
-        """The values; files that they name are looked for here, then beside the file that names them."""
-        return {
-            key: beside(value, self.origins[key].resolve().parent)
-            if key in FILE_KEYS and isinstance(value, str)
-            else value
-            for key, value in self.values.items()
-        }
-
-
-def recipes_dir() -> Path:
-    """Return the folder of the recipes: inside the installed package, or at the top of a checkout."""
-    package = Path(opd_trl.__file__).resolve().parent
-    for folder in (package / "recipes", package.parent / "recipes"):
-        if (folder / ACCELERATE).is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"no recipes beside {package}: expected a folder recipes/ in it or next to it. Reinstall opd_trl."
-    )
-
-
-def all_names() -> list[str]:
-    """Return the names of everything that can be run: training recipes and pipelines."""
-    folder = recipes_dir()
-    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-    return sorted(name for name in names if name.split("/")[0] not in NO_RECIPES and not is_base(name))
-
-
-def recipe_names() -> list[str]:
-    """Return the names of all training recipes, e.g. `system_prompt/demo`."""
-    return [name for name in all_names() if not is_pipeline(recipes_dir() / f"{name}.yaml")]
-
-
-def pipeline_names() -> list[str]:
-    """Return the names of all pipelines, e.g. `math/pipeline`."""
-    return [name for name in all_names() if is_pipeline(recipes_dir() / f"{name}.yaml")]
-
-
-def is_base(name: str) -> bool:
-    """Is a file only there to be extended? Its name says so.
-
-    >>> is_base("smoke/base"), is_base("smoke/base_opsd"), is_base("math/opd_qwen3_1.7b_base")
-    (True, True, False)
-    """
-    return name.split("/")[-1].partition("_")[0] == "base"
-
-
-def is_pipeline(path: Path) -> bool:
-    """Does a file describe stages, for `opd-trl pipeline`, and no single training run?"""
-    return "stages" in read_recipe(path).values
-
-
-def accelerate_names() -> list[str]:
-    """Return the names of our accelerate configurations, e.g. `zero3`."""
-    return sorted(path.stem for path in (recipes_dir() / ACCELERATE).glob("*.yaml"))
-
-
-def find_recipe(name: str, folder: Path | None = None) -> Path:
-    """Return the file of a recipe.
-
-    Args:
-        name: a path, or a name with or without `.yaml`: `system_prompt/demo`, `accelerate_configs/zero3`. A file of
-            that path wins over a recipe of that name.
-        folder: what a relative path starts from; the working directory by default.
-
-    Raises:
-        ValueError: there is neither; the message lists the nearest names.
-    """
-    start = folder or Path()
-    for candidate in (start / Path(name).expanduser(), recipes_dir() / name, recipes_dir() / f"{name}.yaml"):
-        if candidate.is_file():
-            return candidate
-    names = all_names()
-    listed = ", ".join(nearest(name, names) or names)
-    raise ValueError(
-        f"{name!r} is neither a file (looked in {start.resolve()}) nor a recipe. Nearest recipes: {listed}. "
-        "`opd-trl recipes list` shows all."
-    )
-
-
-def read_recipe(path: Path) -> Recipe:
-    """Read a recipe and what it extends.
-
-    `extends: base.yaml` takes over the keys of another file: a path from the folder of the recipe, or a recipe's name;
-    or a list of them, of which later ones win. Files that are extended may extend others. The recipe's own keys win
-    over all. A key is taken or replaced as a whole: a mapping such as `env` is not merged into the inherited one.
-
-    Raises:
-        ValueError: a file is missing, no YAML, no mapping of names, or extends itself. The message names the file.
-    """
-    return _read(path, ())
-
-
-def stacked(recipes: list[Recipe]) -> Recipe:
-    """Return several recipes as one, in which the keys of later ones win."""
-    first, *rest = recipes
-    for recipe in rest:
-        first = Recipe(
-            recipe.path,
-            {**first.values, **recipe.values},
-            {**first.origins, **recipe.origins},
-            (*first.bases, first.path, *recipe.bases),
-        )
-    return first
-
-
-def _read(path: Path, chain: tuple[Path, ...]) -> Recipe:
-    """`read_recipe`, for a file that the files of `chain` extend."""
-    if path.resolve() in (file.resolve() for file in chain):
-        raise ValueError(f"a recipe extends itself: {' -> '.join(map(str, (*chain, path)))}. Take one link out.")
-    own = load_mapping(path)
-    bases = [_read(found, (*chain, path)) for found in extended_files(path, own.pop(EXTENDS, None))]
-    values, origins = {}, {}
-    for base in bases:
-        values.update(base.values)
-        origins.update(base.origins)
-    files = (file for base in bases for file in (*base.bases, base.path))
-    return Recipe(path, {**values, **own}, {**origins, **dict.fromkeys(own, path)}, tuple(dict.fromkeys(files)))
-
-
-def load_mapping(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file that maps names to values.
-
-    Raises:
-        ValueError: it is no such file.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(f"{path} must contain a YAML mapping of names to values, such as `learning_rate: 1.0e-6`.")
-    return content
-
-
-def extended_files(path: Path, extends: Any) -> list[Path]:
-    """Return the files that the value of `extends` in `path` means.
-
-    Raises:
-        ValueError: it is no name or list of names, or one of them is missing.
-    """
-    names = [extends] if isinstance(extends, str) else [] if extends is None else extends
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{EXTENDS} in {path} must be a file, a recipe's name or a list of them, got {extends!r}.")
-    try:
-        return [find_recipe(name, path.parent) for name in names]
-    except ValueError as error:
-        raise ValueError(f"{EXTENDS} in {path}: {error}") from None
-
-
-def nearest(name: str, names: list[str]) -> list[str]:
-    """Return up to three of `names` that are spelt like `name`, in whole or in their last part.
-
-    >>> nearest("dmeo", ["math/opd", "system_prompt/demo"])
-    ['system_prompt/demo']
-    """
-    name = name.removesuffix(".yaml")
-
-    def likeness(candidate: str) -> float:
-        parts = (candidate, *candidate.split("/"))
-        return max(difflib.SequenceMatcher(None, name.split("/")[-1], part).ratio() for part in parts) + (
-            difflib.SequenceMatcher(None, name, candidate).ratio()
-        )
-
-    return [candidate for candidate in sorted(names, key=likeness, reverse=True) if likeness(candidate) > 0.8][:3]
-
-
-def beside(value: str, folder: Path) -> str:
-    """Return `value`, or the file or folder of that name in `folder` where the working directory has none."""
-    path = Path(value)
-    if path.is_absolute() or path.exists() or not (folder / path).exists():
-        return value
-    return str(folder / path)
+from ..scripts.recipe_files import (
+    EXTENDS,
+    FILE_KEYS,
+    Recipe,
+    accelerate_names,
+    find_recipe,
+    load_mapping,
+    pipeline_names,
+    read_recipe,
+    recipe_names,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -230,12 +38,12 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl recipes`."""
     args = make_parser().parse_args(argv)
-    from . import recipe_files
+    from . import recipes
 
     actions: dict[str, Callable[[], None]] = {
-        "list": recipe_files.print_list,
-        "show": lambda: recipe_files.print_recipe(args.name, resolved=args.resolved),
-        "copy": lambda: recipe_files.print_copy(args.name, args.destination),
+        "list": recipes.print_list,
+        "show": lambda: recipes.print_recipe(args.name, resolved=args.resolved),
+        "copy": lambda: recipes.print_copy(args.name, args.destination),
     }
     try:
         actions[args.command]()
@@ -243,3 +51,147 @@ def main(argv: list[str]) -> int:
         print(f"opd-trl recipes: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def print_list() -> None:
+    """Print the recipes and pipelines with their first lines, and the names for `--accelerate_config`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for title, names in (("recipe", recipe_names()), ("pipeline", pipeline_names())):
+        table = Table(title, "what it is", box=None, pad_edge=False)
+        for name in names:
+            table.add_row(name, summary(find_recipe(name)))
+        if names:
+            console.print(table)
+            console.print()
+    console.print(f"--accelerate_config: {', '.join(accelerate_names())}", highlight=False)
+    console.print(
+        "Train: opd-trl opd|opsd --config NAME   Pipelines: opd-trl pipeline --config NAME   "
+        "Read: opd-trl recipes show NAME",
+        highlight=False,
+    )
+
+
+def summary(recipe: Path) -> str:
+    """Return the first comment line of a recipe: what it is."""
+    lines = recipe.read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+
+
+def print_recipe(name: str, *, resolved: bool) -> None:
+    """Print a recipe as it is written, or with all that it extends."""
+    path = find_recipe(name)
+    print(resolved_text(read_recipe(path)) if resolved else path.read_text(encoding="utf-8"), end="")
+
+
+def resolved_text(recipe: Recipe) -> str:
+    """Return a recipe as one YAML text; a comment before each run of keys names the file that they are from."""
+    text, origin = "", None
+    for key, value in recipe.beside().items():
+        if recipe.origins[key] != origin:
+            origin = recipe.origins[key]
+            text += f"# {os.path.relpath(origin, recipe.path.parent)}\n"
+        text += yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=110)
+    return text
+
+
+def print_copy(name: str, destination: Path) -> None:
+    """Copy a recipe and say what was written."""
+    for path in copy_recipe(name, destination):
+        print(f"wrote {path}")
+
+
+def copy_recipe(name: str, destination: Path) -> list[Path]:
+    """Copy a recipe, what it extends, and the files that these name; return what was written.
+
+    Args:
+        name: as in `find_recipe`.
+        destination: a `.yaml` file, or a folder, created if needed. What lies beside the recipe keeps its place there;
+            a file extended from elsewhere goes into a folder of the same name as its own, and `extends` follows it.
+
+    Raises:
+        ValueError: no such recipe, or two files would get the same name.
+        FileExistsError: something is there already; nothing is written.
+    """
+    source = find_recipe(name)
+    target = destination if destination.suffix == ".yaml" else destination / source.name
+    targets = {source.resolve(): target}
+    for path in linked_files(source):
+        targets.setdefault(path.resolve(), target.parent / place(path.resolve(), source.resolve().parent))
+    sides = {
+        (origin.parent / path).resolve(): copy.parent / path
+        for origin, copy in targets.items()
+        for path in side_files(origin)
+    }
+    pairs = {**sides, **targets}
+    written = list(pairs.values())
+    taken = next((path for path in written if written.count(path) > 1), None)
+    if taken is not None:
+        raise ValueError(f"two files of {name} would be copied to {taken}. Copy them by hand.")
+    for path in written:
+        if path.exists():
+            raise FileExistsError(f"{path} exists and is not overwritten. Remove it, or name another destination.")
+    texts = {copy: relinked(origin, targets) for origin, copy in targets.items()}
+    for origin, path in pairs.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path in texts:
+            path.write_text(texts[path], encoding="utf-8")
+        else:
+            shutil.copytree(origin, path) if origin.is_dir() else shutil.copyfile(origin, path)
+    return sorted(written, key=lambda path: path != target)
+
+
+def place(path: Path, folder: Path) -> Path:
+    """Where a file goes, from the folder of the copied recipe.
+
+    >>> place(Path("/recipes/smoke/base.yaml"), Path("/recipes/smoke"))
+    PosixPath('base.yaml')
+    >>> place(Path("/recipes/math/opd.yaml"), Path("/recipes/smoke"))
+    PosixPath('math/opd.yaml')
+    """
+    return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.parent.name, path.name)
+
+
+def side_files(recipe: Path) -> list[Path]:
+    """Return the files and folders beside a recipe that it names, relative to its folder."""
+    content = load_mapping(recipe)
+    named = [Path(content[key]) for key in FILE_KEYS if isinstance(content.get(key), str)]
+    return [path for path in named if not path.is_absolute() and (recipe.parent / path).exists()]
+
+
+def linked_files(recipe: Path) -> list[Path]:
+    """Return every file that a recipe extends, and for a pipeline every recipe of its stages with what it extends."""
+    found = list(read_recipe(recipe).bases)
+    for path in (recipe, *found):
+        for node in links(path.read_text(encoding="utf-8")):
+            linked = find_recipe(node.value, path.parent)
+            found += [path for path in (linked, *read_recipe(linked).bases) if path not in found]
+    return found
+
+
+def links(text: str) -> Iterator[yaml.ScalarNode]:
+    """Yield the places in a recipe that name another: entries of `extends`, and `config` of a pipeline's stages."""
+    top = members(yaml.compose(text, Loader=yaml.SafeLoader))
+    extends = top.get(EXTENDS)
+    yield from extends.value if isinstance(extends, yaml.SequenceNode) else [extends] if extends else []
+    for stage in members(top.get("stages")).values():
+        if config := members(stage).get("config"):
+            yield config
+
+
+def members(node: yaml.Node | None) -> dict[str, yaml.Node]:
+    """The nodes of a mapping by their keys."""
+    return {key.value: value for key, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+
+
+def relinked(path: Path, targets: dict[Path, Path]) -> str:
+    """Return the text of a recipe in which the names of others point to their copies; the rest stays as written."""
+    text = path.read_text(encoding="utf-8")
+    for node in reversed(list(links(text))):
+        copy = targets[find_recipe(node.value, path.parent).resolve()]
+        name = os.path.relpath(copy, targets[path].parent)
+        if (path.parent / node.value).resolve() != (path.parent / name).resolve():
+            text = text[: node.start_mark.index] + name + text[node.end_mark.index :]
+    return text

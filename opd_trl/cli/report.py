@@ -54,8 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl report` and return its exit status."""
     args = make_parser().parse_args(argv or ["--help"])
+    from ..reports.page import write_report
     from ..reports.reading import RunLogError
-    from .reporting.command import write_report
 
     try:
         figures, written = write_report(args)

@@ -81,7 +81,7 @@ def reproduce(args: argparse.Namespace) -> int:
     from ..reproduce.settings import SettingsError, read_settings
     from ..reproduce.study import all_jobs, matching, read_lines
     from ..reproduce.tables import summary
-    from .recipes import find_recipe
+    from ..scripts.recipe_files import find_recipe
 
     settings = read_settings(args.settings or find_recipe(STUDIES[args.study]), quick=args.quick)
     seeds = args.seeds if args.seeds is not None else QUICK_SEEDS if args.quick else SEEDS

@@ -1,41 +1,18 @@
 """What checks print: progress, verdicts in colour, tables."""
 
 import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from rich.console import Console
+
+from ..scripts.subject import Subject
+from ..teachers import TeacherServerError
 
 
 STYLES = {"ok": "green", "fix": "yellow", "stop": "bold red", "not run": "dim"}
-
-
-@contextlib.contextmanager
-def hush() -> Iterator[None]:
-    """Leave the screen to the check: no loading bars, no advice of libraries."""
-    import datasets
-    import transformers
-
-    loggers = {name: logging.getLogger(name) for name in ("opd_trl", "accelerate", "trl")}
-    levels = {name: logger.level for name, logger in loggers.items()}
-    verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
-    datasets_bars = not datasets.are_progress_bars_disabled()
-    for logger in loggers.values():
-        logger.setLevel(logging.ERROR)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, logger in loggers.items():
-            logger.setLevel(levels[name])
-        transformers.logging.set_verbosity(verbosity)
-        if bars:
-            transformers.logging.enable_progress_bar()
-        if datasets_bars:
-            datasets.enable_progress_bars()
 
 
 def verdict(word: str) -> str:
@@ -50,3 +27,40 @@ def number(value: float | None, form: str = ".3f") -> str:
     ('0.500', '-')
     """
     return "-" if value is None else format(value, form)
+
+
+def run_check(
+    prog: str,
+    argv: list[str],
+    check: Callable[[list[str], Console], tuple[dict[str, Any], Subject]],
+    show: Callable[[dict[str, Any], Console], None],
+) -> int:
+    """Run a check, write its JSON where one is asked for, print it; return its exit status: 1 where it says stop."""
+    console = Console()
+    try:
+        figures, subject = check(argv, console)
+        if subject.own.json is not None:
+            subject.own.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    except (ValueError, ImportError, OSError, TeacherServerError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    show(figures, console)
+    return int(figures["verdict"] == "stop")
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, console: Any) -> Iterator[Callable[[], None]]:
+    """A progress bar over batches, where somebody looks."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)

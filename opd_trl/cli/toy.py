@@ -1,10 +1,10 @@
 """`opd-trl toy`: a tiny model and its task, written in seconds, without network."""
 
 import argparse
-import os
 import sys
-import tempfile
 from pathlib import Path
+
+from ..data.toy_task import write
 
 
 DESCRIPTION = r"""
@@ -29,21 +29,6 @@ examples
   opd-trl toy --output runs/toy-1 --seed 1
   trl sft --model_name_or_path runs/toy/model --dataset_name runs/toy --dataset_config sft --use_cpu true \\
       --bf16 false --max_steps 250 --output_dir runs/toy-sft
-"""
-# `datasets` reads this head: one configuration per file. Its cache knows a folder by this head alone and would go on
-# serving the rows of a file that was rewritten: the hash in the description makes it look again.
-CARD = """\
----
-configs:
-{configs}---
-# A toy task: {task}
-
-Written by `opd-trl toy --task {task} --seed {seed}`: {counts}. No prompt is in two of the files.
-"""
-CONFIG = """\
-- config_name: {part}
-  data_files: {part}.jsonl
-  description: sha256 {digest}
 """
 
 
@@ -74,38 +59,3 @@ def main(argv: list[str]) -> int:
         print(f"opd-trl toy: error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: bool = False) -> None:
-    """Write data and model to `output`.
-
-    Raises:
-        DataError: one of the files is there and may not be overwritten; nothing is written.
-    """
-    from ..data import toy_model
-    from ..data.files import atomically, check_free, write_jsonl
-    from ..data.toy_task import TASKS
-
-    parts = TASKS[task](seed)
-    card = output / "README.md"
-    check_free(card, output / "model", *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".model-") as scratch:
-        parameters = toy_model.save(Path(scratch), seed=seed)
-        (output / "model").mkdir(exist_ok=True)
-        for file in Path(scratch).iterdir():
-            os.replace(file, output / "model" / file.name)
-    for part, rows in parts.items():
-        write_jsonl(output / f"{part}.jsonl", rows)
-    counts = ", ".join(f"{len(rows)} rows in {part}.jsonl" for part, rows in parts.items())
-    configs = "".join(CONFIG.format(part=part, digest=digest(output / f"{part}.jsonl")) for part in parts)
-    with atomically(card) as file:
-        file.write(CARD.format(configs=configs, task=task, seed=seed, counts=counts))
-    print(f"Wrote {output}: {counts}; a model of {parameters:,} parameters in {output / 'model'}.")
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    import hashlib
-
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,10 +1,8 @@
 """`opd-trl opd` and `opd-trl opsd`: parse strictly here, so that errors come early, then `accelerate launch`."""
 
 import importlib
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+from ..scripts.quiet import quiet
 
 
 def main(name: str, argv: list[str]) -> int:
@@ -32,20 +30,6 @@ def main(name: str, argv: list[str]) -> int:
         )
     except (ValueError, ImportError) as error:  # ImportError: DeepSpeed is asked for and not installed
         parser.error(str(error))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Leave warnings, and the log of what a method sets, to the training process."""
-    logger = logging.getLogger("opd_trl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def without(argv: list[str], *, flags: list[str]) -> list[str]:

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return 0
-    from ..scripts.subject import run_check
     from .checking.loss import PROG, show, verify_loss
+    from .terminal import run_check
 
     return run_check(PROG, argv, verify_loss, show)

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from trl.trainer.utils import create_model_from_path
 
 from ..data.files import DataError
 from ..trainers.config import OPDConfig
+from .sampling import Engine
 
 
 def load_teacher(path: str, args: OPDConfig) -> nn.Module:
@@ -74,3 +76,72 @@ def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", d
             "or a hub id such as Qwen/Qwen3-8B that this machine can reach."
         ) from error
     return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of a model.
+
+    Raises:
+        ValueError: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(_unloadable(model, error)) from None
+
+
+def load_engine(
+    name: str, model: str, tokenizer: Any, *, adapter: str | None, dtype: str, batch_size: int | None
+) -> Engine:
+    """Load the model.
+
+    Args:
+        name: "transformers" or "vllm".
+        model: folder or hub id.
+        tokenizer: its own.
+        adapter: folder of a LoRA adapter, or None.
+        dtype: "auto" (as saved), "float32", "bfloat16", "float16".
+        batch_size: answers at once; None for the engine's default.
+
+    Raises:
+        ValueError: it cannot be loaded.
+        ImportError: vLLM is asked for and not installed.
+    """
+    sizes = {} if batch_size is None else {"batch_size": batch_size}
+    if name == "vllm":
+        from .vllm_engine import VLLMEngine
+
+        return VLLMEngine(model, adapter=adapter, dtype=dtype, **sizes)
+    from .transformers_engine import TransformersEngine
+
+    return TransformersEngine(load_model(model, adapter=adapter, dtype=dtype), tokenizer, **sizes)
+
+
+def load_model(model: str, *, adapter: str | None, dtype: str) -> Any:
+    """A causal language model on the first GPU, or on the CPU; with its adapter, not merged."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise ValueError(_unloadable(model, error)) from None
+    if adapter is not None:
+        from peft import PeftModel
+
+        try:
+            loaded = PeftModel.from_pretrained(loaded, adapter)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ValueError(f"--adapter {adapter} does not fit {model}: {_short(error)}.") from None
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _unloadable(model: str, error: Exception) -> str:
+    place = "" if Path(model).is_dir() else " There is no such folder, so it is taken for a hub id."
+    return f"--model {model} cannot be loaded: {_short(error)}.{place}"
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:300].rstrip(".")

@@ -1,8 +1,16 @@
 """The memory of a training run on each GPU: a workload and an engine in, a list of components out."""
 
-from ..cli.planning.teachers import scored_ahead, teacher_forward, teacher_weights
 from .component import GIB, REDUCE_BUCKET, Component, product
-from .step import activations, generation, head, hidden_states, working_weights
+from .step import (
+    activations,
+    generation,
+    head,
+    hidden_states,
+    scored_ahead,
+    teacher_forward,
+    teacher_weights,
+    working_weights,
+)
 from .workload import Engine, Workload, stored_bytes, stored_in_words, trained_width, weight_width
 
 

@@ -8,7 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..privileged import TEMPLATES, Context, Prompt, check_context
+from ..models.forward import scatter, token_log_probs
+from ..privileged import TEMPLATES, Context, Prompt, check_context, left_pad
+from ..teachers.scores import Scores
+from ..trainers.scoring import score_ahead, score_micro_batch
 from .rollouts import Rollout
 
 
@@ -107,3 +110,105 @@ def without_question(prompt: Prompt) -> Prompt:
     if isinstance(prompt, str):
         return ""
     return [*(turn for turn in prompt[:1] if turn["role"] == "system"), {"role": "user", "content": ""}]
+
+
+# Where a data set holds what is right.
+ANSWER_COLUMN = "answer"
+
+
+def row_gains(
+    trainer, rollout: Rollout, draw: Draw, prompts: TeacherIds, rows: Sequence[int]
+) -> dict[str, list[float]]:
+    """How much more of each row's question and answer its own context tells than others do; nats a token.
+
+    Args:
+        rows: those of the rollout that count, one for each prompt.
+    """
+    tokenizer, numbers = trainer._tokenizer, draw.of(rollout.rows)
+    contexts = [[text_of(x) for x in draw.contexts(numbers, c)] for c in range(draw.columns.size(1))]
+    plain = [[tokenizer.encode(f"{text}\n\n") for text in column] for column in contexts]
+
+    def encoded(texts: list[str | None]) -> dict[int, list[int]]:
+        found = {i: tokenizer.encode(texts[i], add_special_tokens=False) for i in rows if texts[i] is not None}
+        return {i: ids for i, ids in found.items() if ids}
+
+    questions = encoded([question_of(row["prompt"]) for row in rollout.rows])
+    answers = encoded([answer_of(row, trainer._teacher_prompts.view.column) for row in rollout.rows])
+    return {
+        "prompt_gains": gains_in(trainer, rollout.batch, contexts, plain, questions),
+        "answer_gains": gains_in(trainer, rollout.batch, contexts, prompts.columns, answers),
+    }
+
+
+def gains_in(
+    trainer,
+    batch: dict[str, Any],
+    contexts: list[list[str]],
+    prefixes: list[list[list[int]]],
+    texts: dict[int, list[int]],
+) -> list[float]:
+    """Log-probability of each row's text after its own prefix less the mean after others; nats a token.
+
+    Args:
+        contexts, prefixes: n columns of one context, and the token ids that it makes, per row of the batch; the own
+            ones first. Columns in which a row has its own context again do not count for it.
+        texts: token ids by row of the batch.
+    """
+    others = {i: [c for c, column in enumerate(contexts) if column[i] != contexts[0][i]] for i in texts}
+    rows = [i for i in texts if others[i]]
+    if not rows:
+        return []
+    logs = [
+        dict(
+            zip(
+                rows, text_log_probs(trainer, batch, rows, [x[i] for i in rows], [texts[i] for i in rows]), strict=True
+            )
+        )
+        for x in prefixes
+    ]
+    return [logs[0][i] - sum(logs[c][i] for c in others[i]) / len(others[i]) for i in rows]
+
+
+def question_of(prompt: Prompt) -> str | None:
+    """The text of a prompt without its system turn; None where it is not text.
+
+    >>> question_of([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}])
+    'Why?'
+    """
+    if isinstance(prompt, str):
+        return prompt
+    parts = [turn["content"] for turn in prompt if turn["role"] != "system"]
+    return "\n".join(parts) if all(isinstance(part, str) for part in parts) else None
+
+
+def answer_of(row: dict[str, Any], column: str) -> str | None:
+    """The row's answer as text; None where there is none, or where it is the privileged context itself."""
+    answer = None if column == ANSWER_COLUMN else row.get(ANSWER_COLUMN)
+    return str(answer) if isinstance(answer, str | int | float) and str(answer).strip() else None
+
+
+def text_log_probs(
+    trainer, batch: dict[str, Any], rows: Sequence[int], prefixes: list[list[int]], texts: list[list[int]]
+) -> list[float]:
+    """Mean log-probability per token of each text after its prefix, under the teacher of its row at temperature 1."""
+    # Padded on the left, then turned: completions are padded on the right.
+    ids, mask = left_pad([text[::-1] for text in texts], pad_token_id=0, device=trainer.accelerator.device)
+    part = {"completion_ids": ids.flip(-1), "completion_mask": mask.flip(-1)}
+    if "teacher_index" in batch:
+        part["teacher_index"] = batch["teacher_index"][list(rows)]
+    sums = torch.zeros(len(rows), device=ids.device)
+    for teacher in under(trainer, part, prefixes).values():
+        kept, head = part["completion_mask"].bool(), teacher.head.rows(trainer._num_rows)
+        hidden_states = teacher.hidden_states[..., : head.weight.size(-1)][teacher.select(kept)]
+        if teacher.rows is not None:
+            kept = kept & teacher.rows[:, None]
+        found, _ = token_log_probs(hidden_states, head, part["completion_ids"][kept])
+        sums += scatter(found.float(), kept).sum(-1)
+    return (sums / mask.sum(-1)).tolist()
+
+
+def under(trainer, batch: dict[str, Any], prompt_ids: list[list[int]]) -> dict[str, Scores]:
+    """What each teacher says of the completions of a batch after other prompts."""
+    ids, mask = left_pad(prompt_ids, pad_token_id=trainer._tokenizer.pad_token_id, device=trainer.accelerator.device)
+    batch = batch | {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask}
+    return score_micro_batch(trainer, trainer.model, batch | score_ahead(trainer, batch))

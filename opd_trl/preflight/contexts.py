@@ -10,9 +10,10 @@ import torch
 from ..losses.comparison import NextToken
 from ..losses.spread import DIVERGENCES, context_spread
 from ..teachers.scores import HiddenStates
-from .context_draw import Draw, TeacherIds, draw_contexts, teacher_prompts, text_of
+from . import context_figures
+from .context_draw import Draw, TeacherIds, draw_contexts, row_gains, teacher_prompts, text_of, under
 from .context_figures import ContextFigures, ContextTokens, context_figures
-from .context_gains import row_gains, under
+from .flight import Flight
 from .rollouts import Rollout, next_token, quarters_of, score
 
 
@@ -147,3 +148,19 @@ def joined(parts: Sequence[ContextTokens]) -> ContextTokens:
         else:
             columns[field.name] = None if any(value is None for value in values) else torch.cat(values)
     return ContextTokens(**columns)
+
+
+def contexts(flight: Flight) -> None:
+    """Mechanism 3: the PI test, where the teacher reads a privileged context."""
+    if flight.trainer._teacher_prompts.view is None:
+        return
+    with flight.over_batches("The teacher under other contexts") as done:
+        found = probe_contexts(
+            flight.trainer,
+            flight.rollouts,
+            contexts=flight.contexts,
+            seed=flight.trainer.args.seed,
+            on_batch=done,
+        )
+    flight.findings += context_figures.findings(found)
+    flight.details["context"] = dataclasses.asdict(found)

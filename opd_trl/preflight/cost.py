@@ -1,5 +1,6 @@
 """What a step costs here: seconds by phase and peak memory, from one micro-batch."""
 
+import dataclasses
 import resource
 import time
 from collections.abc import Callable
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from ..trainers.scoring import score_ahead, score_micro_batch, scores_ahead
+from .findings import Finding
+from .flight import Flight
 from .rollouts import Rollout
 
 
@@ -92,3 +95,18 @@ def peak_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def cost(flight: Flight) -> None:
+    """Seconds by phase and memory."""
+    generated = sum(len(rollout.rows) for rollout in flight.rollouts)
+    found = measure_step(
+        flight.trainer, flight.rollouts[0], generation_seconds=flight.generation_seconds, generated=generated
+    )
+    flight.details["cost"] = dataclasses.asdict(found) | {"total": found.total, "teacher_share": found.teacher_share}
+    figure = (
+        f"{found.total:.1f} s for {found.completions} completions: generation {found.generation:.1f}, teacher "
+        f"{found.teacher:.1f}, student {found.student:.1f}; peak {found.peak_gib:.1f} GiB"
+    )
+    sentence = f"The teacher takes {found.teacher_share:.0%} of a step (one process, {found.device}, no optimizer)."
+    flight.findings.append(Finding("cost", "a step", "ok", figure, sentence, value=found.total))

@@ -7,9 +7,8 @@ from typing import Any
 from rich.console import Console
 
 from ..cli.checking.loss import configuration, figures_of
-from ..cli.checking.prompts import first_prompts
 from ..cli.checking.ranking import rank
-from ..cli.evaluating.running import progress
+from ..cli.terminal import progress
 from ..data.files import DataError
 from ..evaluation import parse_rule
 from ..evaluation.math import math_accuracy
@@ -17,6 +16,7 @@ from ..scripts.recipe_command import peek, training_command
 from ..scripts.subject import Subject, build, read_subject
 from .findings import Finding
 from .flight import SECTIONS, Flight, Judge, fly
+from .templates import first_prompts
 
 
 PROG = "opd-trl preflight"

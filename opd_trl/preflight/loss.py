@@ -9,7 +9,10 @@ from torch import Tensor
 
 from ..losses import chunked_support_loss
 from ..losses.objective import Objective
-from .loss_check import TOP_KS, LossCheck, LossRow, cosine_of, forms_of
+from . import findings
+from .findings import Finding
+from .flight import Flight
+from .loss_check import CLOSE, TOP_KS, LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
 from .rollouts import Rollout, Scored, only_block, score
 
 
@@ -170,3 +173,22 @@ def common_name(names: Sequence[str]) -> str:
             break
         same.append(at[0])
     return ".".join(same)
+
+
+# K of the rows beside the configured loss.
+TOP_KS = (1, 20)
+
+
+def loss(flight: Flight) -> None:
+    """Mechanism 2: the row of `verify-loss`."""
+    with flight.over_batches("Gradients of the loss") as done:
+        found = check_loss(flight.trainer, flight.rollouts, top_ks=TOP_KS, on_batch=done)
+    word, sentence = judge(found.rows, found.exact_loss)
+    row = found.rows[0]
+    agreement = row.cosine if row.block_cosine is None else row.block_cosine
+    agreement_text = "-" if agreement is None else f"{agreement:.3f}"
+    figure = f"left at the teacher {row.gradient_at_teacher:.1e}, cosine {agreement_text}"
+    threshold = f"0 at the teacher ({findings.PAPER}, eq. 12); cosine above {CLOSE} ({findings.OURS})"
+    flight.findings.append(Finding("loss", "gradient", word, figure, sentence, threshold, value=agreement))
+    flight.findings.append(judge_tail(row.tail_pull, flight.trainer.args.loss_top_k))
+    flight.details["loss"] = found

@@ -1,7 +1,6 @@
 """The teacher on the student's text: token by token, and as the author of answers."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +9,15 @@ from torch import Tensor
 
 from ..losses import chunked_support_loss
 from ..losses.comparison import NextToken
-from ..models.forward import read_head, token_log_probs
-from ..models.sampling import Completion, Sampling
-from ..models.transformers_engine import TransformersEngine
-from ..privileged import left_pad
-from ..teachers.served import ServedTeacher
-from .rollouts import Rollout, Scored, quarters_of, score, student_hidden_states
+from ..trainers.opsd import OPSDTrainer
+from . import findings
+from .findings import MODES_REMEDY, NOTHING_TO_LEARN, OURS, PAPER, Finding, finds_missing_modes
+from .flight import Flight
+from .rollouts import Rollout, Scored, quarters_of, score
 
 
 # Positions at the head of a completion that are looked at one by one.
 FIRST_PLACES = 8
-# How the paper draws the teacher's traces.
-TRACES = {"temperature": 0.3, "top_p": 1.0, "top_k": 0}
-# Teachers that go on do so from this share of a student's answer.
-CUT_AT = 0.5
 
 
 @dataclass(frozen=True)
@@ -116,118 +110,91 @@ def measure(student: NextToken, teacher: NextToken, options: dict[str, Any], *, 
     return stats
 
 
-@dataclass(frozen=True)
-class Answers:
-    """Answers to the prompts of rollouts, in their order.
-
-    Attributes:
-        rows: of the data set.
-        student: the rollouts as text.
-        teacher: the teacher's own answers.
-        continued: half of each rollout and what the teacher writes from there; empty where it was not asked for.
-    """
-
-    rows: list[dict[str, Any]]
-    student: list[str]
-    teacher: list[Completion]
-    continued: list[str]
+# Mean overlap of both TopK sets on the student's text. The paper gives no figure, only that of two teachers of equal
+# score the one with the higher overlap teaches better.
+LOW_OVERLAP = 0.5
 
 
-def teacher_answers(
-    trainer,
-    rollouts: Sequence[Rollout],
-    *,
-    continue_too: bool,
-    seed: int,
-    on_batch: Callable[[], None] = lambda: None,
-) -> Answers:
-    """Let the teacher answer from scratch, and go on from half of what the student wrote.
+# Overlap in the last quarter of the completions against the first.
+OVERLAP_KEPT = 0.8
+
+
+# Teacher's probability outside the student's TopK: as a mean, and at the worst of the first positions.
+UNCOVERED, UNCOVERED_AT_ONE_PLACE = 0.2, 0.5
+
+
+def judge_divergence(reverse_kl: float, *, own_teacher: bool) -> Finding:
+    """Is there anything to learn on the student's own text?"""
+    figure, threshold = f"{reverse_kl:.4f} nats a token", f"above {NOTHING_TO_LEARN} ({OURS})"
+    if reverse_kl >= NOTHING_TO_LEARN:
+        sentence = "Student and teacher differ on the student's own text."
+        return Finding("prefixes", "reverse KL", "ok", figure, sentence, threshold, value=reverse_kl)
+    sentence = "The teacher gives the student's own distributions: there is nothing to learn."
+    change = "privileged_context: one that changes the answers" if own_teacher else "teacher_model_name_or_path"
+    return Finding("prefixes", "reverse KL", "stop", figure, sentence, threshold, change, reverse_kl)
+
+
+def judge_overlap(overlap: float, top_k: int) -> Finding:
+    """Do both models hold the same tokens likely where the student writes?"""
+    figure, threshold = f"{overlap:.3f}", f"above {LOW_OVERLAP} ({OURS}; the higher the better, {PAPER})"
+    name = f"Top-{top_k} overlap"
+    if overlap >= LOW_OVERLAP:
+        sentence = "Both models hold mostly the same tokens likely on the student's text."
+        return Finding("prefixes", name, "ok", figure, sentence, threshold, value=overlap)
+    sentence = "On the student's text the teacher holds other tokens likely than the student does."
+    change = "a teacher nearer to the student (an RLVR-adapted copy of it), or SFT on the teacher's text first"
+    return Finding("prefixes", name, "fix", figure, sentence, threshold, change, overlap)
+
+
+def judge_drift(overlaps: Sequence[float]) -> Finding:
+    """Does the teacher lose its way in what the student has written? Overlap by quarter of the completions."""
+    kept = overlaps[-1] / overlaps[0] if overlaps[0] else 1.0
+    figure = " > ".join(f"{overlap:.3f}" for overlap in overlaps)
+    threshold = f"last quarter at least {OVERLAP_KEPT} of the first ({OURS})"
+    if kept >= OVERLAP_KEPT:
+        sentence = "The overlap holds to the end of the completions."
+        return Finding("prefixes", "overlap by quarter", "ok", figure, sentence, threshold, value=kept)
+    sentence = "The overlap falls along the completions: the teacher reads prefixes that it would not write."
+    change = "max_completion_length: shorter, or SFT on the teacher's text first, or an RLVR-adapted teacher"
+    return Finding("prefixes", "overlap by quarter", "fix", figure, sentence, threshold, change, kept)
+
+
+def judge_coverage(outside: float, by_place: Sequence[float], *, top_k: int, divergence: str, support: str) -> Finding:
+    """Does the teacher want tokens that the student never gives?
 
     Args:
-        trainer: an OPDTrainer with one teacher, in this process.
-        rollouts: from `roll_out`.
-        continue_too: also let it go on.
-        seed: of its sampling.
-
-    Raises:
-        ValueError: a served teacher, which scores and does not write.
+        outside: the teacher's mean probability outside the student's TopK.
+        by_place: the same at each of the first positions of a completion.
+        top_k, divergence, support: of the loss.
     """
-    if isinstance(trainer.teacher, ServedTeacher):
-        raise ValueError("a served teacher scores and writes nothing here. Name its model: --teacher PATH.")
-    sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
-    tokenizer, answers = trainer._tokenizer, Answers([], [], [], [])
-    with trainer.teacher.scoring(trainer.model) as module, own_generation(module):
-        engine = TransformersEngine(module, tokenizer)
-        for number, rollout in enumerate(rollouts):
-            prompts = unpadded(rollout.batch, "teacher_prompt" if "teacher_prompt_ids" in rollout.batch else "prompt")
-            completions = unpadded(rollout.batch, "completion")
-            answers.rows.extend(rollout.rows)
-            answers.student.extend(tokenizer.decode(ids, skip_special_tokens=True) for ids in completions)
-            answers.teacher.extend(engine.generate(prompts, sampling, [seed, number]))
-            if continue_too:
-                heads = [ids[: int(len(ids) * CUT_AT)] for ids in completions]
-                longer = [prompt + head for prompt, head in zip(prompts, heads, strict=True)]
-                rest = engine.generate(longer, sampling, [seed, number, 1])
-                texts = [tokenizer.decode(head, skip_special_tokens=True) for head in heads]
-                answers.continued.extend(text + more.text for text, more in zip(texts, rest, strict=True))
-            on_batch()
-    return answers
+    place = max(range(len(by_place)), key=by_place.__getitem__, default=0)
+    peak = max(by_place, default=0.0)
+    figure = f"{outside:.3f} on average, {peak:.3f} at token {place + 1}"
+    threshold = f"below {UNCOVERED} and {UNCOVERED_AT_ONE_PLACE} ({OURS})"
+    name = f"teacher's mass outside the student's Top-{top_k}"
+    if outside < UNCOVERED and peak < UNCOVERED_AT_ONE_PLACE:
+        sentence = "What the teacher wants, the student already gives some probability."
+        return Finding("coverage", name, "ok", figure, sentence, threshold, value=max(outside, peak))
+    if finds_missing_modes(divergence, support):
+        sentence = f"The teacher wants tokens that the student does not give; {divergence} on {support} finds them."
+        return Finding("coverage", name, "ok", figure, sentence, threshold, value=max(outside, peak))
+    sentence = "The teacher wants tokens that the student hardly ever gives, and this loss is nearly blind to them."
+    return Finding("coverage", name, "fix", figure, sentence, threshold, MODES_REMEDY, max(outside, peak))
 
 
-@contextmanager
-def own_generation(model) -> Iterator[None]:
-    """Give a model its generation settings back, which `TransformersEngine` replaces."""
-    models = [model, model.get_base_model() if hasattr(model, "peft_config") else model]
-    saved = [x.generation_config for x in models]
-    try:
-        yield
-    finally:
-        for x, config in zip(models, saved, strict=True):
-            x.generation_config = config
-
-
-def unpadded(batch: dict[str, Any], name: str) -> list[list[int]]:
-    """Token ids of each row of `name_ids`, those that `name_mask` keeps."""
-    ids, mask = batch[f"{name}_ids"], batch[f"{name}_mask"].bool()
-    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
-
-
-@torch.no_grad()
-def nll_under_student(trainer, rollouts: Sequence[Rollout], texts: Sequence[Completion]) -> float | None:
-    """NLL of texts as answers to the student's own prompts, nats a token; None where all are empty."""
-    nats, tokens = 0.0, 0
-    for rollout, answers in along(rollouts, texts):
-        batch, own = rollout.batch, [ids_of(trainer._tokenizer, answer) for answer in answers]
-        rows = [i for i, ids in enumerate(own) if ids]
-        if not rows:
-            continue
-        # Padded on the left, then turned: completions are padded on the right.
-        padded, mask = left_pad([own[i][::-1] for i in rows], pad_token_id=0, device=batch["prompt_ids"].device)
-        padded, mask = padded.flip(-1), mask.flip(-1)
-        hidden_states = student_hidden_states(
-            trainer,
-            {
-                "prompt_ids": batch["prompt_ids"][rows],
-                "prompt_mask": batch["prompt_mask"][rows],
-                "completion_ids": padded,
-                "completion_mask": mask,
-            },
-        )
-        kept, head = mask.bool(), read_head(trainer.model).rows(trainer._num_rows)
-        log_probs, _ = token_log_probs(hidden_states[kept], head, padded[kept])
-        nats, tokens = nats - log_probs.sum().item(), tokens + len(log_probs)
-    return nats / tokens if tokens else None
-
-
-def ids_of(tokenizer, answer: Completion) -> list[int]:
-    """Token ids of an answer, with the end token where it ended."""
-    ids = tokenizer.encode(answer.text, add_special_tokens=False)
-    return ids + [tokenizer.eos_token_id] * (answer.finished and tokenizer.eos_token_id is not None)
-
-
-def along(rollouts: Sequence[Rollout], items: Sequence[Any]) -> Iterator[tuple[Rollout, Sequence[Any]]]:
-    """Rollouts with their share of items, one per row."""
-    start = 0
-    for rollout in rollouts:
-        yield rollout, items[start : start + len(rollout.rows)]
-        start += len(rollout.rows)
+def prefixes(flight: Flight) -> None:
+    """Mechanism 1 and coverage, token by token."""
+    with flight.over_batches("Both models on the student's text") as done:
+        figures = pair_figures(flight.trainer, flight.rollouts, on_batch=done)
+    args = flight.trainer.args
+    names = ("reverse_kl", "forward_kl", "student_entropy", "teacher_entropy", "overlap", "outside")
+    means = {name: getattr(figures, name).mean().item() for name in names}
+    quarters = {name: figures.by_quarter(name) for name in names}
+    flight.details["tokens"] = {"count": len(figures.reverse_kl), "mean": means, "by_quarter": quarters}
+    objective = {"divergence": args.divergence, "support": args.loss_support}
+    flight.findings += [
+        findings.judge_divergence(means["reverse_kl"], own_teacher=isinstance(flight.trainer, OPSDTrainer)),
+        findings.judge_overlap(means["overlap"], args.loss_top_k),
+        findings.judge_drift(quarters["overlap"]),
+        findings.judge_coverage(means["outside"], figures.by_place("outside"), top_k=args.loss_top_k, **objective),
+    ]

@@ -185,3 +185,9 @@ def last_layer(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     numbers = {name: int(found[1]) for name in parameters if (found := re.search(r"\.(\d+)\.", f".{name}"))}
     last = max(numbers.values(), default=None)
     return parameters if last is None else {name: parameters[name] for name in numbers if numbers[name] == last}
+
+
+def unpadded(batch: dict[str, Any], name: str) -> list[list[int]]:
+    """Token ids of each row of `name_ids`, those that `name_mask` keeps."""
+    ids, mask = batch[f"{name}_ids"], batch[f"{name}_mask"].bool()
+    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

@@ -8,9 +8,10 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..models.transformers_engine import end_ids
-from .findings import Finding
-from .prefixes import unpadded
-from .rollouts import Rollout
+from . import findings
+from .findings import OURS, Finding
+from .flight import Flight
+from .rollouts import Rollout, unpadded
 
 
 # Where an assistant's text ends in a rendered conversation.
@@ -253,3 +254,52 @@ def texts_of(context: Any) -> list[str]:
 def squeezed(text: str) -> str:
     """A text without white space, which templates and tokenizers may change."""
     return "".join(text.split())
+
+
+# Share of completions that are cut off at max_completion_length.
+CUT_OFF = 0.5
+
+
+def judge_endings(cut_off: float) -> Finding:
+    """Do completions end by themselves?"""
+    figure, threshold = f"{cut_off:.0%}", f"below {CUT_OFF:.0%} ({OURS})"
+    name = "completions cut off"
+    if cut_off < CUT_OFF:
+        return Finding(
+            "templates", name, "ok", figure, "Most completions end by themselves.", threshold, value=cut_off
+        )
+    if cut_off < 1:
+        sentence = "Most completions are cut off before their end, which the student then hardly learns."
+        change = "max_completion_length: longer, or mask_truncated_completions: true"
+        return Finding("templates", name, "fix", figure, sentence, threshold, change, cut_off)
+    sentence = "No completion ends by itself: the student never writes its EOS token."
+    change = "max_completion_length: longer; for a base model SFT with the chat template first, so that it learns EOS"
+    return Finding("templates", name, "stop", figure, sentence, threshold, change, cut_off)
+
+
+def templates(flight: Flight) -> None:
+    """Prompts, EOS, lengths."""
+    flight.findings += check_templates(flight.trainer, flight.rollouts)
+    ended = [ended_by_itself(flight.trainer, rollout) for rollout in flight.rollouts]
+    flight.findings.append(findings.judge_endings(1 - sum(map(sum, ended)) / sum(map(len, ended))))
+
+
+def ended_by_itself(trainer, rollout: Rollout) -> list[bool]:
+    """Which completions hold an EOS token."""
+    ids, mask = rollout.batch["completion_ids"], rollout.batch["completion_mask"].bool()
+    return ((ids == trainer._tokenizer.eos_token_id) & mask).any(-1).tolist()
+
+
+def first_prompts(trainer, rollout: Rollout) -> dict[str, str | None]:
+    """What student and teacher read for the first completion, and the first token that the loss is taken on."""
+    tokenizer, batch = trainer._tokenizer, rollout.batch
+    student = unpadded(batch, "prompt")[0]
+    teacher = unpadded(batch, "teacher_prompt")[0] if "teacher_prompt_ids" in batch else student
+    kept = rollout.kept[0].nonzero().flatten()
+    ids = batch["completion_ids"][0]
+    return {
+        "student": tokenizer.decode(student),
+        "teacher": tokenizer.decode(teacher),
+        "before": None if not len(kept) else tokenizer.decode(ids[: kept[0]]),
+        "first_supervised_token": None if not len(kept) else tokenizer.decode(ids[kept[0] : kept[0] + 1]),
+    }

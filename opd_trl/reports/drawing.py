@@ -1,9 +1,12 @@
 """Curves for the page: at most so many points each, as means with their range, in compact JSON."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import track
 
+from .charts import drawn_sections
 from .runs import Run, Series
 
 
@@ -71,3 +74,31 @@ def rounded(values: np.ndarray, digits: int = 5) -> list[float]:
     """
     short = (float(f"{value:.{digits}g}") for value in values.tolist())
     return [int(value) if value.is_integer() and abs(value) < 1e15 else value for value in short]
+
+
+def write_pictures(runs: list[Run], figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw one PNG for each chart into `folder` and return their paths."""
+    from ..diagnostics.plots import Curve, Panel, plot_curves
+
+    names = [run["name"] for run in figures["runs"]]
+    sections = drawn_sections({name for run in runs for name in run.series})
+    charts = [drawn for _, found in sections for drawn in found]
+    paths = []
+    for drawn in track(charts, description="Drawing the PNGs", transient=True):
+        curves = [
+            Curve(run.series[metric].steps, run.series[metric].values, label, name if len(runs) > 1 else "")
+            for run, name in zip(runs, names, strict=True)
+            for metric, label in drawn.metrics.items()
+            if metric in run.series
+        ]
+        warnings = [
+            line["step"]
+            for run in figures["runs"]
+            for line in run["warnings"]
+            if line["metric"] in drawn.metrics and not line["superseded"]
+        ]
+        chart = drawn.chart
+        title = f"{chart.title} ({chart.unit})" if chart.unit else chart.title
+        path = folder / f"{chart.key}.png"
+        paths.append(plot_curves(curves, Panel(title, drawn.metrics), path, marks=warnings))
+    return paths

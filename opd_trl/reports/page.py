@@ -1,8 +1,11 @@
 """The page: template, style, script and data in one file that asks the network for nothing."""
 
+import argparse
 import base64
 import hashlib
-from datetime import datetime
+import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,10 @@ import opd_trl
 from . import words
 from .charts import Drawn, Section, drawn_sections
 from .drawing import curves, marks, points_per_curve
+from .reading import RunLogError, read_run
 from .runs import Run
 from .samples import full_colour, page_samples
+from .summary import figures
 
 
 FILES = Path(__file__).parent / "page"
@@ -129,3 +134,50 @@ def page_data(runs: list[Run], figures: dict[str, Any], sections: list[tuple[Sec
             for run, told, found in zip(runs, figures["runs"], samples, strict=True)
         ],
     }
+
+
+PAGE = "report.html"
+
+
+def write_report(args: argparse.Namespace, now: datetime | None = None) -> tuple[dict[str, Any], list[Path]]:
+    """Read the runs and write what was asked for.
+
+    Args:
+        args: of the command line: runs, output, png, json.
+        now: the time of the report; that of the clock by default.
+
+    Returns:
+        The figures, and the files that were written.
+
+    Raises:
+        RunLogError: a run cannot be read, or is given twice; nothing was written.
+        OSError: a file cannot be written.
+    """
+    now = now or datetime.now(UTC)
+    runs = [read_run(folder) for folder in args.runs]
+    twice = {str(run.folder) for run in runs if sum(other.folder == run.folder for other in runs) > 1}
+    if twice:
+        raise RunLogError(f"{', '.join(sorted(twice))} is given twice. Give each run once.")
+    output = args.output or (runs[0].folder if len(runs) == 1 else Path()) / PAGE
+    if output.is_dir():
+        raise RunLogError(f"--output {output} is a folder. Name a file, such as {output / PAGE}.")
+    told = figures(runs, now)
+    page = render(runs, told, now)
+    written = [atomically(output, page)]
+    if args.json is not None:
+        written.append(atomically(args.json, json.dumps(told, indent=2) + "\n"))
+    if args.png is not None:
+        from .drawing import write_pictures
+
+        written += write_pictures(runs, told, args.png)
+    return told, written
+
+
+def atomically(path: Path, text: str) -> Path:
+    """Write a file under a temporary name and rename it: a browser that reloads sees the old page or the whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.part")
+    # A token may be half a character, which UTF-8 cannot hold.
+    scratch.write_text(text, encoding="utf-8", errors="replace")
+    os.replace(scratch, path)
+    return path

@@ -9,7 +9,7 @@ from ..diagnostics.metrics import repeated_trigrams, repetition
 from ..evaluation.boxes import single_boxed_answer
 from ..models.sampling import Completion, Sampling
 from ..models.transformers_engine import TransformersEngine
-from ..preflight.prefixes import own_generation
+from ..preflight.teacher_answers import own_generation
 from ..privileged import get_builder
 from .task import MARK, Row
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..data import toy_model
+from ..data import toy_task
 from .task import MIXTURE, OTHER_STYLE, OWN_STYLE, Style, asked_rows, taught_rows
 
 
@@ -53,10 +53,10 @@ def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, ki
             if state.global_step in snapshots:
                 save(model, processing_class, folder.parent / snapshots[state.global_step])
 
-    tokenizer = toy_model.build_tokenizer()
+    tokenizer = toy_task.build_tokenizer()
     count = settings["max_steps"] * settings["per_device_train_batch_size"]
     rows = taught_rows(count, seed=seed, style=style, kinds=kinds)
-    model = toy_model.build_model(tokenizer, seed=seed)
+    model = toy_task.build_model(tokenizer, seed=seed)
     fit(model, tokenizer, Dataset.from_list(rows), settings, seed=seed, callbacks=[Snapshots()])
     save(model, tokenizer, folder)
 

@@ -1,13 +1,14 @@
 """What belongs to `accelerate launch`: its flags, its configuration files, and the launch itself."""
 
 import argparse
+import difflib
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..cli.recipes import ACCELERATE, accelerate_names, nearest, recipes_dir
+from .recipe_files import ACCELERATE, accelerate_names, nearest, recipes_dir
 
 
 CONFIG = "accelerate_config"
@@ -156,3 +157,16 @@ def num_processes(launch_flags: list[str]) -> int:
 def _refuse(message: str):
     """In place of argparse's own exit, which prints all of accelerate's flags first."""
     raise ValueError(f"accelerate launch: {message}")
+
+
+def suggest(given: str, known: list[str]) -> str:
+    """Name the nearest right key or flag.
+
+    >>> suggest("betta", ["beta", "learning_rate"])
+    'betta: did you mean beta?'
+    """
+    near = difflib.get_close_matches(flag_name(given), known, n=1)
+    if not near:
+        return f"{given}: nothing is spelt like it; `--help` and `--help-all` list what there is."
+    dashes = "--" if given.startswith("--") else ""
+    return f"{given}: did you mean {dashes}{near[0]}?"

@@ -10,11 +10,10 @@ from typing import Any
 from trl import TrlParser
 from trl.scripts.utils import DatasetConfig
 
-from ..cli.recipes import Recipe, find_recipe, read_recipe, stacked
-from ..cli.spelling import suggest
 from ..trainers.config import PROCESSES
 from ..trainers.methods import GIVEN
-from .launching import as_flags, launch_arity, num_processes, unknown_tokens
+from .launching import as_flags, launch_arity, num_processes, suggest, unknown_tokens
+from .recipe_files import Recipe, find_recipe, read_recipe, stacked
 
 
 DATASET_FIELDS = [field.name for field in dataclasses.fields(DatasetConfig)]

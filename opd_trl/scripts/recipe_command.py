@@ -4,8 +4,8 @@ import argparse
 import importlib
 from typing import Any
 
-from ..cli.recipes import find_recipe, read_recipe
 from ..trainers.config_checks import SEPARATE_TEACHERS
+from .recipe_files import find_recipe, read_recipe
 
 
 Flags = dict[str, dict[str, Any]]

@@ -3,18 +3,13 @@
 import argparse
 import contextlib
 import importlib
-import json
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from ..cli.terminal import hush
-from ..teachers import TeacherServerError
+from .quiet import hush
 from .recipe_command import Flags, check_misplaced, make_parser, peek, training_command
 
 
@@ -98,22 +93,3 @@ def build(subject: Subject, **options: Any) -> Iterator[Any]:
         subject.training.output_dir = folder
         trainer_class = getattr(opd_trl, {"opd": "OPDTrainer", "opsd": "OPSDTrainer"}[subject.command])
         yield common.build_trainer(trainer_class, *subject.parsed, **options)
-
-
-def run_check(
-    prog: str,
-    argv: list[str],
-    check: Callable[[list[str], Console], tuple[dict[str, Any], Subject]],
-    show: Callable[[dict[str, Any], Console], None],
-) -> int:
-    """Run a check, write its JSON where one is asked for, print it; return its exit status: 1 where it says stop."""
-    console = Console()
-    try:
-        figures, subject = check(argv, console)
-        if subject.own.json is not None:
-            subject.own.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    except (ValueError, ImportError, OSError, TeacherServerError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
-    show(figures, console)
-    return int(figures["verdict"] == "stop")

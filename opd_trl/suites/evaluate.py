@@ -8,14 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from ..cli.evaluating.comparing import check_comparable, compare
-from ..cli.evaluating.result import summarise
 from ..data.files import atomically
 from ..models.provenance import check_model, conditions, identify
 from ..privileged.contexts import read_shared_context
-from . import card
+from ..scripts.quiet import quiet_libraries
 from .problems import read_problems
 from .protocol import Protocol, digest, find_protocol, load_protocol
+from .results import check_comparable, compare, summarise
 from .store import Store, read_json
 
 
@@ -131,8 +130,8 @@ def prepare(args: argparse.Namespace, protocol: Protocol, suite: Any, context: A
     """The tokenizer, and all samples to draw."""
     from transformers import AutoConfig
 
-    from ..cli.evaluating.engines import load_tokenizer
-    from ..cli.evaluating.running import plan
+    from ..models.loading import load_tokenizer
+    from .store import plan
 
     tokenizer = load_tokenizer(args.model)
     text_config = AutoConfig.from_pretrained(args.model).get_text_config()
@@ -141,8 +140,10 @@ def prepare(args: argparse.Namespace, protocol: Protocol, suite: Any, context: A
 
 def fill(args: argparse.Namespace, protocol: Protocol, suite: Any, tokenizer: Any, tasks: list, store: Store) -> bool:
     """Draw what is missing; was anything?"""
-    from ..cli.evaluating.engines import load_engine
-    from ..cli.evaluating.running import draw, missing_batches, progress, score
+    from ..cli.terminal import progress
+    from ..models.loading import load_engine
+    from .retention_suite import score
+    from .store import draw, missing_batches
 
     console = Console(stderr=True)
     if store.repaired:
@@ -167,14 +168,6 @@ def fill(args: argparse.Namespace, protocol: Protocol, suite: Any, tokenizer: An
     return True
 
 
-def quiet_libraries() -> None:
-    """Leave the screen to our own progress bar."""
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-
-
 def describe(
     args: argparse.Namespace, name: str, protocol: Protocol, suite: Any, identity: dict, store: Store, drawn: bool
 ) -> dict[str, Any]:
@@ -193,11 +186,3 @@ def describe(
         "conditions": read_json(before)["conditions"] if keep else conditions(),
         "folder": str(store.folder),
     }
-
-
-def print_result(result: dict[str, Any], *, as_json: bool) -> None:
-    """The card, or the result as JSON."""
-    if as_json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
-    else:
-        card.show(result, Console(highlight=False, markup=False))

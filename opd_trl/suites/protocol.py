@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..cli.recipes import load_mapping, recipes_dir
+from ..scripts.recipe_files import load_mapping, recipes_dir
 
 
 SUITES = ("math", "rules", "retention")

@@ -3,12 +3,15 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..evaluation import bootstrap_interval, paired_difference
-from .store import Sample
+from ..evaluation.boxes import NO_BOX
+from .protocol import Protocol, differences
+from .store import Sample, read_json, read_samples
 
 
 SHARE = (0.0, 1.0)
@@ -94,3 +97,89 @@ def generation_figures(samples: list[Sample]) -> dict[str, float]:
         "median_tokens": float(np.median(lengths)),
         "max_tokens": int(lengths.max()),
     }
+
+
+# What two runs must have in common; models, adapters, contexts and engines are what is compared.
+SHARED = ("suite", "protocol", "data", "rules", "leak_rules")
+
+
+def compare(folder: Path, identity: dict[str, Any], metrics: list[Metric], suite: Any) -> dict[str, Any]:
+    """Differences of this evaluation from the one in `folder`.
+
+    Raises:
+        ValueError: there is no finished evaluation, or one of another protocol or of other problems; what differs is
+            said.
+    """
+    check_comparable(folder, identity)
+    theirs = {metric.name: metric for metric in suite.metrics(read_samples(folder / "samples.jsonl"))}
+    found = {}
+    for metric in metrics:
+        if metric.values.keys() != theirs[metric.name].values.keys():
+            raise ValueError(f"--compare {folder}: samples of other problems. Run it to its end first.")
+        found[metric.name] = metric.difference(theirs[metric.name])
+    there = read_json(folder / "run.json")
+    return {"folder": str(folder), "who": {name: there.get(name) for name in ("model", "adapter", "context")}, **found}
+
+
+def check_comparable(folder: Path, identity: dict[str, Any]) -> None:
+    """Raise ValueError unless a folder holds a finished evaluation that can be compared; before anything is run."""
+    if not (folder / "result.json").is_file():
+        raise ValueError(f"--compare {folder} has no result.json. Give the --output of an evaluation that has ended.")
+    there = read_json(folder / "run.json")
+    changed = differences({k: there.get(k) for k in SHARED}, {k: identity.get(k) for k in SHARED})
+    if changed:
+        raise ValueError(f"--compare {folder} is no comparison: {'; '.join(changed)}. Evaluate both alike.")
+
+
+# Above this share of cut answers a comparison of models says how long they write, not how good they are.
+MAX_TRUNCATED = 0.05
+MAX_HALF_WIDTH = 0.05
+# Above this share of finished answers without a box, accuracy says how well a model keeps to the format.
+MAX_UNBOXED = 0.2
+
+
+def summarise(suite: Any, protocol: Protocol, samples: list[Sample]) -> dict[str, Any]:
+    """Figures, counts and warnings of samples."""
+    metrics: list[Metric] = suite.metrics(samples)
+    generated = [sample for sample in samples if "finished" in sample]
+    figures = {metric.name: metric.figure() for metric in metrics}
+    lengths = generation_figures(generated)
+    return {
+        "figures": figures,
+        "also": suite.figures(samples),
+        "generation": lengths,
+        "counts": suite.counts(generated),
+        "dropped": {part: problems.dropped for part, problems in suite.parts.items() if problems.dropped},
+        "warnings": [*warnings(figures, lengths, protocol), *unboxed(generated)],
+    }
+
+
+def unboxed(samples: list[Sample]) -> list[str]:
+    """A warning where many answers that are not cut have no box."""
+    finished = [sample for sample in samples if sample["finished"]]
+    share = sum(sample.get("reason") == NO_BOX for sample in finished) / max(1, len(finished))
+    if share <= MAX_UNBOXED:
+        return []
+    return [
+        f"{share:.0%} of the finished answers have no box and count as wrong: the figures say more about the format "
+        "than about mathematics. Ask for the box in prompt_template, and read some samples."
+    ]
+
+
+def warnings(figures: dict[str, Any], generation: dict[str, Any], protocol: Protocol) -> list[str]:
+    """What a reader of the figures must know."""
+    found = []
+    if generation["truncated"] > MAX_TRUNCATED:
+        found.append(
+            f"{generation['truncated']:.1%} of the answers are cut at {protocol.max_new_tokens} tokens. Above "
+            f"{MAX_TRUNCATED:.0%} a comparison is biased against the model that writes longer: raise max_new_tokens."
+        )
+    name, first = next(iter(figures.items()))
+    half = (first["high"] - first["low"]) / 2
+    if first["unit"] == "%" and half > MAX_HALF_WIDTH:
+        needed = round(first["problems"] * (half / MAX_HALF_WIDTH) ** 2)
+        found.append(
+            f"{first['problems']} problems leave {name} uncertain by ±{100 * half:.1f} points. About {needed} "
+            f"problems would give ±{100 * MAX_HALF_WIDTH:.0f}; more samples of the same ones help less."
+        )
+    return found

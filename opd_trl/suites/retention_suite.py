@@ -1,18 +1,134 @@
 """`--suite retention`: what is left of what the model could do, in plain text and short questions?"""
 
-from collections.abc import Sequence
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from ..data.files import DataError
 from ..data.sources import read_file
-from ..evaluation.perplexity import TextScore, per_byte, per_token, perplexity
-from ..evaluation.short_answers import gives_answer
 from ..models.sampling import Completion
 from .problems import Problem, read_problems
 from .protocol import Protocol, digest
 from .results import Metric, by_problem
-from .store import Sample
+from .store import Sample, Store
+
+
+# An accepted answer counts where it stands within so many words; a chatty model may begin "The capital of Peru is".
+MAX_WORDS = 40
+
+
+def gives_answer(text: str, accepted: Sequence[str]) -> bool:
+    """Does the first sentence of a text, at most its first `MAX_WORDS` words, hold an accepted answer as whole words?
+
+    Case, accents, punctuation and the commas within numbers do not count. A looser measure than the equality of
+    strings, since instruction-tuned models answer in sentences; a collapsed text holds no answer.
+
+    Example:
+        >>> gives_answer("The capital of Peru is Lima.", ["Lima"]), gives_answer("It is 1,024!", ["1024"])
+        (True, True)
+        >>> gives_answer("It is limasol.", ["Lima"]), gives_answer("112", ["12"]), gives_answer("", ["12"])
+        (False, False, False)
+    """
+    first = re.split(r"(?<=[.!?])\s|\n", text.strip()[:2000], maxsplit=1)[0]
+    words = plain(" ".join(first.split()[:MAX_WORDS]))
+    return any(f" {plain(answer)} " in f" {words} " for answer in accepted)
+
+
+def plain(text: str) -> str:
+    """Letters and digits in lower case, one blank between words.
+
+    >>> plain("It's São Paulo: 1,024.5!")
+    'it s sao paulo 1024.5'
+    """
+    text = unicodedata.normalize("NFKD", text.lower())
+    text = "".join(sign for sign in text if not unicodedata.combining(sign))
+    text = re.sub(r"(?<=\d),(?=\d)", "", text)
+    return " ".join(re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w.]|_", " ", text).split())
+
+
+# From ids `(B, L)` and mask `(B, L)`, right-padded, to the log-probabilities of the ids `(B, L)`: zero at the first
+# position, which nothing predicts, and at padding.
+Scorer = Callable[[Tensor, Tensor], Tensor]
+
+
+class TextScore(NamedTuple):
+    """The negative log-likelihood of one text.
+
+    Args:
+        nats: summed over its tokens.
+        num_tokens: how many are predicted: all but the first.
+        num_bytes: of those tokens' text in UTF-8, so that models with different tokenizers compare.
+    """
+
+    nats: float
+    num_tokens: int
+    num_bytes: int
+
+
+def score_texts(texts: Sequence[str], tokenizer, scorer: Scorer, *, batch_size: int = 8) -> list[TextScore]:
+    """Score texts, each from its own start.
+
+    A tokenizer with a start token puts it first, and every token of the text is predicted; without one the first
+    token is not, nor are its bytes counted.
+
+    Args:
+        texts: plain, not empty.
+        tokenizer: of the model behind `scorer`.
+        scorer: see `Scorer`.
+
+    Raises:
+        ValueError: a text of fewer than two tokens.
+    """
+    import torch
+
+    encoded = [tokenizer(text)["input_ids"] for text in texts]
+    for text, ids in zip(texts, encoded, strict=True):
+        if len(ids) < 2:
+            raise ValueError(f"a text of {len(ids)} tokens cannot be scored: {text[:50]!r}. Give longer ones.")
+    order, scores = sorted(range(len(texts)), key=lambda i: len(encoded[i])), {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = max(len(encoded[i]) for i in chosen)
+        ids = torch.tensor([encoded[i] + [0] * (width - len(encoded[i])) for i in chosen])
+        mask = torch.tensor([[1] * len(encoded[i]) + [0] * (width - len(encoded[i])) for i in chosen])
+        log_probs = scorer(ids, mask).double().sum(1).tolist()
+        for i, total in zip(chosen, log_probs, strict=True):
+            first = tokenizer.decode(encoded[i][:1], skip_special_tokens=True)
+            num_bytes = len(texts[i].encode()) - len(first.encode())
+            scores[i] = TextScore(-total, len(encoded[i]) - 1, num_bytes)
+    return [scores[i] for i in range(len(texts))]
+
+
+def per_token(scores: Sequence[TextScore]) -> float:
+    """Nats per token, every token weighing the same.
+
+    >>> per_token([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)])
+    2.0
+    """
+    return sum(score.nats for score in scores) / sum(score.num_tokens for score in scores)
+
+
+def per_byte(scores: Sequence[TextScore]) -> float:
+    """Nats per byte, every byte weighing the same.
+
+    >>> per_byte([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)])
+    0.5
+    """
+    return sum(score.nats for score in scores) / sum(score.num_bytes for score in scores)
+
+
+def perplexity(scores: Sequence[TextScore]) -> float:
+    """exp of nats per token.
+
+    >>> round(perplexity([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)]), 3)
+    7.389
+    """
+    return math.exp(per_token(scores))
 
 
 TASKS, TEXTS = "tasks", "texts"
@@ -89,3 +205,33 @@ def read_texts(path: Path) -> dict[str, str]:
     if not found:
         raise DataError(f"{path} has no text. Put one into each line.")
     return found
+
+
+def score(texts: dict[str, str], tokenizer: Any, model: Any, store: Store) -> None:
+    """Score the texts of the retention suite that are missing."""
+
+    todo = {name: text for name, text in texts.items() if (TEXTS, name, 0, 0) not in store.samples}
+    scores = score_texts(list(todo.values()), tokenizer, make_scorer(model)) if todo else []
+    store.append(
+        {"part": TEXTS, "problem": name, "seed": 0, "sample": 0, "nats": nats, "tokens": tokens, "bytes": size}
+        for name, (nats, tokens, size) in zip(todo, scores, strict=True)
+    )
+
+
+def make_scorer(model: Any):
+    """Log-probabilities of given ids `(B, L)` under a model, without a [tokens, vocabulary] tensor."""
+    import torch
+
+    from ..models.forward import completion_hidden_states, read_head, scatter, token_log_probs
+
+    head = read_head(model)
+
+    @torch.no_grad()
+    def score(ids, mask):
+        ids, mask = ids.to(model.device), mask.to(model.device)
+        predicted = mask[:, 1:].bool()
+        hidden, _ = completion_hidden_states(model, ids, mask, ids.size(1) - 1, multimodal={})
+        log_probs, _ = token_log_probs(hidden[predicted], head, ids[:, 1:][predicted])
+        return torch.nn.functional.pad(scatter(log_probs, predicted), (1, 0)).cpu()
+
+    return score

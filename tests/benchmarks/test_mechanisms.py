@@ -6,9 +6,9 @@ import mechanisms
 import pytest
 from marks import marks_of
 
-from opd_trl.cli.recipes import find_recipe
 from opd_trl.reproduce.settings import read_settings
 from opd_trl.reproduce.study import all_jobs, key_of
+from opd_trl.scripts.recipe_files import find_recipe
 from tests.reproduce.lines import lines, settings
 
 

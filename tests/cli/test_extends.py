@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from opd_trl.cli.main import main
-from opd_trl.cli.recipe_files import copy_recipe
-from opd_trl.cli.recipes import pipeline_names, read_recipe, recipe_names
+from opd_trl.cli.recipes import copy_recipe
+from opd_trl.scripts.recipe_files import pipeline_names, read_recipe, recipe_names
 
 
 def write(path: str, text: str = "", **content) -> Path:
@@ -47,7 +47,7 @@ def test_a_mapping_replaces_the_inherited_one_as_a_whole(here, parse):
 @pytest.fixture
 def packaged(here, monkeypatch):
     """A recipe of the package, found by its name: `math/opd`."""
-    monkeypatch.setattr("opd_trl.cli.recipes.recipes_dir", lambda: here / "recipes")
+    monkeypatch.setattr("opd_trl.scripts.recipe_files.recipes_dir", lambda: here / "recipes")
     write("recipes/common.yaml", loss_top_k=20)
     return write("recipes/math/opd.yaml", "# Packaged.\n", extends="../common.yaml", seed=1)
 
@@ -208,7 +208,7 @@ def test_copy_refuses_two_files_for_one_place_and_writes_nothing(here):
 
 
 def test_bases_protocols_and_pipelines_are_no_training_recipes(here, monkeypatch, capsys):
-    monkeypatch.setattr("opd_trl.cli.recipes.recipes_dir", lambda: here)
+    monkeypatch.setattr("opd_trl.scripts.recipe_files.recipes_dir", lambda: here)
     monkeypatch.setenv("COLUMNS", "200")
     write("accelerate_configs/cpu.yaml", use_cpu=True)
     write("protocols/short.yaml", temperature=0.6)

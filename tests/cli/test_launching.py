@@ -7,8 +7,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from opd_trl.cli.main import main
-from opd_trl.cli.recipes import accelerate_names, recipes_dir
 from opd_trl.scripts.launching import launch, launch_arity, resolve_accelerate_config
+from opd_trl.scripts.recipe_files import accelerate_names, recipes_dir
 
 
 def config_file(flags: list[str]) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd_trl.cli.spelling import suggest
+from opd_trl.scripts.launching import suggest
 
 
 def write(path: Path, **content) -> Path:
@@ -32,7 +32,7 @@ def test_a_recipe_sets_fields_and_a_flag_overrides_it(parse, here):
     ],
 )
 def test_config_takes_a_path_or_a_name_in_both_forms(form, folder, parse, here, monkeypatch):
-    monkeypatch.setattr("opd_trl.cli.recipes.recipes_dir", lambda: here / "recipes")
+    monkeypatch.setattr("opd_trl.scripts.recipe_files.recipes_dir", lambda: here / "recipes")
     write(here / folder / "r.yaml", loss_top_k=6)
     assert parse(*form)[1].loss_top_k == 6
 

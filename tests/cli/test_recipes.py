@@ -9,8 +9,8 @@ import pytest
 
 import opd_trl
 from opd_trl.cli.main import main
-from opd_trl.cli.recipe_files import copy_recipe, side_files
-from opd_trl.cli.recipes import accelerate_names, all_names, find_recipe, recipe_names, recipes_dir
+from opd_trl.cli.recipes import copy_recipe, side_files
+from opd_trl.scripts.recipe_files import accelerate_names, all_names, find_recipe, recipe_names, recipes_dir
 
 
 NAMES = recipe_names()

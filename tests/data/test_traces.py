@@ -5,7 +5,7 @@ from datasets import load_dataset
 
 from opd_trl.data import traces
 from opd_trl.data.files import DataError
-from opd_trl.data.toy_model import save
+from opd_trl.data.toy_task import save
 from opd_trl.models.loading import load_model
 from opd_trl.models.sampling import Completion, Sampling
 from opd_trl.models.transformers_engine import make_sampler, token_ids

@@ -3,9 +3,7 @@ import math
 import pytest
 import torch
 
-from opd_trl.cli.evaluating.engines import make_scorer
-from opd_trl.evaluation.perplexity import per_byte, per_token, perplexity, score_texts
-from opd_trl.evaluation.short_answers import gives_answer
+from opd_trl.suites.retention_suite import gives_answer, make_scorer, per_byte, per_token, perplexity, score_texts
 from tests import tiny
 
 

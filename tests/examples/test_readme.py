@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opd_trl.cli.recipes import find_recipe
+from opd_trl.scripts.recipe_files import find_recipe
 
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ import pytest
 from trl import TrlParser
 from trl.scripts.vllm_serve import ScriptArguments
 
-from opd_trl.cli.recipes import accelerate_names, find_recipe
 from opd_trl.scripts import opd
 from opd_trl.scripts.launching import launch_arguments
+from opd_trl.scripts.recipe_files import accelerate_names, find_recipe
 
 
 ROOT = Path(__file__).parents[2]

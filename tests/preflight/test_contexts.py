@@ -5,9 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from opd_trl.preflight.context_draw import draw_contexts, teacher_prompts, without_question
+from opd_trl.preflight.context_draw import answer_of, draw_contexts, question_of, teacher_prompts, without_question
 from opd_trl.preflight.context_figures import judge, judge_rows
-from opd_trl.preflight.context_gains import answer_of, question_of
 from opd_trl.preflight.contexts import objective_of, probe_contexts
 from opd_trl.preflight.rollouts import roll_out, take_rows
 from tests import tiny

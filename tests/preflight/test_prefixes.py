@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from opd_trl.preflight.cost import measure_step
-from opd_trl.preflight.prefixes import nll_under_student, pair_figures, teacher_answers, unpadded
-from opd_trl.preflight.rollouts import roll_out, take_rows
+from opd_trl.preflight.prefixes import pair_figures
+from opd_trl.preflight.rollouts import roll_out, take_rows, unpadded
+from opd_trl.preflight.teacher_answers import nll_under_student, teacher_answers
 from tests.trainers.build import opd_trainer, opsd_trainer
 from tests.trainers.test_loss import dense_log_probs
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from opd_trl.cli.recipes import find_recipe, read_recipe, recipe_names, recipes_dir
+from opd_trl.scripts.recipe_files import find_recipe, read_recipe, recipe_names, recipes_dir
 from opd_trl.trainers.methods import METHODS
 
 

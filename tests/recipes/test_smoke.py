@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from opd_trl.cli.main import main
-from opd_trl.cli.recipes import recipe_names
 from opd_trl.scripts import opd, opsd
+from opd_trl.scripts.recipe_files import recipe_names
 from tests.recipes.test_contents import command_of
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd_trl.cli.recipes import find_recipe
 from opd_trl.reproduce.arms import arguments
 from opd_trl.reproduce.settings import SettingsError, read_settings
+from opd_trl.scripts.recipe_files import find_recipe
 
 
 OWN = find_recipe("reproduce/mechanisms")

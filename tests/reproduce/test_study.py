@@ -10,10 +10,10 @@ import yaml
 
 from opd_trl import OPDConfig
 from opd_trl.cli import reproduce as command
-from opd_trl.cli.recipes import find_recipe
 from opd_trl.reproduce.arms import first_warnings
 from opd_trl.reproduce.settings import read_settings
 from opd_trl.reproduce.study import RESULTS, all_jobs, key_of, matching, read_lines
+from opd_trl.scripts.recipe_files import find_recipe
 
 
 ARMS = ["plain_5", "own_answer", "geometric", "sft", "penalty"]

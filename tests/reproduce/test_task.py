@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from opd_trl.data import toy_model
+from opd_trl.data import toy_task
 from opd_trl.reproduce import task
 
 
@@ -90,7 +90,7 @@ def test_one_context_of_several_is_drawn_for_each_pick():
 
 
 def test_every_character_of_the_task_has_a_token_of_its_own():
-    tokenizer = toy_model.build_tokenizer()
+    tokenizer = toy_task.build_tokenizer()
     for row in task.taught_rows(300, seed=0):
         text = "".join(turn["content"] for turn in row["prompt"] + row["completion"])
         assert tokenizer.decode(tokenizer.encode(text)) == text

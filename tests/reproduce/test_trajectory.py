@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from opd_trl.cli.recipes import find_recipe
 from opd_trl.reproduce.arms import build
 from opd_trl.reproduce.models import own
 from opd_trl.reproduce.settings import read_settings
+from opd_trl.scripts.recipe_files import find_recipe
 
 
 STORED = Path(__file__).with_name("trajectory.json")

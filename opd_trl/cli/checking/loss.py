@@ -10,8 +10,7 @@ from ...preflight.loss import LossReport, check_loss
 from ...preflight.loss_check import TOP_KS, LossRow, judge
 from ...preflight.rollouts import num_batches, roll_out, take_rows
 from ...scripts.subject import Subject, build, read_subject
-from ..evaluating.running import progress
-from ..terminal import number, verdict
+from ..terminal import number, progress, verdict
 
 
 PROG = "opd-trl verify-loss"

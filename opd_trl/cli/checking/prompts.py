@@ -7,27 +7,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from ...preflight.prefixes import unpadded
-from ...preflight.rollouts import Rollout
-
 
 # Characters of a prompt that are shown; the middle of a longer one is left out.
 SHOWN = 1200
-
-
-def first_prompts(trainer, rollout: Rollout) -> dict[str, str | None]:
-    """What student and teacher read for the first completion, and the first token that the loss is taken on."""
-    tokenizer, batch = trainer._tokenizer, rollout.batch
-    student = unpadded(batch, "prompt")[0]
-    teacher = unpadded(batch, "teacher_prompt")[0] if "teacher_prompt_ids" in batch else student
-    kept = rollout.kept[0].nonzero().flatten()
-    ids = batch["completion_ids"][0]
-    return {
-        "student": tokenizer.decode(student),
-        "teacher": tokenizer.decode(teacher),
-        "before": None if not len(kept) else tokenizer.decode(ids[: kept[0]]),
-        "first_supervised_token": None if not len(kept) else tokenizer.decode(ids[kept[0] : kept[0] + 1]),
-    }
 
 
 def show_prompts(prompts: dict[str, Any], console: Console) -> None:

@@ -4,7 +4,8 @@ from typing import Any
 
 from ...models.loading import load_teacher
 from ...preflight.flight import Flight
-from ...preflight.prefixes import nll_under_student, pair_figures, teacher_answers
+from ...preflight.prefixes import pair_figures
+from ...preflight.teacher_answers import nll_under_student, teacher_answers
 from ...scripts.subject import Subject
 from ...teachers import ModelTeacher, shared_rows
 from ...trainers.checks import check_teacher

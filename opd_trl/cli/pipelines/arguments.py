@@ -19,8 +19,7 @@ from typing import Any
 
 import yaml
 
-from ...scripts.launching import as_flags, launch_arity, resolve_accelerate_config
-from ..spelling import suggest
+from ...scripts.launching import as_flags, launch_arity, resolve_accelerate_config, suggest
 from .commands import find_command, parser_of
 from .document import Stage
 

@@ -10,8 +10,8 @@ from typing import Any
 import yaml
 
 from ...scripts.data import looks_local
-from ..recipes import Recipe, find_recipe, read_recipe, recipes_dir
-from ..spelling import suggest
+from ...scripts.launching import suggest
+from ...scripts.recipe_files import Recipe, find_recipe, read_recipe, recipes_dir
 from .commands import Command, find_command
 
 

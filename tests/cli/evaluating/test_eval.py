@@ -38,12 +38,11 @@ def test_mathematics_from_file_to_card(evaluate, protocol, sums):
 
 def test_a_model_that_answers_right_scores_one(protocol, rows, tmp_path):
     """The verdict reaches the figures: an engine that boxes every second answer rightly."""
-    from opd_trl.cli.evaluating.running import Task, draw
     from opd_trl.models.sampling import Completion
     from opd_trl.suites.math_suite import MathSuite
     from opd_trl.suites.problems import read_problems
     from opd_trl.suites.protocol import Protocol
-    from opd_trl.suites.store import Store
+    from opd_trl.suites.store import Store, Task, draw
 
     class Half:
         batch_size = 4
@@ -212,7 +211,7 @@ def test_every_protocol_that_comes_along_can_be_read():
 
 @pytest.mark.parametrize(("without", "warned"), [(3, True), (1, False)])
 def test_finished_answers_without_a_box_are_warned_of(without, warned):
-    from opd_trl.cli.evaluating.result import unboxed
+    from opd_trl.suites.results import unboxed
 
     reasons = ["no box"] * without + [None] * (10 - without)
     samples = [{"finished": True, "reason": reason} for reason in reasons]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from opd_trl.cli.pipelines.arguments import command_line, flags, flags_of_script
-from opd_trl.cli.recipes import pipeline_names
+from opd_trl.scripts.recipe_files import pipeline_names
 
 
 def line(run: str, args: dict, config: dict | None = None, *, without_gpu: bool = True) -> list[str]:

@@ -4,9 +4,9 @@ import pytest
 from transformers import Qwen3Config
 
 from opd_trl.cli.main import main
-from opd_trl.cli.recipes import find_recipe, read_recipe
 from opd_trl.planning.component import GIB
 from opd_trl.planning.workload import ModelSize, Teacher, Workload
+from opd_trl.scripts.recipe_files import find_recipe, read_recipe
 from tests import tiny
 from tests.cli.planning.sized import sized
 

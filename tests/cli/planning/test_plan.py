@@ -8,10 +8,10 @@ from transformers import MambaConfig, Qwen3Config
 
 from opd_trl.cli.main import main
 from opd_trl.cli.plan import HELP
-from opd_trl.cli.planning.command import OWN_FLAGS
-from opd_trl.cli.recipes import find_recipe, recipe_names
 from opd_trl.planning import command
+from opd_trl.planning.inputs import OWN_FLAGS
 from opd_trl.scripts.recipe_command import spellings
+from opd_trl.scripts.recipe_files import find_recipe, recipe_names
 from tests.cli.planning.sized import component
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opd_trl.cli.recipes import find_recipe
+from opd_trl.scripts.recipe_files import find_recipe
 from tests.cli.planning.sized import component
 
 

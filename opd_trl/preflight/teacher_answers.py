@@ -1,0 +1,239 @@
+"""Mechanism 1, answer by answer: is the teacher better, and does it stay so on what the student has written?"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..evaluation.statistics import paired_difference
+from ..models.forward import read_head, token_log_probs
+from ..models.sampling import Completion, Sampling
+from ..models.transformers_engine import TransformersEngine
+from ..privileged import left_pad
+from ..teachers.served import ServedTeacher
+from . import findings
+from .findings import MODES_REMEDY, OURS, PAPER, Finding, finds_missing_modes
+from .flight import Flight
+from .rollouts import Rollout, student_hidden_states, unpadded
+
+
+# Accuracy that a teacher loses when it goes on from half of a student's text. The paper's 14B teacher: 62.1 to 46.0 %.
+LOST_BY_PREFIX = 0.10
+
+
+# Some of these prefixes are wrong already, and no teacher saves them all; so the loss counts where little of the
+# teacher's lead over the student is left. Chosen on three seeds of `opd-trl reproduce mechanisms`: docs/evidence.md.
+LEAD_LEFT = 0.25
+
+
+# NLL of the teacher's text under the student, nats a token: .640 before SFT stabilisation, .335 after, in the paper.
+FOREIGN_TEXT = 0.5
+
+
+def judge_teacher(difference: Any, *, teacher: float, student: float) -> Finding:
+    """Is the teacher better than the student? `difference` has `value`, `low` and `high`, in pairs of prompts."""
+    figure = f"{teacher:.2f} against {student:.2f}"
+    threshold, name = f"better beyond its 95 % interval ({OURS})", "teacher against student"
+    if difference.value <= 0:
+        sentence = "The teacher answers no better than the student: there is nothing to learn from it."
+        change = "another teacher, or a privileged context that helps"
+        return Finding("prefixes", name, "stop", figure, sentence, threshold, change, difference.value)
+    if difference.low <= 0:
+        sentence = (
+            f"The teacher looks better, but not beyond chance ({difference.low:+.2f} to {difference.high:+.2f})."
+        )
+        return Finding("prefixes", name, "fix", figure, sentence, threshold, "--prompts: more", difference.value)
+    sentence = "The teacher answers better than the student."
+    return Finding("prefixes", name, "ok", figure, sentence, threshold, value=difference.value)
+
+
+def judge_continuation(difference: Any, *, teacher: float, continued: float, student: float) -> Finding:
+    """What is left of the teacher's accuracy when it goes on from half of a student's answer? Mechanism 1.
+
+    Args:
+        difference: `continued` minus `teacher`, with `value`, `low` and `high`, in pairs of prompts.
+        teacher, continued, student: accuracy of the teacher from scratch, of the teacher from half of the student's
+            answers, and of these answers.
+    """
+    figure = f"{teacher:.2f} from scratch, {continued:.2f} from half of the student's answer ({student:.2f})"
+    threshold = (
+        f"loses at most {LOST_BY_PREFIX} (14B on 1.7B prefixes: .621 to .460, {PAPER}), or keeps {LEAD_LEFT} of its "
+        f"lead over the student ({OURS})"
+    )
+    name = "teacher on student prefixes"
+    if difference.value > -LOST_BY_PREFIX or difference.high >= 0:
+        sentence = "The teacher can go on from what the student writes."
+        return Finding("prefixes", name, "ok", figure, sentence, threshold, value=difference.value)
+    left = (continued - student) / (teacher - student) if teacher > student else 0.0
+    if left >= LEAD_LEFT:
+        sentence = f"The teacher keeps {left:.0%} of its lead on what the student writes: it can put it right."
+        return Finding("prefixes", name, "ok", figure, sentence, threshold, value=difference.value)
+    sentence = "On prefixes of the student the teacher does hardly better than the student: its scores there mislead."
+    change = "SFT on the teacher's text first, an RLVR-adapted teacher, or distillation_gate: incorrect with rewards"
+    return Finding("prefixes", name, "fix", figure, sentence, threshold, change, difference.value)
+
+
+def judge_traces(nll: float, *, divergence: str, support: str) -> Finding:
+    """Would the student write what the teacher writes? NLL of the teacher's own answers under the student."""
+    figure = f"{nll:.3f} nats a token"
+    threshold = f"below {FOREIGN_TEXT} (.640 before SFT, .335 after, {PAPER})"
+    name = "teacher's answers under the student"
+    if nll < FOREIGN_TEXT:
+        return Finding("prefixes", name, "ok", figure, "The student could write them.", threshold, value=nll)
+    if finds_missing_modes(divergence, support):
+        sentence = f"The student would hardly write them, but {divergence} on {support} sees the teacher's tokens."
+        return Finding("prefixes", name, "ok", figure, sentence, threshold, value=nll)
+    sentence = "The student would hardly write them, and this loss learns only from what it writes itself."
+    return Finding("prefixes", name, "fix", figure, sentence, threshold, MODES_REMEDY, nll)
+
+
+# How the paper draws the teacher's traces.
+TRACES = {"temperature": 0.3, "top_p": 1.0, "top_k": 0}
+
+
+# Teachers that go on do so from this share of a student's answer.
+CUT_AT = 0.5
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to the prompts of rollouts, in their order.
+
+    Attributes:
+        rows: of the data set.
+        student: the rollouts as text.
+        teacher: the teacher's own answers.
+        continued: half of each rollout and what the teacher writes from there; empty where it was not asked for.
+    """
+
+    rows: list[dict[str, Any]]
+    student: list[str]
+    teacher: list[Completion]
+    continued: list[str]
+
+
+def teacher_answers(
+    trainer,
+    rollouts: Sequence[Rollout],
+    *,
+    continue_too: bool,
+    seed: int,
+    on_batch: Callable[[], None] = lambda: None,
+) -> Answers:
+    """Let the teacher answer from scratch, and go on from half of what the student wrote.
+
+    Args:
+        trainer: an OPDTrainer with one teacher, in this process.
+        rollouts: from `roll_out`.
+        continue_too: also let it go on.
+        seed: of its sampling.
+
+    Raises:
+        ValueError: a served teacher, which scores and does not write.
+    """
+    if isinstance(trainer.teacher, ServedTeacher):
+        raise ValueError("a served teacher scores and writes nothing here. Name its model: --teacher PATH.")
+    sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
+    tokenizer, answers = trainer._tokenizer, Answers([], [], [], [])
+    with trainer.teacher.scoring(trainer.model) as module, own_generation(module):
+        engine = TransformersEngine(module, tokenizer)
+        for number, rollout in enumerate(rollouts):
+            prompts = unpadded(rollout.batch, "teacher_prompt" if "teacher_prompt_ids" in rollout.batch else "prompt")
+            completions = unpadded(rollout.batch, "completion")
+            answers.rows.extend(rollout.rows)
+            answers.student.extend(tokenizer.decode(ids, skip_special_tokens=True) for ids in completions)
+            answers.teacher.extend(engine.generate(prompts, sampling, [seed, number]))
+            if continue_too:
+                heads = [ids[: int(len(ids) * CUT_AT)] for ids in completions]
+                longer = [prompt + head for prompt, head in zip(prompts, heads, strict=True)]
+                rest = engine.generate(longer, sampling, [seed, number, 1])
+                texts = [tokenizer.decode(head, skip_special_tokens=True) for head in heads]
+                answers.continued.extend(text + more.text for text, more in zip(texts, rest, strict=True))
+            on_batch()
+    return answers
+
+
+@contextmanager
+def own_generation(model) -> Iterator[None]:
+    """Give a model its generation settings back, which `TransformersEngine` replaces."""
+    models = [model, model.get_base_model() if hasattr(model, "peft_config") else model]
+    saved = [x.generation_config for x in models]
+    try:
+        yield
+    finally:
+        for x, config in zip(models, saved, strict=True):
+            x.generation_config = config
+
+
+@torch.no_grad()
+def nll_under_student(trainer, rollouts: Sequence[Rollout], texts: Sequence[Completion]) -> float | None:
+    """NLL of texts as answers to the student's own prompts, nats a token; None where all are empty."""
+    nats, tokens = 0.0, 0
+    for rollout, answers in along(rollouts, texts):
+        batch, own = rollout.batch, [ids_of(trainer._tokenizer, answer) for answer in answers]
+        rows = [i for i, ids in enumerate(own) if ids]
+        if not rows:
+            continue
+        # Padded on the left, then turned: completions are padded on the right.
+        padded, mask = left_pad([own[i][::-1] for i in rows], pad_token_id=0, device=batch["prompt_ids"].device)
+        padded, mask = padded.flip(-1), mask.flip(-1)
+        hidden_states = student_hidden_states(
+            trainer,
+            {
+                "prompt_ids": batch["prompt_ids"][rows],
+                "prompt_mask": batch["prompt_mask"][rows],
+                "completion_ids": padded,
+                "completion_mask": mask,
+            },
+        )
+        kept, head = mask.bool(), read_head(trainer.model).rows(trainer._num_rows)
+        log_probs, _ = token_log_probs(hidden_states[kept], head, padded[kept])
+        nats, tokens = nats - log_probs.sum().item(), tokens + len(log_probs)
+    return nats / tokens if tokens else None
+
+
+def ids_of(tokenizer, answer: Completion) -> list[int]:
+    """Token ids of an answer, with the end token where it ended."""
+    ids = tokenizer.encode(answer.text, add_special_tokens=False)
+    return ids + [tokenizer.eos_token_id] * (answer.finished and tokenizer.eos_token_id is not None)
+
+
+def along(rollouts: Sequence[Rollout], items: Sequence[Any]) -> Iterator[tuple[Rollout, Sequence[Any]]]:
+    """Rollouts with their share of items, one per row."""
+    start = 0
+    for rollout in rollouts:
+        yield rollout, items[start : start + len(rollout.rows)]
+        start += len(rollout.rows)
+
+
+def answers(flight: Flight) -> None:
+    """Mechanism 1, answer by answer, where something judges them; and the student's view of the teacher's text."""
+    trainer = flight.trainer
+    if len(trainer.teachers) > 1:
+        raise ValueError("answers are compared for one teacher. Name one: --teacher PATH.")
+    judge_of, goes_on = flight.judge, flight.judge is not None and flight.goes_on
+    with flight.over_batches("The teacher answers") as done:
+        found = teacher_answers(trainer, flight.rollouts, continue_too=goes_on, seed=trainer.args.seed, on_batch=done)
+    args = trainer.args
+    nll = nll_under_student(trainer, flight.rollouts, found.teacher)
+    flight.details["answers"] = {"nll_of_teacher_text": nll}
+    if nll is not None:
+        finding = findings.judge_traces(nll, divergence=args.divergence, support=args.loss_support)
+        flight.findings.append(finding)
+    if judge_of is None:
+        return
+    scores = {
+        "student": judge_of(found.student, found.rows),
+        "teacher": judge_of([answer.text for answer in found.teacher], found.rows),
+    }
+    if goes_on:
+        scores["continued"] = judge_of(found.continued, found.rows)
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    flight.details["answers"] |= means
+    better = paired_difference(scores["student"], scores["teacher"])
+    flight.findings.append(findings.judge_teacher(better, teacher=means["teacher"], student=means["student"]))
+    if goes_on:
+        lost = paired_difference(scores["teacher"], scores["continued"])
+        flight.findings.append(findings.judge_continuation(lost, **means))

@@ -1,0 +1,173 @@
+"""The demo: a real language model learns a system prompt."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ..scripts.recipe_files import find_recipe
+
+
+RECIPE = "system_prompt/demo"
+
+
+START = "Arr,"
+
+
+RULE = f"one finished sentence that starts with {START!r} and does not repeat itself"
+
+
+MAX_NEW_TOKENS = 40
+
+
+# Steps between two looks at the held-out questions.
+LOOK_EVERY = 16
+
+
+def run(console, model: str, output: Path, *, steps: int | None, seed: int | None) -> dict[str, Any]:
+    """Judge, train with the recipe, judge again, write everything down; return the content of `result.json`."""
+    start = time.perf_counter()
+    from .. import OPSDTrainer
+    from ..evaluation import compliance, one_sentence
+    from ..scripts import common, opsd
+
+    overrides = {"model_name_or_path": model, "output_dir": str(output / "adapter"), "max_steps": steps, "seed": seed}
+    flags = [text for name, value in overrides.items() if value is not None for text in (f"--{name}", str(value))]
+    parsed = opsd.make_parser(prog="opd-trl demo").parse_args_and_config(["--config", RECIPE, *flags])
+    folder, rule = find_recipe(RECIPE).parent / "demo", one_sentence(START)
+    questions = [json.loads(line)["prompt"] for line in (folder / "test.jsonl").read_text().splitlines()]
+    context = json.loads((folder / "privileged_context.json").read_text())
+    recorder = make_recorder(console, rule, questions)
+    trainer = common.build_trainer(OPSDTrainer, *parsed, callbacks=[recorder])
+    recorder.attach(trainer)
+
+    answers = {"before": answer(console, trainer, questions, "Student before")}
+    teacher_prompts = [context + question for question in questions]
+    answers["teacher"] = answer(console, trainer, teacher_prompts, "Teacher (with the context)")
+    trainer.train()
+    answers["after"] = answer(console, trainer, questions, "Student after")
+    trainer.save_model(str(output / "adapter"))
+
+    result = {f"compliance_{who}": compliance(answers[who], rule) for who in ("before", "after", "teacher")}
+    result |= {
+        "steps": trainer.state.global_step,
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "held_out_questions": len(questions),
+        "rule": RULE,
+        "model": model,
+        **{name: getattr(trainer.args, name) for name in ("seed", "divergence", "loss_support", "loss_tail")},
+    }
+    rows = [
+        {"question": question[-1]["content"], **{who: texts[i] for who, texts in answers.items()}}
+        for i, question in enumerate(questions)
+    ]
+    write(output, result, rows, recorder.history)
+    report(console, result, rows, output)
+    return result
+
+
+def write(output: Path, result: dict[str, Any], rows: list[dict[str, str]], history: list[dict[str, Any]]) -> None:
+    """Write `result.json`, `answers.json` and `curves.png`."""
+    from ..diagnostics import DISTILLATION_PANELS, Panel, plot_run
+
+    (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    (output / "answers.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    first = {"step": 0, "held_out": result["compliance_before"]}
+    last = {"step": result["steps"], "held_out": result["compliance_after"]}
+    follows = Panel(
+        "answers that follow the rule",
+        {"held_out": "held out, greedy", "samples": "8 samples at T=1"},
+        (-0.02, 1.02),
+    )
+    plot_run(
+        [first, *history, last],
+        [follows, *DISTILLATION_PANELS],
+        output / "curves.png",
+        title="A system prompt, learned by on-policy self-distillation",
+    )
+
+
+def answer(console, trainer, prompts: list, title: str) -> list[str]:
+    """Greedy answers of the student as it is, with a progress bar."""
+    from rich.progress import Progress
+
+    with Progress(console=console) as progress:
+        task = progress.add_task(f"{title:<28}", total=len(prompts))
+        return greedy(trainer, prompts, progress=lambda done: progress.update(task, completed=done))
+
+
+def greedy(trainer, prompts: list, **options) -> list[str]:
+    """Greedy answers of the student as it is."""
+    from ..evaluation import greedy_answers
+
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    return greedy_answers(model, trainer.processing_class, prompts, max_new_tokens=MAX_NEW_TOKENS, **options)
+
+
+def make_recorder(console, rule, questions: list):
+    """A callback that draws the progress bar and keeps the log lines, with the share of answers that comply."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from transformers import PrinterCallback, TrainerCallback
+
+    from ..evaluation import compliance
+
+    class Recorder(TrainerCallback):
+        history: list[dict[str, Any]]
+
+        def attach(self, trainer) -> None:
+            self.trainer, self.history = trainer, []
+            trainer.remove_callback(PrinterCallback)
+            self.progress = Progress(
+                TextColumn(f"{'Training':<28}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+
+        def on_train_begin(self, args, state, control, **kwargs):
+            self.task = self.progress.add_task("", total=state.max_steps)
+            self.progress.start()
+
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "distillation/per_token_divergence" not in logs:
+                return
+            batch = list(self.trainer._logs["completion"])[-args.generation_batch_size :]
+            samples = compliance([messages[0]["content"] for messages in batch], rule)
+            self.history.append({"step": state.global_step, "samples": samples, **logs})
+            text = f"{samples:.0%} of samples follow the rule"
+            self.progress.update(self.task, completed=state.global_step, description=text)
+            if not console.is_terminal and state.global_step % 5 == 0:
+                console.print(f"step {state.global_step}/{state.max_steps}: {text}")
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % LOOK_EVERY == 0 and state.global_step < state.max_steps:
+                held_out = compliance(greedy(self.trainer, questions), rule)
+                self.history.append({"step": state.global_step, "held_out": held_out})
+
+        def on_train_end(self, args, state, control, **kwargs):
+            self.progress.stop()
+
+    return Recorder()
+
+
+def report(console, result: dict[str, Any], rows: list[dict[str, str]], output: Path) -> None:
+    """Print the table before / after and some answers."""
+    from rich.table import Table
+
+    table = Table(title=f"Held-out questions answered by the rule ({result['held_out_questions']} questions, greedy)")
+    for column in ("", "sees the system prompt", "follows it"):
+        table.add_column(column)
+    table.add_row("student before", "no", f"{result['compliance_before']:.0%}")
+    table.add_row("student after", "no", f"[bold]{result['compliance_after']:.0%}")
+    table.add_row("teacher", "yes", f"{result['compliance_teacher']:.0%}")
+    console.print(table)
+    for entry in rows[:4]:
+        console.print(entry["question"], style="dim", markup=False)
+        # An answer may hold anything, square brackets included.
+        console.print(f"  before  {entry['before']!r}\n  after   {entry['after']!r}", markup=False)
+    console.print(
+        f"{result['steps']} steps, {result['wall_seconds']:.0f} s. Wrote {output}/result.json, curves.png, "
+        "answers.json and adapter/."
+    )
