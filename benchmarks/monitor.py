@@ -124,11 +124,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("runs/bench/monitor.json"))
     args = parser.parse_args()
     os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    from opd_trl.trainers import opd
+    from opd_trl.trainers import opd_trainer
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(args, Path(folder))
-        turns = Turns(trainer, opd)
+        turns = Turns(trainer, opd_trainer)
         trainer.add_callback(turns)
         trainer.train()
     found, low, high = ratio(turns.seconds[2:])

@@ -9,10 +9,10 @@ import importlib
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
-    "OPDConfig": "opd_trl.trainers.config",
+    "OPDConfig": "opd_trl.trainers.opd_config",
     "OPSDConfig": "opd_trl.trainers.opsd_config",
-    "OPDTrainer": "opd_trl.trainers.opd",
-    "OPSDTrainer": "opd_trl.trainers.opsd",
+    "OPDTrainer": "opd_trl.trainers.opd_trainer",
+    "OPSDTrainer": "opd_trl.trainers.opsd_trainer",
 }
 _SUBPACKAGES = ("losses", "privileged", "teachers", "evaluation", "diagnostics", "trainers")
 

@@ -19,7 +19,7 @@ from opd_trl.cli.main import COMMANDS
 from opd_trl.cli.main import main as opd_trl
 
 
-CONFIGURATIONS = {"OPDConfig": "config.py", "OPSDConfig": "opsd_config.py"}
+CONFIGURATIONS = {"OPDConfig": "opd_config.py", "OPSDConfig": "opsd_config.py"}
 MARKER = re.compile(r"^<!-- (?P<kind>api|fields|commands)(?:: (?P<what>[\w.]+))? -->$", re.MULTILINE)
 OUTSIDE = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>\.\./[^)]*)\)")
 

@@ -1,12 +1,16 @@
 r"""`opd-trl data`: from data sets, generators and teachers to the rows that training and evaluation read."""
 
 import argparse
-import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..data.adapters import ADAPTERS
+from rich.console import Console
+from rich.table import Table
+
+from .flags import columns, json_object
+from .terminal import progress
 
 
 DESCRIPTION = """\
@@ -220,41 +224,21 @@ def add_filter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: refuse)")
 
 
-def columns(text: str) -> dict[str, str]:
-    """Read `prompt=question,answer=label`; `answer` alone is `answer=answer`.
-
-    >>> columns("prompt=question,answer")
-    {'prompt': 'question', 'answer': 'answer'}
-    """
-    pairs = [piece.strip().partition("=") for piece in text.split(",")]
-    found = {ours: theirs or ours for ours, _, theirs in pairs}
-    if "" in found or len(found) < len(pairs) or "prompt" not in found:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: expected OURS=THEIRS pairs, each name once and prompt among them, e.g. "
-            "prompt=question,answer=label"
-        )
-    return found
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as " + '{"enable_thinking": false}')
-    return value
-
-
 def main(argv: list[str]) -> int:
     """Run `opd-trl data`."""
     args = make_parser().parse_args(argv)
     from ..data import jobs
     from ..data.files import DataError
 
+    work: dict[str, Callable[[], None]] = {
+        "list": lambda: run_list(args),
+        "traces": lambda: run_traces(args),
+        "prepare": lambda: show(*jobs.prepare_rows(args, progress)),
+        "procedural": lambda: show(*jobs.draw_procedural(args)),
+        "filter": lambda: show(*jobs.filter_traces(args, progress)),
+    }
     try:
-        getattr(jobs, f"run_{args.command}")(args)
+        work[args.command]()
     except DataError as error:
         print(f"opd-trl data {args.command}: error: {error}", file=sys.stderr)
         return 2
@@ -262,10 +246,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_list(args: argparse.Namespace) -> None:
-    """Print what there is."""
-    from rich.console import Console
-    from rich.table import Table
-
+    """Print the data sets, or the tasks of reasoning-gym, that are known by name."""
     console = Console()
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no edge to break lines at
@@ -274,6 +255,8 @@ def run_list(args: argparse.Namespace) -> None:
 
         console.print(", ".join(task_names()), highlight=False)
         return
+    from ..data.adapters import ADAPTERS
+
     table = Table("name", "on the hub", "split", "what it is", box=None, pad_edge=False)
     for name, adapter in ADAPTERS.items():
         place = adapter.hub_id + (f" ({adapter.config})" if adapter.config else "")
@@ -281,11 +264,19 @@ def run_list(args: argparse.Namespace) -> None:
     console.print(table, markup=False)
 
 
+def run_traces(args: argparse.Namespace) -> None:
+    """Let a model write, and say what was written."""
+    from ..data.jobs import write_traces
+
+    report = write_traces(args, progress)
+    print(
+        f"Wrote {report['traces']} traces to {args.output}, {report['truncated']} of them cut off at "
+        f"{args.max_new_tokens} tokens. Next: opd-trl data filter {args.output} --output FILE.jsonl"
+    )
+
+
 def show(report: dict[str, Any], file: Path) -> None:
     """Print the counts as a table."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("", "rows", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     table.add_row("read", f"{report['read']:,}")

@@ -2,11 +2,12 @@
 
 import argparse
 import os
+from functools import partial
 from pathlib import Path
 
 from ..reproduce.demo_model import DemoError, prepare_model
 from ..reproduce.demo_run import RECIPE, run
-from ..scripts.quiet import silence_libraries
+from .terminal import progress
 
 
 DESCRIPTION = """\
@@ -24,19 +25,22 @@ def main(argv: list[str]) -> int:
     # Threads that wait must not spin: with another process on the same cores a step takes ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ["TQDM_DISABLE"] = "1"
     from rich.console import Console
 
+    from ..scripts.quiet import quiet_libraries
+
     console = Console()
-    silence_libraries()
-    try:
-        model = args.model or str(prepare(console, Path(args.output) / "model"))
-    except DemoError as error:
-        console.print(str(error), style="red", markup=False)
-        return 1
-    if args.prepare_only:
-        console.print(f"Model in {model}. Train with: opd-trl opsd --config {RECIPE} --model_name_or_path {model}")
-        return 0
-    run(console, model, Path(args.output), steps=args.steps, seed=args.seed)
+    with quiet_libraries(ours_too=False):
+        try:
+            model = args.model or str(prepare(console, Path(args.output) / "model"))
+        except DemoError as error:
+            console.print(str(error), style="red", markup=False)
+            return 1
+        if args.prepare_only:
+            console.print(f"Model in {model}. Train with: opd-trl opsd --config {RECIPE} --model_name_or_path {model}")
+            return 0
+        run(console, partial(progress, console=console), model, Path(args.output), steps=args.steps, seed=args.seed)
     return 0
 
 

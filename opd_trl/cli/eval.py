@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from ..suites import card
+from .terminal import progress
 
 
 DESCRIPTION = """\
@@ -94,7 +94,7 @@ def main(argv: list[str]) -> int:
     from ..suites.evaluate import evaluate
 
     try:
-        result = evaluate(args)
+        result = evaluate(args, bar=progress, say=lambda line: print(line, file=sys.stderr))
     except (ValueError, ImportError) as error:
         print(f"opd-trl eval: error: {error}", file=sys.stderr)
         return 2
@@ -110,7 +110,7 @@ def print_result(result: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
-        card.show(result, Console(highlight=False, markup=False))
+        show(result, Console(highlight=False, markup=False))
 
 
 def show(result: dict[str, Any], console: Console) -> None:

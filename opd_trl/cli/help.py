@@ -140,7 +140,7 @@ def _comment_above(lines: list[str], lineno: int) -> str:
 def our_flags(name: str) -> list[Flag]:
     """Return our own fields of the command `name`, in the order of the source."""
     trainers = Path(opd_trl.__file__).parent / "trainers"
-    flags = read_fields((trainers / "config.py").read_text(encoding="utf-8"), "OPDConfig")
+    flags = read_fields((trainers / "opd_config.py").read_text(encoding="utf-8"), "OPDConfig")
     if name == "opsd":
         own = read_fields((trainers / "opsd_config.py").read_text(encoding="utf-8"), "OPSDConfig")
         at = next(i for i, flag in enumerate(flags) if flag.name.startswith("teacher"))

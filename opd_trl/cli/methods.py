@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl methods`."""
     args = make_parser().parse_args(argv)
-    from ..trainers.methods import METHODS, find_method
+    from ..trainers.published_methods import METHODS, find_method
 
     try:
         chosen = METHODS if args.name is None else {args.name: find_method(args.name)}

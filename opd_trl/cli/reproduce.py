@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
+from .terminal import progress
+
 
 DESCRIPTION = """
 Train tiny models from nothing on a small reasoning task and put the claims of "The Many Faces of On-Policy
@@ -75,11 +79,9 @@ def reproduce(args: argparse.Namespace) -> int:
     Raises:
         SettingsError: flags or settings that cannot be run; nothing is written.
     """
-    from rich.console import Console
-
-    from ..reproduce.report import write_report
     from ..reproduce.settings import SettingsError, read_settings
     from ..reproduce.study import all_jobs, matching, read_lines
+    from ..reproduce.study_report import write_report
     from ..reproduce.tables import summary
     from ..scripts.recipe_files import find_recipe
 
@@ -112,8 +114,8 @@ def run_open(jobs, settings, home: Path, workers: int, console) -> int:
         console.print(f"{len(jobs) - total} of {len(jobs)} steps are done already in {home}.", highlight=False)
     if total == 0:
         return 0
-    with bar(console, total) as advance:
-        failed = run(jobs, settings=settings, home=home, workers=workers, **advance)
+    with callbacks(console, total) as told:
+        failed = run(jobs, settings=settings, home=home, workers=workers, **told)
     if failed:
         names = ", ".join(f"{job.name} (seed {job.seed})" for job in failed[:5])
         console.print(
@@ -126,26 +128,24 @@ def run_open(jobs, settings, home: Path, workers: int, console) -> int:
 
 
 @contextlib.contextmanager
-def bar(console, total: int) -> Iterator[dict[str, Any]]:
-    """A progress bar over steps, with the names of those that run; a line for each where nobody looks."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+def callbacks(console: Console, total: int) -> Iterator[dict[str, Any]]:
+    """Show the steps that run, on a progress bar; a line for each step where nobody looks."""
     running: dict[Any, float] = {}
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=total)
+    done = 0
+    with progress("", total, console) as advance:
 
-        def show() -> None:
-            progress.update(task, description=", ".join(f"{job.name} ({job.seed})" for job in running))
+        def show(steps: int) -> None:
+            advance(steps, ", ".join(f"{job.name} ({job.seed})" for job in running))
 
         def started(job) -> None:
             running[job] = time.perf_counter()
-            show()
+            show(done)
 
         def ended(job, error: str | None) -> None:
+            nonlocal done
             seconds = time.perf_counter() - running.pop(job)
-            progress.advance(task)
-            show()
+            done += 1
+            show(done)
             if error is not None:
                 console.print(f"{job.kind} {job.name}, seed {job.seed}: {error}", style="red", highlight=False)
             elif not console.is_terminal:

@@ -1,12 +1,11 @@
 """`opd-trl serve-teacher`: one teacher behind HTTP, for students on other machines."""
 
 import argparse
-import json
 import os
 import sys
-from typing import Any
 
 from ..serving.start import API_KEY, InputError, bind, check, serve
+from .flags import json_object
 
 
 HELP = """\
@@ -118,14 +117,3 @@ def port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)
-
-
-def json_object(text: str) -> dict[str, Any]:
-    """Keyword arguments as JSON."""
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"expected JSON, got {text!r} ({error})") from None
-    if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f'expected a JSON object such as {{"dtype": "auto"}}, got {text!r}')
-    return value

@@ -1,15 +1,14 @@
-"""What checks print: progress, verdicts in colour, tables."""
+"""What commands print: progress, verdicts in colour, figures; and the frame of the commands that check a run."""
 
 import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-
-from ..scripts.subject import Subject
-from ..teachers import TeacherServerError
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 
 STYLES = {"ok": "green", "fix": "yellow", "stop": "bold red", "not run": "dim"}
@@ -32,15 +31,24 @@ def number(value: float | None, form: str = ".3f") -> str:
 def run_check(
     prog: str,
     argv: list[str],
-    check: Callable[[list[str], Console], tuple[dict[str, Any], Subject]],
+    check: Callable[[list[str], Console], tuple[dict[str, Any], Path | None]],
     show: Callable[[dict[str, Any], Console], None],
 ) -> int:
-    """Run a check, write its JSON where one is asked for, print it; return its exit status: 1 where it says stop."""
+    """Run a check of a training run and print what it found; return the exit status: 1 where it says stop.
+
+    Args:
+        prog: the command, as errors call it.
+        argv: its arguments.
+        check: from the arguments to the figures, and the file to write them to as JSON.
+        show: prints the figures.
+    """
+    from ..teachers import TeacherServerError
+
     console = Console()
     try:
-        figures, subject = check(argv, console)
-        if subject.own.json is not None:
-            subject.own.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        figures, path = check(argv, console)
+        if path is not None:
+            path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     except (ValueError, ImportError, OSError, TeacherServerError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
@@ -49,18 +57,23 @@ def run_check(
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, console: Any) -> Iterator[Callable[[], None]]:
-    """A progress bar over batches, where somebody looks."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+def progress(title: str, total: int | None, console: Console | None = None) -> Iterator[Callable[..., None]]:
+    """A progress bar where somebody looks; yields `advance(done=None, note=None)`.
 
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    Args:
+        title: stands before the bar.
+        total: steps to come; None where that is not known.
+        console: where to; the error stream by default, so that what a command prints can be piped.
+
+    `advance()` counts one step more; `advance(done)` sets how many are done; `note` stands behind the bar.
+    """
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns += (TimeElapsedColumn(), TimeRemainingColumn())
+    console = console or Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
+
+        def advance(done: int | None = None, note: str | None = None) -> None:
+            bar.update(task, completed=done, advance=1 if done is None else None, description=note)
+
+        yield advance

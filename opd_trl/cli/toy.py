@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     from ..data.files import DataError
 
     try:
-        write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite)
+        print(write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite))
     except DataError as error:
         print(f"opd-trl toy: error: {error}", file=sys.stderr)
         return 2

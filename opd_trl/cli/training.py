@@ -2,7 +2,7 @@
 
 import importlib
 
-from ..scripts.quiet import quiet
+from ..scripts.quiet import quiet_libraries
 
 
 def main(name: str, argv: list[str]) -> int:
@@ -17,7 +17,7 @@ def main(name: str, argv: list[str]) -> int:
     if "--help-all" in argv:
         parser.print_help()
         return 0
-    with quiet():
+    with quiet_libraries():  # the training process gives them
         *parsed, from_recipe, from_command_line = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )

@@ -1,12 +1,11 @@
 """Rows in files: JSONL and Parquet in, JSONL out; what cannot be read or may not be written is named."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from ..durable import atomically
 
 
 Row = dict[str, Any]
@@ -90,23 +89,3 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
 def to_line(row: Row) -> str:
     """A row as one line of JSON, letters outside ASCII as they are."""
     return json.dumps(row, ensure_ascii=False)
-
-
-@contextmanager
-def atomically(path: Path) -> Iterator[TextIO]:
-    """Open a text file under a temporary name beside `path`; it is renamed where the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

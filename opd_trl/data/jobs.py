@@ -1,12 +1,11 @@
-"""What the commands of `opd-trl data` do."""
+"""The work behind the commands of `opd-trl data`: each takes its arguments and a progress bar, and writes files."""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..cli.data import show
 from .adapters import ADAPTERS, RejectedRow, mapped
 from .decontaminate import Contamination, evaluation_prompts
 from .files import DataError, Row, check_free, looks_local, write_jsonl
@@ -19,20 +18,25 @@ from .sources import load_named, read_file, with_columns
 OURS = ("prompt", "answer", "solution", "privileged_context")
 
 
-def run_prepare(args: argparse.Namespace) -> None:
-    """Read, shape, leave out, split, write."""
+#: Title and number of rows, where it is known -> a progress bar, which yields what takes the number done.
+Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+#: What was read, kept and rejected, and the file that says so.
+Report = tuple[dict[str, Any], Path]
+
+
+def prepare_rows(args: argparse.Namespace, bar: Bar) -> Report:
+    """Read a data set or a file, shape its rows, leave out evaluation rows, split, write."""
     output = output_of(args)
     rows, to_row, settings = source(args)
     evaluation = against(args.decontaminate, args.ngram) if args.decontaminate else None
-    with progress("reading", total_of(rows)) as advance:
+    with bar("reading", total_of(rows)) as advance:
         made = prepare(rows, to_row, box_column=args.require_box, evaluation=evaluation, progress=advance)
     settings |= {"require_box": args.require_box, "decontaminate": args.decontaminate, "ngram": args.ngram}
-    report = output.write(made.rows, made.report() | {"settings": settings})
-    show(report, output.report_file)
+    return output.write(made.rows, made.report() | {"settings": settings}), output.report_file
 
 
-def run_procedural(args: argparse.Namespace) -> None:
-    """Draw, split, write."""
+def draw_procedural(args: argparse.Namespace) -> Report:
+    """Draw rows of a generator, split, write."""
     from .procedural import generate
 
     output = output_of(args)
@@ -40,11 +44,11 @@ def run_procedural(args: argparse.Namespace) -> None:
     settings = {"task": args.task, "count": args.count, "seed": args.seed, "options": args.options}
     rejected = {"duplicate prompt": duplicates} if duplicates else {}
     report = {"read": len(rows) + duplicates, "kept": len(rows), "rejected": rejected, "settings": settings}
-    show(output.write(rows, report), output.report_file)
+    return output.write(rows, report), output.report_file
 
 
-def run_traces(args: argparse.Namespace) -> None:
-    """A model writes."""
+def write_traces(args: argparse.Namespace, bar: Bar) -> dict[str, Any]:
+    """Let a model write completions to the prompts of a file; return the report."""
     from . import traces
 
     check_jsonl(args.output)
@@ -60,14 +64,8 @@ def run_traces(args: argparse.Namespace) -> None:
         data=traces.digest(rows),
     )
     prompts = traces.check_rows(rows, settings)
-    from ..models.loading import load_model
-    from ..models.sampling import Sampling
-    from ..models.transformers_engine import make_sampler
-
-    model, tokenizer = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
-    sampling = Sampling(args.temperature, args.top_p, 0, args.max_new_tokens)
-    sampler = make_sampler(model, tokenizer, sampling, template_kwargs=settings.template_kwargs)
-    with progress("writing", len(rows) * args.samples) as advance:
+    sampler = load_sampler(args, settings.template_kwargs)
+    with bar("writing", len(rows) * args.samples) as advance:
         report = traces.write_traces(
             rows,
             prompts,
@@ -78,26 +76,38 @@ def run_traces(args: argparse.Namespace) -> None:
             progress=advance,
         )
     write_report(args.output, report)
-    print(
-        f"Wrote {report['traces']} traces to {args.output}, {report['truncated']} of them cut off at "
-        f"{args.max_new_tokens} tokens. Next: opd-trl data filter {args.output} --output FILE.jsonl"
-    )
+    return report
 
 
-def run_filter(args: argparse.Namespace) -> None:
-    """Leave out, count, write."""
+def load_sampler(args: argparse.Namespace, template_kwargs: dict[str, Any] | None) -> Callable:
+    """The function that writes completions; raises DataError where the model cannot be loaded or cannot write."""
+    from ..models.loading import load_model, load_tokenizer
+    from ..models.sampling import Sampling
+    from ..models.transformers_engine import make_sampler
+
+    sampling = Sampling(args.temperature, args.top_p, 0, args.max_new_tokens)
+    try:
+        tokenizer = load_tokenizer(args.model, revision=args.revision)
+        model = load_model(args.model, revision=args.revision, dtype=args.dtype, device=args.device)
+        return make_sampler(model, tokenizer, sampling, template_kwargs=template_kwargs)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def filter_traces(args: argparse.Namespace, bar: Bar) -> Report:
+    """Leave out unfit traces, count why, write."""
     check_jsonl(args.output)
     check_free(args.output, report_file(args.output), overwrite=args.overwrite)
     names = ("line_chars", "line_repeats", "block_chars", "block_repeats", "max_chars")
     rule = TraceFilter(need_box=not args.no_box, **{name: getattr(args, name) for name in names})
     rows = read_file(args.source)
-    with progress("filtering", total_of(rows)) as advance:
+    with bar("filtering", total_of(rows)) as advance:
         kept, report = filter_rows(rows, rule, judge=judge() if args.check_answer else None, progress=advance)
     write_jsonl(args.output, kept)
     settings = {"source": str(args.source), "check_answer": args.check_answer, **vars(rule)}
     report |= {"files": {args.output.name: len(kept)}, "settings": settings}
     write_report(args.output, report)
-    show(report, report_file(args.output))
+    return report, report_file(args.output)
 
 
 MAP_COLUMNS = "Map your names with --columns, e.g. prompt=question,answer=label."
@@ -212,15 +222,3 @@ def judge() -> Callable:
 def total_of(rows: Iterable[Row]) -> int | None:
     """How many rows there are, where that is known."""
     return len(rows) if hasattr(rows, "__len__") else None
-
-
-@contextmanager
-def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar; yields a function of the number done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    shape = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*shape, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.update(task, completed=done)

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .files import DataError, Row, atomically, check_free, write_jsonl
+from ..durable import atomically
+from .files import DataError, Row, check_free, write_jsonl
 from .splits import parse_parts, position, split_rows
 
 

@@ -1,9 +1,10 @@
-"""The toy task: five digits added up modulo six, step by step, for models that are trained from nothing.
+"""The toy task (five digits added up modulo six, step by step) and a tiny Qwen3 with random weights that learns it.
 
 Steps make it easy (each is one of 36 facts), and without them it stays at one in six: a sum modulo six is among the
 hardest things for a small transformer to read off at once. So there is something for a reward to bring out.
 """
 
+import hashlib
 import itertools
 import os
 import random
@@ -12,7 +13,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from .files import Row
+from ..durable import atomically
+from .files import Row, check_free, write_jsonl
 from .splits import split_rows
 
 
@@ -104,21 +106,18 @@ CONFIG = """\
 """
 
 
-def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: bool = False) -> None:
-    """Write data and model to `output`.
+def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: bool = False) -> str:
+    """Write data and model to `output`; return what was written, in words.
 
     Raises:
         DataError: one of the files is there and may not be overwritten; nothing is written.
     """
-    from . import toy_task
-    from .files import atomically, check_free, write_jsonl
-
     parts = TASKS[task](seed)
     card = output / "README.md"
     check_free(card, output / "model", *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".model-") as scratch:
-        parameters = toy_task.save(Path(scratch), seed=seed)
+        parameters = save(Path(scratch), seed=seed)
         (output / "model").mkdir(exist_ok=True)
         for file in Path(scratch).iterdir():
             os.replace(file, output / "model" / file.name)
@@ -128,13 +127,11 @@ def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: boo
     configs = "".join(CONFIG.format(part=part, digest=digest(output / f"{part}.jsonl")) for part in parts)
     with atomically(card) as file:
         file.write(CARD.format(configs=configs, task=task, seed=seed, counts=counts))
-    print(f"Wrote {output}: {counts}; a model of {parameters:,} parameters in {output / 'model'}.")
+    return f"Wrote {output}: {counts}; a model of {parameters:,} parameters in {output / 'model'}."
 
 
 def digest(file: Path) -> str:
     """SHA-256 of a file."""
-    import hashlib
-
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

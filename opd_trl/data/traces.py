@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..durable import append_lines, atomically
 from ..models.sampling import Completion
 from ..privileged import TeacherView
-from .files import DataError, Row, atomically, read_jsonl, to_line
+from .files import DataError, Row, read_jsonl, to_line
 
 
 #: Writes one completion per prompt, for a seed: `opd_trl.models.transformers_engine.make_sampler`.
@@ -158,15 +159,14 @@ def write_traces(
     size = settings.batch_size
     first = begin(output, settings, restart=restart)
     progress(min(first * size, len(jobs)))
-    with part_file(output).open("a", encoding="utf-8") as file:
-        for number in range(first, -(-len(jobs) // size)):
-            batch = jobs[number * size : (number + 1) * size]
-            # A seed per batch: a run that is resumed writes what the whole one would have written.
-            completions = sampler([prompt for _, prompt in batch], settings.seed * 1_000_003 + number)
-            for (row, _), completion in zip(batch, completions, strict=True):
-                file.write(to_line(trace(row, completion)) + "\n")
-            file.flush()
-            progress(min((number + 1) * size, len(jobs)))
+    part_file(output).touch()
+    for number in range(first, -(-len(jobs) // size)):
+        batch = jobs[number * size : (number + 1) * size]
+        # A seed per batch: a run that is resumed writes what the whole one would have written.
+        completions = sampler([prompt for _, prompt in batch], settings.seed * 1_000_003 + number)
+        pairs = zip(batch, completions, strict=True)
+        append_lines(part_file(output), [trace(row, completion) for (row, _), completion in pairs])
+        progress(min((number + 1) * size, len(jobs)))
     part_file(output).replace(output)
     settings_file(output).unlink()
     truncated = sum(bool(row["truncated"]) for row in read_jsonl(output))

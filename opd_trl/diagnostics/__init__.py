@@ -13,7 +13,7 @@ from .metrics import (
 )
 from .monitor import Monitor, MonitorWarning
 from .plots import DISTILLATION_PANELS, Panel, plot_run
-from .rules import RULES, Remedy, Rule, broken_teacher_message, dropped_tail_advice
+from .warning_rules import RULES, Remedy, Rule, broken_teacher_message, dropped_tail_advice
 
 
 __all__ = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .conditions import Condition, Reading
-from .rules import RULES, Rule
+from .warning_rules import RULES, Rule
 
 
 @dataclass(frozen=True)

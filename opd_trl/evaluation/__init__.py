@@ -1,10 +1,9 @@
 """Floor 1: answers and rules. Is it right, does it comply?"""
 
-from ..models.transformers_engine import greedy_answers
+from .answer_rules import Rule, compliance, one_sentence
 from .boxes import BoxedAnswer, boxed_answers, single_boxed_answer
 from .math import Judge, Verdict, math_accuracy
 from .named_rules import parse_rule
-from .rules import Rule, compliance, one_sentence
 from .statistics import Interval, bootstrap_interval, majority, paired_difference, pass_at_k
 
 
@@ -17,7 +16,6 @@ __all__ = [
     "bootstrap_interval",
     "boxed_answers",
     "compliance",
-    "greedy_answers",
     "majority",
     "math_accuracy",
     "one_sentence",

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from .rules import Rule, repetition, words_of
+from .answer_rules import Rule, repetition, words_of
 
 
 MAX_REPETITION = 1 / 3

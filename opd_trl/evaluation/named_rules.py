@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from . import checkers
-from .rules import Rule, one_sentence
+from .answer_rules import Rule, one_sentence
 
 
 class RuleName(NamedTuple):

@@ -1,4 +1,4 @@
-"""Load whole models: a separate teacher, a second copy of the student, one to read from."""
+"""Load models: one that is not trained beside one that is, a tokenizer, an engine that generates."""
 
 import copy
 from collections.abc import Iterator
@@ -7,30 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl.trainer.utils import create_model_from_path
 
-from ..data.files import DataError
-from ..trainers.config import OPDConfig
 from .sampling import Engine
 
 
-def load_teacher(path: str, args: OPDConfig) -> nn.Module:
-    """Load a separate teacher, in the dtype of its checkpoint unless `teacher_model_init_kwargs` says otherwise."""
-    kwargs: dict[str, Any] = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
-    if args.teacher_model_revision is not None:
-        kwargs["revision"] = args.teacher_model_revision
-    return create_model_from_path(path, **kwargs | one_device(args) | (args.teacher_model_init_kwargs or {}))
-
-
-def load_student_again(path: str, args: OPDConfig) -> nn.Module:
-    """Load the student's checkpoint a second time: the frozen step-0 teacher of a full fine-tuning."""
-    kwargs = {"trust_remote_code": args.trust_remote_code} | one_device(args) | dict(args.model_init_kwargs or {})
-    return create_model_from_path(path, **kwargs)
-
-
 @contextmanager
-def plain_models(args: OPDConfig) -> Iterator[None]:
+def plain_models(args: TrainingArguments) -> Iterator[None]:
     """Models that are loaded within are whole, even in a job in which ZeRO-3 shards every model that is loaded."""
     unset_hf_deepspeed_config()
     try:
@@ -41,9 +26,16 @@ def plain_models(args: OPDConfig) -> Iterator[None]:
             set_hf_deepspeed_config(config)
 
 
-def one_device(args: OPDConfig) -> dict[str, Any]:
-    """In a distributed job every rank holds the whole model; `device_map="auto"` would take other ranks' GPUs."""
-    return {"device_map": None} if args.distributed_state.distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}
+def load_whole(path: str, distributed_type: str, **kwargs: Any) -> nn.Module:
+    """Load a model that is not trained, whole on every rank.
+
+    Args:
+        path: folder or hub id.
+        distributed_type: of the job, as accelerate names it. `device_map="auto"` would take other ranks' GPUs.
+        kwargs: of `from_pretrained`; they win.
+    """
+    one_device = {"device_map": None} if distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}
+    return create_model_from_path(path, **one_device | kwargs)
 
 
 def copy_student(model, kwargs: dict[str, Any]) -> nn.Module | None:
@@ -52,34 +44,8 @@ def copy_student(model, kwargs: dict[str, Any]) -> nn.Module | None:
     return None if lora or isinstance(model, str) else copy.deepcopy(model)
 
 
-def load_model(name: str, *, revision: str | None = None, dtype: str = "auto", device: str | None = None) -> Any:
-    """A causal language model and its tokenizer, ready to generate.
-
-    Args:
-        name: hub id or path.
-        revision: branch, tag or commit.
-        dtype: as in `from_pretrained`.
-        device: where to; default: the accelerator where there is one.
-
-    Raises:
-        DataError: it cannot be loaded.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"the model {name!r} cannot be loaded: {' '.join(str(error).split())}. Give a folder with a saved model, "
-            "or a hub id such as Qwen/Qwen3-8B that this machine can reach."
-        ) from error
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")), tokenizer
-
-
-def load_tokenizer(model: str) -> Any:
-    """The tokenizer of a model.
+def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
+    """The tokenizer of a model; `revision` is a branch, tag or commit of the hub.
 
     Raises:
         ValueError: it cannot be loaded.
@@ -87,7 +53,7 @@ def load_tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model)
+        return AutoTokenizer.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(_unloadable(model, error)) from None
 
@@ -119,13 +85,26 @@ def load_engine(
     return TransformersEngine(load_model(model, adapter=adapter, dtype=dtype), tokenizer, **sizes)
 
 
-def load_model(model: str, *, adapter: str | None, dtype: str) -> Any:
-    """A causal language model on the first GPU, or on the CPU; with its adapter, not merged."""
+def load_model(
+    model: str, *, adapter: str | None = None, revision: str | None = None, dtype: str, device: str | None = None
+) -> Any:
+    """A causal language model, with its adapter, not merged.
+
+    Args:
+        model: folder or hub id.
+        adapter: folder of a LoRA adapter, or None.
+        revision: branch, tag or commit of the hub.
+        dtype: "auto" (as saved), "float32", "bfloat16", "float16".
+        device: where to; the first GPU by default, or the CPU where there is none.
+
+    Raises:
+        ValueError: model or adapter cannot be loaded.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        loaded = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise ValueError(_unloadable(model, error)) from None
     if adapter is not None:
@@ -135,7 +114,7 @@ def load_model(model: str, *, adapter: str | None, dtype: str) -> Any:
             loaded = PeftModel.from_pretrained(loaded, adapter)
         except (OSError, ValueError, RuntimeError) as error:
             raise ValueError(f"--adapter {adapter} does not fit {model}: {_short(error)}.") from None
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _unloadable(model: str, error: Exception) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data.files import DataError
 from .sampling import Completion, Sampling, derived_seed
 
 
@@ -143,18 +142,14 @@ def make_sampler(
     """A function of prompts (messages or texts) and a seed that writes one completion each, all in one batch.
 
     Args:
-        model, tokenizer: as `load_model` returns them.
+        model, tokenizer: of the same checkpoint.
         sampling: how tokens are drawn.
         template_kwargs: of the chat template, e.g. `enable_thinking`.
 
     Raises:
-        DataError: neither model nor tokenizer names an end token.
+        ValueError: neither model nor tokenizer names an end token.
     """
-
-    try:
-        engine = TransformersEngine(model, tokenizer)
-    except ValueError as error:
-        raise DataError(str(error)) from error
+    engine = TransformersEngine(model, tokenizer)
 
     def sample(prompts: list, seed: int) -> list[Completion]:
         ids = [token_ids(tokenizer, prompt, template_kwargs) for prompt in prompts]
@@ -167,12 +162,12 @@ def token_ids(tokenizer: Any, prompt: str | list[dict[str, Any]], template_kwarg
     """A prompt as the model reads it.
 
     Raises:
-        DataError: messages, and the tokenizer has no chat template.
+        ValueError: messages, and the tokenizer has no chat template.
     """
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     if tokenizer.chat_template is None:
-        raise DataError("the tokenizer has no chat template, and the prompts are messages. Use an instruct model.")
+        raise ValueError("the tokenizer has no chat template, and the prompts are messages. Use an instruct model.")
     return tokenizer.apply_chat_template(
         prompt, add_generation_prompt=True, return_dict=True, **template_kwargs or {}
     )["input_ids"]

@@ -11,13 +11,13 @@ from ..scripts.common import model_init_kwargs
 from ..scripts.launching import launch_arguments
 from ..scripts.recipe_command import check_misplaced, make_parser, peek, training_command
 from ..teachers.routing import is_routed, named_teachers
-from ..trainers.config import OPDConfig
 from ..trainers.config_checks import is_url
+from ..trainers.opd_config import OPDConfig
 from .component import GIB
 from .engine import read_engine
 from .model_size import adapter_parameters, build, measure, read_config
 from .totals import size
-from .workload import Teacher, Workload
+from .workload import Teacher, Workload, teacher_flag
 
 
 def read_workload(training: OPDConfig, model_args: ModelConfig, own: Namespace, *, on_cpu: bool) -> Workload:
@@ -126,15 +126,6 @@ def read_teacher(training: OPDConfig, name: str, teacher: str, folder: str | Non
         build(config, trust_remote_code=remote), dtype=kwargs.get("dtype", "auto"), quantization=quantization
     )
     return Teacher(name, size, served, local_copy)
-
-
-def teacher_flag(name: str) -> str:
-    """What `--teacher-config` takes for a teacher.
-
-    >>> teacher_flag("math"), teacher_flag("")
-    ('math=DIR', 'DIR')
-    """
-    return f"{name}=DIR" if name else "DIR"
 
 
 # The flags that `opd-trl plan` adds to those of the training commands.

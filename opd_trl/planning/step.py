@@ -18,7 +18,7 @@ from .workload import (
 )
 
 
-# `(block, V)` float32 tensors of an elementwise loss, as torch allocates them (tests/cli/planning/test_peak.py): of
+# `(block, V)` float32 tensors of an elementwise loss, as torch allocates them (tests/planning/test_peak.py): of
 # supports that gather, and at most, which is for jsd, where all ids are compared.
 TEMPORARIES, FULL_TEMPORARIES = 2, 15
 

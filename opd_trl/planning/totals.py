@@ -5,9 +5,8 @@ from typing import Any
 
 from .advice import advice
 from .component import GIB, RESERVE, peak_moment, total, verdict
-from .inputs import teacher_flag
 from .sizing import estimate
-from .workload import Engine, Teacher, Workload, stored_bytes
+from .workload import Engine, Teacher, Workload, stored_bytes, teacher_flag
 
 
 NOT_COUNTED = (

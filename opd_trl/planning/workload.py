@@ -246,3 +246,12 @@ def stored_in_words(model: ModelSize, width: float, shards: int = 1, *, without:
     """How `stored_bytes` come about, less some parameters."""
     bits = f", linear layers at {model.linear_bits:g} bits" if model.linear_bits else ""
     return product(model.parameters - without, width, shards) + bits
+
+
+def teacher_flag(name: str) -> str:
+    """What `--teacher-config` takes for a teacher.
+
+    >>> teacher_flag("math"), teacher_flag("")
+    ('math=DIR', 'DIR')
+    """
+    return f"{name}=DIR" if name else "DIR"

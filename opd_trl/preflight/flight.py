@@ -2,18 +2,11 @@
 
 import contextlib
 import dataclasses
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from .contexts import contexts
-from .cost import cost
 from .findings import Finding
-from .loss import loss
-from .prefixes import prefixes
-from .rollouts import Rollout, num_batches, roll_out, take_rows
-from .teacher_answers import answers
-from .templates import templates
+from .rollouts import Rollout
 
 
 #: Texts and their rows -> 1 or 0 for each.
@@ -58,33 +51,3 @@ class Flight:
     def over_batches(self, title: str) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """A progress bar over the batches of rollouts."""
         return self.bar(title, len(self.rollouts))
-
-
-def fly(flight: Flight, sections: Iterable[str]) -> None:
-    """Let the student answer, then run sections of `SECTIONS`; one that cannot run says so in a finding."""
-    roll(flight)
-    for name in sections:
-        try:
-            SECTIONS[name](flight)
-        except ValueError as error:
-            flight.findings.append(Finding(name, name, "not run", "", str(error)))
-
-
-def roll(flight: Flight) -> None:
-    """Let the student answer."""
-    trainer = flight.trainer
-    rows = take_rows(trainer.train_dataset, flight.prompts, seed=trainer.args.seed)
-    start = time.perf_counter()
-    with flight.bar("The student answers", num_batches(trainer, rows)) as done:
-        flight.rollouts = roll_out(trainer, rows, on_batch=done)
-    flight.generation_seconds = time.perf_counter() - start
-
-
-SECTIONS: dict[str, Callable[[Flight], None]] = {
-    "templates": templates,
-    "prefixes": prefixes,
-    "answers": answers,
-    "loss": loss,
-    "context": contexts,
-    "cost": cost,
-}

@@ -15,7 +15,8 @@ from ..evaluation.math import math_accuracy
 from ..scripts.recipe_command import peek, training_command
 from ..scripts.subject import Subject, build, read_subject
 from .findings import Finding
-from .flight import SECTIONS, Flight, Judge, fly
+from .flight import Flight, Judge
+from .sections import SECTIONS, fly
 from .templates import first_prompts
 
 

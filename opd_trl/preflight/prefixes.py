@@ -9,8 +9,7 @@ from torch import Tensor
 
 from ..losses import chunked_support_loss
 from ..losses.comparison import NextToken
-from ..trainers.opsd import OPSDTrainer
-from . import findings
+from ..trainers.opsd_trainer import OPSDTrainer
 from .findings import MODES_REMEDY, NOTHING_TO_LEARN, OURS, PAPER, Finding, finds_missing_modes
 from .flight import Flight
 from .rollouts import Rollout, Scored, quarters_of, score
@@ -193,8 +192,8 @@ def prefixes(flight: Flight) -> None:
     flight.details["tokens"] = {"count": len(figures.reverse_kl), "mean": means, "by_quarter": quarters}
     objective = {"divergence": args.divergence, "support": args.loss_support}
     flight.findings += [
-        findings.judge_divergence(means["reverse_kl"], own_teacher=isinstance(flight.trainer, OPSDTrainer)),
-        findings.judge_overlap(means["overlap"], args.loss_top_k),
-        findings.judge_drift(quarters["overlap"]),
-        findings.judge_coverage(means["outside"], figures.by_place("outside"), top_k=args.loss_top_k, **objective),
+        judge_divergence(means["reverse_kl"], own_teacher=isinstance(flight.trainer, OPSDTrainer)),
+        judge_overlap(means["overlap"], args.loss_top_k),
+        judge_drift(quarters["overlap"]),
+        judge_coverage(means["outside"], figures.by_place("outside"), top_k=args.loss_top_k, **objective),
     ]

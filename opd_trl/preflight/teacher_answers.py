@@ -13,7 +13,6 @@ from ..models.sampling import Completion, Sampling
 from ..models.transformers_engine import TransformersEngine
 from ..privileged import left_pad
 from ..teachers.served import ServedTeacher
-from . import findings
 from .findings import MODES_REMEDY, OURS, PAPER, Finding, finds_missing_modes
 from .flight import Flight
 from .rollouts import Rollout, student_hidden_states, unpadded
@@ -220,7 +219,7 @@ def answers(flight: Flight) -> None:
     nll = nll_under_student(trainer, flight.rollouts, found.teacher)
     flight.details["answers"] = {"nll_of_teacher_text": nll}
     if nll is not None:
-        finding = findings.judge_traces(nll, divergence=args.divergence, support=args.loss_support)
+        finding = judge_traces(nll, divergence=args.divergence, support=args.loss_support)
         flight.findings.append(finding)
     if judge_of is None:
         return
@@ -233,7 +232,7 @@ def answers(flight: Flight) -> None:
     means = {name: sum(values) / len(values) for name, values in scores.items()}
     flight.details["answers"] |= means
     better = paired_difference(scores["student"], scores["teacher"])
-    flight.findings.append(findings.judge_teacher(better, teacher=means["teacher"], student=means["student"]))
+    flight.findings.append(judge_teacher(better, teacher=means["teacher"], student=means["student"]))
     if goes_on:
         lost = paired_difference(scores["teacher"], scores["continued"])
-        flight.findings.append(findings.judge_continuation(lost, **means))
+        flight.findings.append(judge_continuation(lost, **means))

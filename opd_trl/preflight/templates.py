@@ -8,7 +8,6 @@ from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..models.transformers_engine import end_ids
-from . import findings
 from .findings import OURS, Finding
 from .flight import Flight
 from .rollouts import Rollout, unpadded
@@ -281,7 +280,7 @@ def templates(flight: Flight) -> None:
     """Prompts, EOS, lengths."""
     flight.findings += check_templates(flight.trainer, flight.rollouts)
     ended = [ended_by_itself(flight.trainer, rollout) for rollout in flight.rollouts]
-    flight.findings.append(findings.judge_endings(1 - sum(map(sum, ended)) / sum(map(len, ended))))
+    flight.findings.append(judge_endings(1 - sum(map(sum, ended)) / sum(map(len, ended))))
 
 
 def ended_by_itself(trainer, rollout: Rollout) -> list[bool]:

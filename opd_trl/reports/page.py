@@ -4,7 +4,6 @@ import argparse
 import base64
 import hashlib
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,17 @@ from markupsafe import Markup
 
 import opd_trl
 
+from ..durable import atomically
 from . import words
 from .charts import Drawn, Section, drawn_sections
-from .drawing import curves, marks, points_per_curve
+from .drawing import curves, marks, points_per_curve, write_pictures
 from .reading import RunLogError, read_run
 from .runs import Run
 from .samples import full_colour, page_samples
 from .summary import figures
 
 
-FILES = Path(__file__).parent / "page"
+FILES = Path(__file__).parent / "assets"
 SCRIPTS = ("format.js", "charts.js", "samples.js", "page.js")
 
 
@@ -163,21 +163,11 @@ def write_report(args: argparse.Namespace, now: datetime | None = None) -> tuple
         raise RunLogError(f"--output {output} is a folder. Name a file, such as {output / PAGE}.")
     told = figures(runs, now)
     page = render(runs, told, now)
-    written = [atomically(output, page)]
-    if args.json is not None:
-        written.append(atomically(args.json, json.dumps(told, indent=2) + "\n"))
+    texts = {output: page} | ({} if args.json is None else {args.json: json.dumps(told, indent=2) + "\n"})
+    for path, text in texts.items():
+        with atomically(path) as file:
+            file.write(text)
+    written = list(texts)
     if args.png is not None:
-        from .drawing import write_pictures
-
         written += write_pictures(runs, told, args.png)
     return told, written
-
-
-def atomically(path: Path, text: str) -> Path:
-    """Write a file under a temporary name and rename it: a browser that reloads sees the old page or the whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    # A token may be half a character, which UTF-8 cannot hold.
-    scratch.write_text(text, encoding="utf-8", errors="replace")
-    os.replace(scratch, path)
-    return path

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Mapping
@@ -13,8 +12,11 @@ from typing import Any
 
 from accelerate.logging import get_logger
 
+from ..durable import append_lines, atomically, cut_unfinished_line
+
 
 logger = get_logger(__name__)
+
 
 FOLDER = "run_log"
 FORMAT = 1
@@ -28,7 +30,7 @@ class RunLog:
 
     Args:
         folder: of the run's outputs.
-        session: what is known of this run; see `opd_trl.trainers.monitor`.
+        session: what is known of this run; see `opd_trl.trainers.monitoring`.
 
     Raises:
         ValueError: `run.json` is there and is not a run log.
@@ -52,8 +54,8 @@ class RunLog:
 
     def write(self, name: str, step: int, entry: Mapping[str, Any]) -> None:
         """Append a line to `<name>.jsonl`, readable at once."""
-        line = json.dumps({"step": step, "session": self.index, **entry}, ensure_ascii=False, allow_nan=False)
-        self._guarded(append_line, self.folder / f"{name}.jsonl", line)
+        line = {"step": step, "session": self.index, **entry}
+        self._guarded(append_lines, self.folder / f"{name}.jsonl", [line])
 
     def end(self, outcome: str) -> None:
         """Note how the session ended."""
@@ -63,15 +65,13 @@ class RunLog:
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in self.folder.glob("*.jsonl"):
-            end_last_line(path)
+            cut_unfinished_line(path)
         self._write_sessions()
 
     def _write_sessions(self) -> None:
-        path = self.folder / "run.json"
-        temporary = path.with_suffix(".json.part")
         content = {"format": FORMAT, "sessions": self.sessions}
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-        temporary.replace(path)
+        with atomically(self.folder / "run.json") as file:
+            file.write(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     def _guarded(self, write, *args) -> None:
         """A full disk must not end a run of hours for the sake of its log: say so once, and train on."""
@@ -98,18 +98,6 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
             f"{path} is not a run log that can be continued ({error!r}). Move the folder {path.parent} away, or "
             "choose another output_dir."
         ) from error
-
-
-def append_line(path: Path, line: str) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def end_last_line(path: Path) -> None:
-    """Close the line in which a crash left a file, so that the next one stands alone."""
-    with path.open("rb+") as file:
-        if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-            file.write(b"\n")
 
 
 def now() -> str:

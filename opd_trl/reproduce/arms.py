@@ -7,12 +7,13 @@ from typing import Any
 
 from ..diagnostics import Monitor
 from ..preflight import findings
-from ..preflight.flight import Flight, fly
-from ..trainers.config import OPDConfig
-from ..trainers.monitor import rule_settings
-from ..trainers.opd import OPDTrainer
-from ..trainers.opsd import OPSDTrainer
+from ..preflight.flight import Flight
+from ..preflight.sections import fly
+from ..trainers.monitoring import rule_settings
+from ..trainers.opd_config import OPDConfig
+from ..trainers.opd_trainer import OPDTrainer
 from ..trainers.opsd_config import OPSDConfig
+from ..trainers.opsd_trainer import OPSDTrainer
 from .controls import ConstantPenaltyTrainer
 from .measures import measure, right_answer
 from .models import ON_CPU, fit, load_model, load_tokenizer, teacher_text

@@ -4,7 +4,7 @@ import math
 
 from ..models.forward import token_log_probs
 from ..teachers.scores import HiddenStates, Scores
-from ..trainers.opd import OPDTrainer
+from ..trainers.opd_trainer import OPDTrainer
 
 
 # Teacher's probability below which a sampled token counts as unlikely.

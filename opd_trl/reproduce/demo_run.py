@@ -1,5 +1,6 @@
-"""The demo: a real language model learns a system prompt."""
+"""The demo: a real language model learns a system prompt, judged before and after."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -9,23 +10,23 @@ from ..scripts.recipe_files import find_recipe
 
 
 RECIPE = "system_prompt/demo"
-
-
 START = "Arr,"
-
-
 RULE = f"one finished sentence that starts with {START!r} and does not repeat itself"
-
-
 MAX_NEW_TOKENS = 40
-
-
 # Steps between two looks at the held-out questions.
 LOOK_EVERY = 16
 
 
-def run(console, model: str, output: Path, *, steps: int | None, seed: int | None) -> dict[str, Any]:
-    """Judge, train with the recipe, judge again, write everything down; return the content of `result.json`."""
+def run(console, bar, model: str, output: Path, *, steps: int | None, seed: int | None) -> dict[str, Any]:
+    """Judge, train with the recipe, judge again, write everything down; return the content of `result.json`.
+
+    Args:
+        console: of rich.
+        bar: title and total -> a progress bar, which yields what takes the number done and a note.
+        model: path of the student.
+        output: folder of the results.
+        steps, seed: in place of the recipe's.
+    """
     start = time.perf_counter()
     from .. import OPSDTrainer
     from ..evaluation import compliance, one_sentence
@@ -37,15 +38,15 @@ def run(console, model: str, output: Path, *, steps: int | None, seed: int | Non
     folder, rule = find_recipe(RECIPE).parent / "demo", one_sentence(START)
     questions = [json.loads(line)["prompt"] for line in (folder / "test.jsonl").read_text().splitlines()]
     context = json.loads((folder / "privileged_context.json").read_text())
-    recorder = make_recorder(console, rule, questions)
+    recorder = make_recorder(console, bar, rule, questions)
     trainer = common.build_trainer(OPSDTrainer, *parsed, callbacks=[recorder])
     recorder.attach(trainer)
 
-    answers = {"before": answer(console, trainer, questions, "Student before")}
+    answers = {"before": answer(bar, trainer, questions, "Student before")}
     teacher_prompts = [context + question for question in questions]
-    answers["teacher"] = answer(console, trainer, teacher_prompts, "Teacher (with the context)")
+    answers["teacher"] = answer(bar, trainer, teacher_prompts, "Teacher (with the context)")
     trainer.train()
-    answers["after"] = answer(console, trainer, questions, "Student after")
+    answers["after"] = answer(bar, trainer, questions, "Student after")
     trainer.save_model(str(output / "adapter"))
 
     result = {f"compliance_{who}": compliance(answers[who], rule) for who in ("before", "after", "teacher")}
@@ -87,26 +88,22 @@ def write(output: Path, result: dict[str, Any], rows: list[dict[str, str]], hist
     )
 
 
-def answer(console, trainer, prompts: list, title: str) -> list[str]:
+def answer(bar, trainer, prompts: list, title: str) -> list[str]:
     """Greedy answers of the student as it is, with a progress bar."""
-    from rich.progress import Progress
-
-    with Progress(console=console) as progress:
-        task = progress.add_task(f"{title:<28}", total=len(prompts))
-        return greedy(trainer, prompts, progress=lambda done: progress.update(task, completed=done))
+    with bar(f"{title:<28}", len(prompts)) as done:
+        return greedy(trainer, prompts, progress=done)
 
 
 def greedy(trainer, prompts: list, **options) -> list[str]:
     """Greedy answers of the student as it is."""
-    from ..evaluation import greedy_answers
+    from ..models.transformers_engine import greedy_answers
 
     model = trainer.accelerator.unwrap_model(trainer.model)
     return greedy_answers(model, trainer.processing_class, prompts, max_new_tokens=MAX_NEW_TOKENS, **options)
 
 
-def make_recorder(console, rule, questions: list):
-    """A callback that draws the progress bar and keeps the log lines, with the share of answers that comply."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def make_recorder(console, bar, rule, questions: list):
+    """A callback that shows progress and keeps the log lines, with the share of answers that comply."""
     from transformers import PrinterCallback, TrainerCallback
 
     from ..evaluation import compliance
@@ -115,20 +112,11 @@ def make_recorder(console, rule, questions: list):
         history: list[dict[str, Any]]
 
         def attach(self, trainer) -> None:
-            self.trainer, self.history = trainer, []
+            self.trainer, self.history, self.bars = trainer, [], contextlib.ExitStack()
             trainer.remove_callback(PrinterCallback)
-            self.progress = Progress(
-                TextColumn(f"{'Training':<28}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.description}"),
-                TimeRemainingColumn(),
-                console=console,
-            )
 
         def on_train_begin(self, args, state, control, **kwargs):
-            self.task = self.progress.add_task("", total=state.max_steps)
-            self.progress.start()
+            self.done = self.bars.enter_context(bar(f"{'Training':<28}", state.max_steps))
 
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "distillation/per_token_divergence" not in logs:
@@ -137,7 +125,7 @@ def make_recorder(console, rule, questions: list):
             samples = compliance([messages[0]["content"] for messages in batch], rule)
             self.history.append({"step": state.global_step, "samples": samples, **logs})
             text = f"{samples:.0%} of samples follow the rule"
-            self.progress.update(self.task, completed=state.global_step, description=text)
+            self.done(state.global_step, text)
             if not console.is_terminal and state.global_step % 5 == 0:
                 console.print(f"step {state.global_step}/{state.max_steps}: {text}")
 
@@ -147,7 +135,7 @@ def make_recorder(console, rule, questions: list):
                 self.history.append({"step": state.global_step, "held_out": held_out})
 
         def on_train_end(self, args, state, control, **kwargs):
-            self.progress.stop()
+            self.bars.close()
 
     return Recorder()
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..durable import append_lines, cut_unfinished_line
 from .settings import Settings, sha
 
 
@@ -132,7 +133,7 @@ def run(
     made = {(job.name, job.seed) for job in jobs if job.kind == "model" and job.key in done}
     failed: list[Job] = []
     home.mkdir(parents=True, exist_ok=True)
-    close_last_line(home / RESULTS)
+    cut_unfinished_line(home / RESULTS)
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
         running: dict[concurrent.futures.Future, Job] = {}
@@ -149,7 +150,7 @@ def run(
             for future in finished:
                 job, error = running.pop(future), None
                 try:
-                    append(home / RESULTS, line_of(job, future.result(), made_by))
+                    append_lines(home / RESULTS, [line_of(job, future.result(), made_by)])
                     made |= {(job.name, job.seed)} if job.kind == "model" else set()
                 except concurrent.futures.process.BrokenProcessPool:
                     raise
@@ -170,19 +171,6 @@ def line_of(job: Job, result: Line, made_by: Line) -> Line:
     subject = dict(zip(("model", "prompts", "context"), job.subject, strict=True)) if job.subject else {}
     head = {"kind": job.kind, "name": job.name, "seed": job.seed, "digest": job.digest}
     return head | subject | {"result": result, "made": made_by}
-
-
-def append(path: Path, line: Line) -> None:
-    """Write a line at once."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def close_last_line(path: Path) -> None:
-    """After a kill the last line may lack its end."""
-    if path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n"):
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n")
 
 
 def prepare() -> None:

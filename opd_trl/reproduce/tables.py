@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .checks import checked
+from .claim_checks import checked
 from .confusion import DOUBTS, WORKED, Results, by_finding, by_rule, counts, doubts_of, forecasts
 from .intervals import paired, shown, t_interval
 from .settings import Arm, Claim, Settings

@@ -15,7 +15,7 @@ from trl.scripts.grpo import GRPOScriptArguments
 from ..teachers import TeacherServerError
 from ..trainers.config_checks import is_url
 from .checkpoints import checkpoint_of
-from .data import DataError, check_data_arguments, load_splits, looks_local
+from .data_files import DataError, check_data_arguments, load_splits, looks_local
 
 
 @dataclass

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .quiet import hush
+from .quiet import quiet_libraries
 from .recipe_command import Flags, check_misplaced, make_parser, peek, training_command
 
 
@@ -68,7 +68,7 @@ def read_subject(argv: list[str], own: Flags, *, prog: str, defaults: dict[str, 
     # Where there is no accelerator, transformers refuses bf16 unless the run is told to stay on the CPU.
     device = () if torch.cuda.is_available() else ("--use_cpu",)
     given = [*argv, *OVERRIDES, *device]
-    with hush():
+    with quiet_libraries():
         *parsed, flags, _ = parser.parse_args_and_config(given, return_remaining_strings=True)
     if flags.prompts < 1:
         raise ValueError(f"--prompts must be >= 1, got {flags.prompts}.")
@@ -89,7 +89,7 @@ def build(subject: Subject, **options: Any) -> Iterator[Any]:
 
     from . import common
 
-    with tempfile.TemporaryDirectory() as folder, hush():
+    with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         subject.training.output_dir = folder
         trainer_class = getattr(opd_trl, {"opd": "OPDTrainer", "opsd": "OPSDTrainer"}[subject.command])
         yield common.build_trainer(trainer_class, *subject.parsed, **options)

@@ -30,7 +30,7 @@ def check(args: argparse.Namespace, key: str | None) -> None:
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f'{" and ".join(missing)} not installed. Install with: pip install "opd_trl[serve]"')
-    from ..scripts.data import looks_local
+    from ..data.files import looks_local
 
     folder = Path(args.model).expanduser()
     if folder.exists() and not (folder / "config.json").is_file():

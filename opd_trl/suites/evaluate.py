@@ -1,14 +1,13 @@
-"""The whole of `opd-trl eval`: check, draw what is missing, summarise, compare, write, print."""
+"""The whole of an evaluation: check, draw what is missing, summarise, compare, write."""
 
 import argparse
 import json
-import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from ..data.files import atomically
+from ..durable import atomically
 from ..models.provenance import check_model, conditions, identify
 from ..privileged.contexts import read_shared_context
 from ..scripts.quiet import quiet_libraries
@@ -21,8 +20,17 @@ from .store import Store, read_json
 DEFAULT_PROTOCOL = {"math": "math_paper", "rules": "rules", "retention": "retention"}
 
 
-def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+#: Title and number of batches -> a progress bar, which yields what is called after each batch.
+Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+
+def evaluate(args: argparse.Namespace, *, bar: Bar, say: Callable[[str], None]) -> dict[str, Any]:
     """Run or go on with an evaluation; return the content of its result.json.
+
+    Args:
+        args: of `opd-trl eval`.
+        bar: shows progress.
+        say: shows one line to the user.
 
     Raises:
         ValueError: bad input, before anything is drawn.
@@ -39,7 +47,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             check_comparable(Path(folder), identity)
         tokenizer, tasks = prepare(args, protocol, suite, context)
         store = Store(output_folder(args), identity)
-        drawn = fill(args, protocol, suite, tokenizer, tasks, store)
+        drawn = fill(args, protocol, suite, tokenizer, tasks, store, bar, say)
         result = describe(args, path.stem, protocol, suite, identity, store, drawn)
     finally:
         suite.close()
@@ -138,33 +146,38 @@ def prepare(args: argparse.Namespace, protocol: Protocol, suite: Any, context: A
     return tokenizer, plan(suite, protocol, tokenizer, context, getattr(text_config, "max_position_embeddings", None))
 
 
-def fill(args: argparse.Namespace, protocol: Protocol, suite: Any, tokenizer: Any, tasks: list, store: Store) -> bool:
-    """Draw what is missing; was anything?"""
-    from ..cli.terminal import progress
+def fill(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    suite: Any,
+    tokenizer: Any,
+    tasks: list,
+    store: Store,
+    bar: Bar,
+    say: Callable[[str], None],
+) -> bool:
+    """Draw what is missing; return whether anything was."""
     from ..models.loading import load_engine
     from .retention_suite import score
     from .store import draw, missing_batches
 
-    console = Console(stderr=True)
     if store.repaired:
-        console.print(f"{store.path}: an unfinished last line is cut off; its sample is drawn again.")
+        say(f"{store.path}: an unfinished last line is cut off; its sample is drawn again.")
     texts = getattr(suite, "texts", {})
     wanted = len(tasks) + len(texts)
     if len(store.samples) == wanted:
         return False
     if store.samples:
-        console.print(f"{store.folder} has {len(store.samples)} of {wanted} samples; the rest is drawn.")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        quiet_libraries()
+        say(f"{store.folder} has {len(store.samples)} of {wanted} samples; the rest is drawn.")
+    with quiet_libraries(ours_too=False):
         engine = load_engine(
             args.engine, args.model, tokenizer, adapter=args.adapter, dtype=args.dtype, batch_size=args.batch_size
         )
-    if texts:
-        score(texts, tokenizer, engine.model, store)
-    batches = missing_batches(tasks, engine.batch_size, store)
-    with progress(f"{args.suite}, batches of {engine.batch_size}", len(batches), console) as done:
-        draw(batches, engine, suite, protocol, store, done)
+        if texts:
+            score(texts, tokenizer, engine.model, store)
+        batches = missing_batches(tasks, engine.batch_size, store)
+        with bar(f"{args.suite}, batches of {engine.batch_size}", len(batches)) as done:
+            draw(batches, engine, suite, protocol, store, done)
     return True
 
 

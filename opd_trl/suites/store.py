@@ -1,13 +1,12 @@
 """Samples on disk: appended as they come, repaired after a kill, never mixed with those of another evaluation."""
 
 import json
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.files import atomically
+from ..durable import append_lines, atomically, cut_unfinished_line
 from ..models.sampling import Engine, Sampling, derived_seed
 from .problems import Problem, encode, messages_of
 from .protocol import Protocol, differences
@@ -45,35 +44,19 @@ class Store:
                 json.dump(identity, file, indent=2)
         except OSError as error:
             raise ValueError(f"--output {folder} cannot be written: {error}. Give a folder that can.") from None
-        self.repaired = repair(self.path)
+        self.repaired = cut_unfinished_line(self.path)
         self.samples = {key(sample): sample for sample in read_samples(self.path)}
 
     def append(self, samples: Iterable[Sample]) -> None:
         """Write samples down, those that are there already left out; on the disk when this returns."""
         missing = {key(sample): sample for sample in samples if key(sample) not in self.samples}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in missing.values()))
-            file.flush()
-            os.fsync(file.fileno())
+        append_lines(self.path, missing.values(), sync=True)
         self.samples |= missing
 
 
 def key(sample: Sample) -> Key:
     """What a sample is of: part, problem, seed, number."""
     return sample["part"], sample["problem"], sample["seed"], sample["sample"]
-
-
-def repair(path: Path) -> bool:
-    """Cut a last line that a kill left unfinished; was there one?"""
-    if not path.is_file() or path.stat().st_size == 0:
-        return False
-    content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end == len(content):
-        return False
-    with path.open("r+b") as file:
-        file.truncate(end)
-    return True
 
 
 def read_samples(path: Path) -> list[Sample]:

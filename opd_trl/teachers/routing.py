@@ -7,7 +7,7 @@ import torch
 from datasets import IterableDataset
 from torch import Tensor
 
-from ..trainers.config import OPDConfig
+from ..trainers.opd_config import OPDConfig
 
 
 #: Column of the data set that names each row's teacher.

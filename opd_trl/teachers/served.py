@@ -13,7 +13,7 @@ from ..losses.chunked import KnownSupport
 from ..models.forward import Head, completion_hidden_states, read_head, token_log_probs
 from ..models.loading import plain_models
 from ..privileged import join
-from ..trainers.config import OPDConfig
+from ..trainers.opd_config import OPDConfig
 from . import PROBE_TEXT, SAME_MODEL, TeacherServer, TeacherServerError, check_same_vocabulary, shared_rows
 
 

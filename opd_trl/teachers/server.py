@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .answers import SequenceLogProbs, json_of, read_completions, read_tensors
+from .server_answers import SequenceLogProbs, json_of, read_completions, read_tensors
 from .transport import TeacherServerError, Transport
 
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from .config import OPDConfig
 from .config_checks import SEPARATE_TEACHERS
+from .opd_config import OPDConfig
 
 
 TEACHER_KINDS = ("base", "live", "ema")

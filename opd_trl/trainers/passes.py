@@ -18,7 +18,7 @@ from ..models.forward import (
 )
 from ..privileged import join
 from ..teachers.scores import Scores
-from .config import OPDConfig
+from .opd_config import OPDConfig
 
 
 # Arguments of the loss with one value per token: batch entries `(B, T)` of the same names, where they are there.

@@ -6,13 +6,13 @@ from torch import nn
 from trl.models import prepare_deepspeed
 from trl.trainer.utils import get_config_model_id
 
-from ..models.loading import load_student_again, load_teacher
+from ..models.loading import load_whole
 from ..models.sharding import is_sharded, shard_by_layers
 from ..teachers import ModelTeacher, Teacher, TeacherServerError, self_teacher, shared_rows
 from ..teachers.served import ServedTeacher, connect
-from .checks import check_teacher, text_config
-from .config import OPDConfig
 from .config_checks import is_url
+from .input_checks import check_teacher, text_config
+from .opd_config import OPDConfig
 
 
 def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teacher_tokenizer) -> dict[str, Any]:
@@ -42,6 +42,15 @@ def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teac
     return found
 
 
+def load_teacher(path: str, args: OPDConfig) -> nn.Module:
+    """Load a separate teacher, in the dtype of its checkpoint unless `teacher_model_init_kwargs` says otherwise."""
+    kwargs: dict[str, Any] = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
+    if args.teacher_model_revision is not None:
+        kwargs["revision"] = args.teacher_model_revision
+    kwargs |= args.teacher_model_init_kwargs or {}
+    return load_whole(path, args.distributed_state.distributed_type, **kwargs)
+
+
 def build_teacher(found, args: OPDConfig) -> Teacher | ServedTeacher:
     """The teacher that `find_teachers` found, with its model loaded."""
     if isinstance(found, ServedTeacher):
@@ -53,7 +62,10 @@ def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | No
     """A teacher made of the student; see `self_teacher`."""
     student = trainer.accelerator.unwrap_model(trainer.model)
     if initial_copy is None and kind != "live" and not hasattr(student, "peft_config"):
-        initial_copy = load_student_again(get_config_model_id(student.config), trainer.args)
+        args = trainer.args
+        kwargs = {"trust_remote_code": args.trust_remote_code} | dict(args.model_init_kwargs or {})
+        path = get_config_model_id(student.config)
+        initial_copy = load_whole(path, args.distributed_state.distributed_type, **kwargs)
     return self_teacher(student, kind=kind, update_rate=rate, initial_copy=initial_copy)
 
 

@@ -7,7 +7,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..privileged import Context, is_empty
-from .config import OPDConfig
+from .opd_config import OPDConfig
 
 
 def no_reward(completions: list, **kwargs: Any) -> list[float]:

@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ..models.forward import Head, read_head
-from ..models.loading import load_teacher
 from ..models.sharding import is_sharded
 from ..teachers import ModelTeacher, Teacher
 from ..teachers.scores import HiddenStates, LogProbs, Scores, check_no_images, merge, rows_of, select
 from ..teachers.served import HIDDEN, LOG_PROBS, ServedTeacher
-from .config import OPDConfig
+from .opd_config import OPDConfig
 from .passes import logps_pass, teacher_pass
 from .phases import timed
-from .placement import own_teacher, prepare_teacher
+from .placement import load_teacher, own_teacher, prepare_teacher
 
 
 @timed("teacher")

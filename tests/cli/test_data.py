@@ -3,7 +3,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from trl import DatasetMixtureConfig
 
 from opd_trl.scripts.common import OPDScriptArguments
-from opd_trl.scripts.data import DataError, load_splits, looks_local
+from opd_trl.scripts.data_files import DataError, load_splits, looks_local
 
 
 def load(name=None, *, evaluate=False, mixture=None, **options):

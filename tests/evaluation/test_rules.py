@@ -1,6 +1,7 @@
 import pytest
 
-from opd_trl.evaluation import compliance, greedy_answers, one_sentence
+from opd_trl.evaluation import compliance, one_sentence
+from opd_trl.models.transformers_engine import greedy_answers
 from tests import tiny
 
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from opd_trl.preflight.context_check import objective_of, probe_contexts
 from opd_trl.preflight.context_draw import answer_of, draw_contexts, question_of, teacher_prompts, without_question
 from opd_trl.preflight.context_figures import judge, judge_rows
-from opd_trl.preflight.contexts import objective_of, probe_contexts
 from opd_trl.preflight.rollouts import roll_out, take_rows
 from tests import tiny
 from tests.trainers.build import opd_trainer, opsd_trainer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from opd_trl.preflight.contexts import probe_contexts
+from opd_trl.preflight.context_check import probe_contexts
 from opd_trl.preflight.rollouts import Rollout, roll_out
 from opd_trl.trainers.scoring import score_ahead
 from tests import tiny

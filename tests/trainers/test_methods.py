@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from opd_trl import OPDConfig, OPSDConfig
 from opd_trl.losses import support_divergence
-from opd_trl.trainers.methods import GIVEN, METHODS
+from opd_trl.trainers.published_methods import GIVEN, METHODS
 from tests import tiny
 from tests.trainers.build import fixed_batch, lora_config, opd_trainer, opsd_trainer
 from tests.trainers.test_loss import dense_log_probs

@@ -9,10 +9,10 @@ import torch
 
 from opd_trl import OPDConfig
 from opd_trl.diagnostics import Condition, Monitor, Remedy, Rule
-from opd_trl.trainers import monitor as monitor_module
+from opd_trl.trainers import monitoring as monitor_module
 from tests import tiny
+from tests.reports.test_run_log import lines, sessions
 from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer, settings
-from tests.trainers.test_run_log import lines, sessions
 
 
 FIGURES = {

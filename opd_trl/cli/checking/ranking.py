@@ -2,14 +2,13 @@
 
 from typing import Any
 
-from ...models.loading import load_teacher
 from ...preflight.flight import Flight
 from ...preflight.prefixes import pair_figures
 from ...preflight.teacher_answers import nll_under_student, teacher_answers
 from ...scripts.subject import Subject
 from ...teachers import ModelTeacher, shared_rows
-from ...trainers.checks import check_teacher
-from ...trainers.placement import prepare_teacher
+from ...trainers.input_checks import check_teacher
+from ...trainers.placement import load_teacher, prepare_teacher
 
 
 FIGURES = ("overlap", "reverse_kl", "outside", "nll_of_teacher_text", "teacher")

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import opd_trl
+
+from ...durable import atomically
 
 
 RECORD = "pipeline.json"
@@ -111,14 +112,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def write_record(folder: Path, pipeline: Path, stages: dict[str, Any]) -> None:
     """Write the record: whole, or not at all."""
-    path = folder / RECORD
-    scratch = path.with_suffix(".json.part")
-    with scratch.open("w", encoding="utf-8") as file:
+    with atomically(folder / RECORD) as file:
         json.dump({"pipeline": str(pipeline), "stages": stages}, file, indent=2, default=str)
         file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
 
 
 def versions() -> dict[str, str]:

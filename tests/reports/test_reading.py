@@ -8,7 +8,7 @@ import pytest
 from opd_trl.reports.reading import RunLogError, read_run
 from opd_trl.reports.runs import OPEN
 from opd_trl.reports.summary import headline
-from tests.cli.reporting.made import log_line, sample, session, warning, whole_run, write_run
+from tests.reports.made import log_line, sample, session, warning, whole_run, write_run
 
 
 OPEN_END = {"ended": None, "outcome": None}

@@ -17,11 +17,11 @@ from ..diagnostics import Monitor, MonitorWarning
 from ..reports.run_log import RunLog, as_json, is_secret, without_secrets
 from ..teachers.scores import Scores
 from ..teachers.served import ServedTeacher
-from .config import OPDConfig
 from .config_checks import has_biased_gradient
 from .figures import is_recorded, sample_lines
-from .methods import default_of, find_method
+from .opd_config import OPDConfig
 from .phases import PhaseClock
+from .published_methods import default_of, find_method
 
 
 PACKAGES = ("trl", "transformers", "torch", "peft", "accelerate", "datasets")

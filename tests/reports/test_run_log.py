@@ -5,7 +5,7 @@ import pytest
 
 from opd_trl import OPDConfig, OPSDConfig
 from opd_trl.reports.run_log import RunLog, as_json, without_secrets
-from opd_trl.trainers.monitor import differences
+from opd_trl.trainers.monitoring import differences
 from tests.trainers.build import settings
 
 

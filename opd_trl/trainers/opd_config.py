@@ -7,7 +7,7 @@ from typing import Any
 from trl import GRPOConfig
 
 from .config_checks import check_config
-from .methods import apply_method, given_fields
+from .published_methods import apply_method, given_fields
 
 
 #: Processes of the job that a recipe is checked for, where it is not this process that trains.

@@ -7,7 +7,7 @@ import pytest
 from opd_trl.planning.component import BACKWARD, GENERATION, GIB, LOSS, MOMENTS, at, total, verdict
 from opd_trl.planning.sizing import estimate
 from opd_trl.planning.workload import engines
-from tests.cli.planning.sized import FSDP2, SINGLE, ZERO2, ZERO3, by_name
+from tests.planning.sized import FSDP2, SINGLE, ZERO2, ZERO3, by_name
 
 
 def test_the_loss_chunk_follows_its_budget_and_never_exceeds_the_tokens(work):

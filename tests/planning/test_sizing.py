@@ -10,7 +10,7 @@ from opd_trl.planning.component import REDUCE_BUCKET
 from opd_trl.planning.model_size import measure
 from opd_trl.planning.workload import engines
 from tests import tiny
-from tests.cli.planning.sized import DDP, FSDP2, SINGLE, ZERO1, ZERO2, ZERO3, by_name
+from tests.planning.sized import DDP, FSDP2, SINGLE, ZERO1, ZERO2, ZERO3, by_name
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

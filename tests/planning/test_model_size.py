@@ -8,7 +8,7 @@ from trl import ModelConfig
 
 from opd_trl.planning.model_size import adapter_parameters, build, measure
 from tests import tiny
-from tests.cli.planning.sized import sized
+from tests.planning.sized import sized
 
 
 def test_a_model_of_the_shape_of_smollm2_has_134515008_parameters():

@@ -8,7 +8,7 @@ from opd_trl.planning.component import GIB
 from opd_trl.planning.workload import ModelSize, Teacher, Workload
 from opd_trl.scripts.recipe_files import find_recipe, read_recipe
 from tests import tiny
-from tests.cli.planning.sized import sized
+from tests.planning.sized import sized
 
 
 OPD = "math/opd_qwen3_1.7b_from_8b"

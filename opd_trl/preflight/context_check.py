@@ -10,9 +10,8 @@ import torch
 from ..losses.comparison import NextToken
 from ..losses.spread import DIVERGENCES, context_spread
 from ..teachers.scores import HiddenStates
-from . import context_figures
 from .context_draw import Draw, TeacherIds, draw_contexts, row_gains, teacher_prompts, text_of, under
-from .context_figures import ContextFigures, ContextTokens, context_figures
+from .context_figures import ContextFigures, ContextTokens, context_figures, findings
 from .flight import Flight
 from .rollouts import Rollout, next_token, quarters_of, score
 
@@ -162,5 +161,5 @@ def contexts(flight: Flight) -> None:
             seed=flight.trainer.args.seed,
             on_batch=done,
         )
-    flight.findings += context_figures.findings(found)
+    flight.findings += findings(found)
     flight.details["context"] = dataclasses.asdict(found)

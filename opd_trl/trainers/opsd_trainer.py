@@ -6,7 +6,7 @@ from transformers import TrainerCallback
 
 from ..models.loading import copy_student
 from ..teachers import Teacher
-from .opd import OPDTrainer
+from .opd_trainer import OPDTrainer
 from .opsd_config import OPSDConfig
 from .placement import own_teacher
 from .resume import load_moving_teacher, save_moving_teacher

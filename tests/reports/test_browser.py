@@ -6,7 +6,7 @@ import shutil
 import pytest
 from PIL import Image
 
-from tests.cli.reporting.made import HOSTILE, log_line, sample, session, warning, whole_run, write_run
+from tests.reports.made import HOSTILE, log_line, sample, session, warning, whole_run, write_run
 
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")

@@ -8,7 +8,7 @@ from opd_trl.planning.advice import advice
 from opd_trl.planning.component import total, verdict
 from opd_trl.planning.sizing import estimate
 from opd_trl.planning.workload import Engine, Teacher, Workload, engines
-from tests.cli.planning.sized import DDP, SINGLE, ZERO1, ZERO2, ZERO3
+from tests.planning.sized import DDP, SINGLE, ZERO1, ZERO2, ZERO3
 
 
 SERVER = "opd-trl serve-teacher, on GPUs of its own"

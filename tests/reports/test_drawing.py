@@ -11,7 +11,7 @@ from opd_trl.reports.reading import read_run
 from opd_trl.reports.runs import Series
 from opd_trl.reports.samples import BUDGET, MAX_TOKENS, full_colour, page_samples, size
 from opd_trl.reports.summary import cost
-from tests.cli.reporting.made import log_line, sample, whole_run, write_run
+from tests.reports.made import log_line, sample, whole_run, write_run
 
 
 def placed(*names: str) -> dict[str, str]:

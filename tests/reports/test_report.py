@@ -13,7 +13,7 @@ from matplotlib.image import imread
 
 import opd_trl
 from opd_trl.cli.main import main
-from tests.cli.reporting.made import HOSTILE, log_line, sample, session, warning, whole_run, write_run
+from tests.reports.made import HOSTILE, log_line, sample, session, warning, whole_run, write_run
 
 
 def data_of(page: str) -> dict:
@@ -116,8 +116,8 @@ def test_every_file_of_the_page_is_installed():
         pytest.skip("not a checkout")
     config = configparser.ConfigParser()
     config.read(root / "setup.cfg")
-    assert config["options.package_data"]["opd_trl.cli.reporting"].split() == ["page/*"]
-    assert all(path.is_file() for path in (root / "opd_trl/cli/reporting/page").iterdir())
+    assert config["options.package_data"]["opd_trl.reports"].split() == ["assets/*"]
+    assert all(path.is_file() for path in (root / "opd_trl/reports/assets").iterdir())
 
 
 def test_a_run_that_has_just_started_has_a_page(tmp_path, report):
@@ -254,7 +254,5 @@ def test_the_help_teaches_with_three_examples_and_does_not_import_torch(capsys):
     assert exit_.value.code == 0
     assert text.count("\n  opd-trl report ") == 3
     assert text.count("default:") == 3
-    code = (
-        "import sys; from opd_trl.cli.reporting import command; assert not {'torch', 'matplotlib'} & set(sys.modules)"
-    )
+    code = "import sys; from opd_trl.reports import page; assert not {'torch', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,11 +8,11 @@ from transformers import MambaConfig, Qwen3Config
 
 from opd_trl.cli.main import main
 from opd_trl.cli.plan import HELP
-from opd_trl.planning import command
+from opd_trl.planning import inputs
 from opd_trl.planning.inputs import OWN_FLAGS
 from opd_trl.scripts.recipe_command import spellings
 from opd_trl.scripts.recipe_files import find_recipe, recipe_names
-from tests.cli.planning.sized import component
+from tests.planning.sized import component
 
 
 OPD, OPSD, DEMO = "math/opd_qwen3_1.7b_from_8b", "system_prompt/opsd_qwen3_1.7b", "system_prompt/demo"
@@ -52,7 +52,7 @@ def test_the_output_in_the_documentation_is_what_its_command_prints(here, capsys
         sizes = {"hidden_size": hidden, "intermediate_size": 3 * hidden, "num_hidden_layers": layers}
         config = Qwen3Config(**common, **sizes, num_attention_heads=heads, tie_word_embeddings=name == "qwen3-1.7b")
         config.save_pretrained(here / name)
-    page = (Path(__file__).parents[3] / "docs" / "scale.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     (command, shown) = re.search(r"```bash\n(opd-trl plan .*?)```\n\n```text\n(.*?)```", page, re.DOTALL).groups()
     assert main(shlex.split(command.replace("\\\n", " "))[1:]) == 0
     assert "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines()) == shown
@@ -158,8 +158,8 @@ def test_the_prompts_are_as_long_as_told(plan):
     ],
 )
 def test_the_fields_of_a_recipe_reach_the_workload(flags, expected, plan, monkeypatch):
-    seen, size = [], command.size
-    monkeypatch.setattr(command, "size", lambda work, *engines: seen.append(work) or size(work, *engines))
+    seen, size = [], inputs.size
+    monkeypatch.setattr(inputs, "size", lambda work, *engines: seen.append(work) or size(work, *engines))
     plan(*flags.split())
     assert {name: getattr(seen[0], name) for name in expected} == expected
 

@@ -9,8 +9,8 @@ from trl.trainer.utils import get_config_model_id
 from ..privileged import check_column, check_context
 from ..teachers import check_same_vocabulary, shared_rows
 from ..teachers.routing import named_datasets
-from .config import OPDConfig
 from .config_checks import TOP_K_SUPPORTS
+from .opd_config import OPDConfig
 
 
 def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], trainer: str) -> OPDConfig:

@@ -3,7 +3,7 @@
 import pytest
 
 from opd_trl.scripts.recipe_files import find_recipe
-from tests.cli.planning.sized import component
+from tests.planning.sized import component
 
 
 OPD, URL = "math/opd_qwen3_1.7b_from_8b", "http://127.0.0.1:8001"

@@ -5,9 +5,8 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from opd_trl.evaluation import greedy_answers
 from opd_trl.models.sampling import Sampling
-from opd_trl.models.transformers_engine import TransformersEngine, end_ids
+from opd_trl.models.transformers_engine import TransformersEngine, end_ids, greedy_answers
 from opd_trl.models.vllm_engine import VLLMEngine
 from tests import tiny
 

@@ -15,15 +15,15 @@ from ..teachers import Teacher
 from ..teachers.routing import TEACHER_COLUMN, check_routes, is_routed, named_teachers, teacher_index
 from ..teachers.scores import Scores
 from ..teachers.served import ServedTeacher
-from .checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
-from .config import OPDConfig
 from .config_checks import TOP_K_SUPPORTS
 from .figures import log_distillation
-from .methods import PAPER
-from .monitor import add_monitor
+from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
+from .monitoring import add_monitor
+from .opd_config import OPDConfig
 from .passes import loss_mask, loss_options, student_pass
 from .phases import STUDENT, timed
 from .placement import build_teacher, check_placement, find_teachers, prepare_teachers
+from .published_methods import PAPER
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward, sibling_contexts
 from .scoring import build_reference, needs_student_at_start, score_ahead, score_micro_batch, token_logps
