@@ -55,7 +55,7 @@ def probe_contexts(
     """
     check(trainer, contexts)
     draw = draw_contexts(trainer, rollouts, contexts, seed)
-    tokenizer, objective = trainer._tokenizer, objective_of(trainer.args)
+    tokenizer, objective = trainer.tokenizer, objective_of(trainer.args)
     parts: list[ContextTokens] = []
     gains: dict[str, list[float]] = {"prompt_gains": [], "answer_gains": []}
     seen: set[int] = set()
@@ -80,7 +80,7 @@ def probe_contexts(
 
 def check(trainer, contexts: int) -> None:
     """Raise ValueError where there is no context to test."""
-    if trainer._teacher_prompts.view is None:
+    if trainer.teacher_prompts.view is None:
         raise ValueError(
             "there is no privileged context to test: the teacher reads the student's own prompt. Give one with "
             "privileged_context, privileged_context_file or privileged_context_column."
@@ -134,7 +134,7 @@ def score_tokens(
 def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
     """A teacher's distributions at its kept tokens, as `probe.score` reads them."""
     hidden_states = teacher.hidden_states[..., : teacher.head.weight.size(-1)][teacher.select(rollout.kept)]
-    return next_token(hidden_states, teacher.head.rows(trainer._num_rows), trainer._loss_options["temperature"])
+    return next_token(hidden_states, teacher.head.rows(trainer.num_rows), trainer.loss_options["temperature"])
 
 
 def joined(parts: Sequence[ContextTokens]) -> ContextTokens:
@@ -151,7 +151,7 @@ def joined(parts: Sequence[ContextTokens]) -> ContextTokens:
 
 def contexts(flight: Flight) -> None:
     """Mechanism 3: the PI test, where the teacher reads a privileged context."""
-    if flight.trainer._teacher_prompts.view is None:
+    if flight.trainer.teacher_prompts.view is None:
         return
     with flight.over_batches("The teacher under other contexts") as done:
         found = probe_contexts(

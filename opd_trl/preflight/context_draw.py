@@ -40,7 +40,7 @@ class Draw:
 
 def draw_contexts(trainer, rollouts: Sequence[Rollout], contexts: int, seed: int) -> Draw:
     """Find the distinct prompts and draw other rows' contexts for each, without replacement."""
-    view, number, own = trainer._teacher_prompts.view, {}, []
+    view, number, own = trainer.teacher_prompts.view, {}, []
     for row in (row for rollout in rollouts for row in rollout.rows):
         if identity(row) not in number:
             number[identity(row)] = len(own)
@@ -87,7 +87,7 @@ def teacher_prompts(trainer, rollout: Rollout, draw: Draw) -> TeacherIds:
 
     def render(contexts: list[Context | None], rows: list[dict[str, Any]], what: str) -> list[list[int]]:
         names = [f"the row with the prompt {str(row['prompt'])[:80]!r}, {what}" for row in rows]
-        return trainer._teacher_prompts.token_ids(rows, names, contexts=contexts)
+        return trainer.teacher_prompts.token_ids(rows, names, contexts=contexts)
 
     columns = [render(own, rows, "its own context")]
     for column in range(1, draw.columns.size(1)):
@@ -124,7 +124,7 @@ def row_gains(
     Args:
         rows: those of the rollout that count, one for each prompt.
     """
-    tokenizer, numbers = trainer._tokenizer, draw.of(rollout.rows)
+    tokenizer, numbers = trainer.tokenizer, draw.of(rollout.rows)
     contexts = [[text_of(x) for x in draw.contexts(numbers, c)] for c in range(draw.columns.size(1))]
     plain = [[tokenizer.encode(f"{text}\n\n") for text in column] for column in contexts]
 
@@ -133,7 +133,7 @@ def row_gains(
         return {i: ids for i, ids in found.items() if ids}
 
     questions = encoded([question_of(row["prompt"]) for row in rollout.rows])
-    answers = encoded([answer_of(row, trainer._teacher_prompts.view.column) for row in rollout.rows])
+    answers = encoded([answer_of(row, trainer.teacher_prompts.view.column) for row in rollout.rows])
     return {
         "prompt_gains": gains_in(trainer, rollout.batch, contexts, plain, questions),
         "answer_gains": gains_in(trainer, rollout.batch, contexts, prompts.columns, answers),
@@ -198,7 +198,7 @@ def text_log_probs(
         part["teacher_index"] = batch["teacher_index"][list(rows)]
     sums = torch.zeros(len(rows), device=ids.device)
     for teacher in under(trainer, part, prefixes).values():
-        kept, head = part["completion_mask"].bool(), teacher.head.rows(trainer._num_rows)
+        kept, head = part["completion_mask"].bool(), teacher.head.rows(trainer.num_rows)
         hidden_states = teacher.hidden_states[..., : head.weight.size(-1)][teacher.select(kept)]
         if teacher.rows is not None:
             kept = kept & teacher.rows[:, None]
@@ -209,6 +209,6 @@ def text_log_probs(
 
 def under(trainer, batch: dict[str, Any], prompt_ids: list[list[int]]) -> dict[str, Scores]:
     """What each teacher says of the completions of a batch after other prompts."""
-    ids, mask = left_pad(prompt_ids, pad_token_id=trainer._tokenizer.pad_token_id, device=trainer.accelerator.device)
+    ids, mask = left_pad(prompt_ids, pad_token_id=trainer.tokenizer.pad_token_id, device=trainer.accelerator.device)
     batch = batch | {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask}
     return score_micro_batch(trainer, trainer.model, batch | score_ahead(trainer, batch))

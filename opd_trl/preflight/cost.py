@@ -58,7 +58,7 @@ def measure_step(trainer, rollout: Rollout, *, generation_seconds: float, genera
     ahead = any(scores_ahead(trainer, teacher) for teacher in trainer.teachers.values())
 
     def step() -> None:
-        trainer._compute_loss(trainer.model, rollout.batch).backward()
+        trainer.batch_loss(rollout.batch).backward()
         trainer.model.zero_grad(set_to_none=True)
 
     trainer.model.train()

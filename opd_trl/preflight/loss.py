@@ -63,9 +63,9 @@ def check_loss(
     Raises:
         ValueError: a served teacher that sends TopK log-probabilities alone, or no token that the loss is taken on.
     """
-    options = trainer._loss_options
+    options = trainer.loss_options
     configured = Objective(**{field.name: options[field.name] for field in dataclasses.fields(Objective)})
-    check = LossCheck(forms_of(configured, top_ks=top_ks, vocab_size=trainer._num_rows))
+    check = LossCheck(forms_of(configured, top_ks=top_ks, vocab_size=trainer.num_rows))
     total = sum(int(rollout.kept.sum()) for rollout in rollouts)
     if total == 0:
         raise ValueError("the student's completions have no token that the loss is taken on. Look at its answers.")

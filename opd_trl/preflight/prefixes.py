@@ -60,7 +60,7 @@ def pair_figures(trainer, rollouts: Sequence[Rollout], *, on_batch: Callable[[],
     parts = []
     for rollout in rollouts:
         with torch.no_grad():
-            parts += [figures_of(scored, trainer._loss_options) for scored in score(trainer, rollout)]
+            parts += [figures_of(scored, trainer.loss_options) for scored in score(trainer, rollout)]
         on_batch()
     return PairFigures(*(torch.cat(part) for part in zip(*parts, strict=True)))
 

@@ -78,7 +78,7 @@ def roll_out(trainer, rows: list[dict[str, Any]], *, on_batch: Callable[[], None
     for start in range(0, len(rows), size):
         part = [row for row in rows[start : start + size] for _ in range(copies)]
         with torch.no_grad():
-            rollouts.append(Rollout(part, trainer._generate_and_score_completions(part)))
+            rollouts.append(Rollout(part, trainer.answer(part)))
         on_batch()
     return rollouts
 
@@ -116,14 +116,12 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
         kept = teacher.select(rollout.kept)
         values = {entry: teacher.select(batch[entry])[kept] for entry in TOKEN_ENTRIES if entry in batch}
         ids = values.pop("completion_ids")
-        temperature = trainer._loss_options["temperature"]
+        temperature = trainer.loss_options["temperature"]
         with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
-            student = next_token(
-                teacher.select(hidden_states)[kept], student_head.rows(trainer._num_rows), temperature
-            )
+            student = next_token(teacher.select(hidden_states)[kept], student_head.rows(trainer.num_rows), temperature)
             of_teacher = next_token(
                 teacher.hidden_states[..., : teacher.head.weight.size(-1)][kept],
-                teacher.head.rows(trainer._num_rows),
+                teacher.head.rows(trainer.num_rows),
                 temperature,
             )
             everywhere = kept if teacher.rows is None else rollout.kept & teacher.rows[:, None]

@@ -135,7 +135,7 @@ def teacher_answers(
     if isinstance(trainer.teacher, ServedTeacher):
         raise ValueError("a served teacher scores and writes nothing here. Name its model: --teacher PATH.")
     sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
-    tokenizer, answers = trainer._tokenizer, Answers([], [], [], [])
+    tokenizer, answers = trainer.tokenizer, Answers([], [], [], [])
     with trainer.teacher.scoring(trainer.model) as module, own_generation(module):
         engine = TransformersEngine(module, tokenizer)
         for number, rollout in enumerate(rollouts):
@@ -171,7 +171,7 @@ def nll_under_student(trainer, rollouts: Sequence[Rollout], texts: Sequence[Comp
     """NLL of texts as answers to the student's own prompts, nats a token; None where all are empty."""
     nats, tokens = 0.0, 0
     for rollout, answers in along(rollouts, texts):
-        batch, own = rollout.batch, [ids_of(trainer._tokenizer, answer) for answer in answers]
+        batch, own = rollout.batch, [ids_of(trainer.tokenizer, answer) for answer in answers]
         rows = [i for i, ids in enumerate(own) if ids]
         if not rows:
             continue
@@ -187,7 +187,7 @@ def nll_under_student(trainer, rollouts: Sequence[Rollout], texts: Sequence[Comp
                 "completion_mask": mask,
             },
         )
-        kept, head = mask.bool(), read_head(trainer.model).rows(trainer._num_rows)
+        kept, head = mask.bool(), read_head(trainer.model).rows(trainer.num_rows)
         log_probs, _ = token_log_probs(hidden_states[kept], head, padded[kept])
         nats, tokens = nats - log_probs.sum().item(), tokens + len(log_probs)
     return nats / tokens if tokens else None

@@ -30,13 +30,13 @@ def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
     findings = [
         check_vocabulary(trainer, own),
         check_turn_end(trainer, rows),
-        check_pad(trainer._tokenizer),
-        check_thinking(trainer._tokenizer, student[0], teacher[0]),
+        check_pad(trainer.tokenizer),
+        check_thinking(trainer.tokenizer, student[0], teacher[0]),
         check_lengths(trainer, student, teacher),
     ]
     if own is not None:
         findings += [check_eos(trainer, own), check_teacher_template(trainer, own, rows, teacher)]
-    if trainer._teacher_prompts.view is not None:
+    if trainer.teacher_prompts.view is not None:
         findings += check_contexts(trainer, rows, teacher)
     return [finding for finding in findings if finding is not None]
 
@@ -59,8 +59,8 @@ def teacher_tokenizer(trainer) -> PreTrainedTokenizerBase | None:
 
 def check_vocabulary(trainer, own: PreTrainedTokenizerBase | None) -> Finding:
     """Building the trainer has compared both vocabularies id by id; this says over how many rows."""
-    size = len(trainer._tokenizer)
-    said = f"{size:,} tokens, {trainer._num_rows:,} rows of both heads compared"
+    size = len(trainer.tokenizer)
+    said = f"{size:,} tokens, {trainer.num_rows:,} rows of both heads compared"
     if own is None:
         return finding("vocabulary", "ok", said, "Student and teacher share one tokenizer.")
     return finding("vocabulary", "ok", said, "Student and teacher mean the same token by the same id, id by id.")
@@ -68,7 +68,7 @@ def check_vocabulary(trainer, own: PreTrainedTokenizerBase | None) -> Finding:
 
 def check_turn_end(trainer, rows: Sequence[dict[str, Any]]) -> Finding | None:
     """Is the token that ends an assistant's turn in the chat template one that generation stops at?"""
-    tokenizer = trainer._tokenizer
+    tokenizer = trainer.tokenizer
     if isinstance(rows[0]["prompt"], str):
         return None
     token = turn_end(tokenizer)
@@ -111,10 +111,10 @@ def check_pad(tokenizer: PreTrainedTokenizerBase) -> Finding:
 
 def check_eos(trainer, own: PreTrainedTokenizerBase) -> Finding:
     """Do student and teacher stop at a common token?"""
-    of_student = end_ids(trainer.model.generation_config.eos_token_id, trainer._tokenizer.eos_token_id)
+    of_student = end_ids(trainer.model.generation_config.eos_token_id, trainer.tokenizer.eos_token_id)
     of_teacher = end_ids(trainer.teacher.model.generation_config.eos_token_id, own.eos_token_id)
-    names = [" ".join(map(str, trainer._tokenizer.convert_ids_to_tokens(ids))) for ids in (of_student, of_teacher)]
-    if trainer._tokenizer.eos_token_id in of_teacher:
+    names = [" ".join(map(str, trainer.tokenizer.convert_ids_to_tokens(ids))) for ids in (of_student, of_teacher)]
+    if trainer.tokenizer.eos_token_id in of_teacher:
         return finding("EOS of both", "ok", names[0], "Both models end their answers with the student's EOS token.")
     return finding(
         "EOS of both",
@@ -122,7 +122,7 @@ def check_eos(trainer, own: PreTrainedTokenizerBase) -> Finding:
         f"student {names[0]}, teacher {names[1]}",
         "The teacher ends its answers with another token than the student: it pushes the student's EOS down, and "
         "lengths explode.",
-        f"a teacher that ends with {trainer._tokenizer.eos_token} (base and instruct models differ), or set "
+        f"a teacher that ends with {trainer.tokenizer.eos_token} (base and instruct models differ), or set "
         "eos_token of the student to the teacher's",
     )
 
@@ -131,12 +131,12 @@ def check_teacher_template(
     trainer, own: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], teacher: Sequence[list[int]]
 ) -> Finding | None:
     """Does the teacher read the template that it was trained with? The student's tokenizer renders for both."""
-    view, prompt = trainer._teacher_prompts.view, rows[0]["prompt"]
+    view, prompt = trainer.teacher_prompts.view, rows[0]["prompt"]
     if view is not None:
         prompt = view.prompts(rows[:1], ["the first row"])[0]
     if isinstance(prompt, str) or not own.chat_template:
         return None
-    kwargs = trainer._teacher_prompts.template_kwargs or {}
+    kwargs = trainer.teacher_prompts.template_kwargs or {}
     rendered = own.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **kwargs)
     ids = own.encode(rendered, add_special_tokens=False)
     if ids == teacher[0]:
@@ -146,7 +146,7 @@ def check_teacher_template(
     at = next(
         (i for i, (a, b) in enumerate(zip(ids, teacher[0], strict=False)) if a != b), min(len(ids), len(teacher[0]))
     )
-    theirs, given = (trainer._tokenizer.decode(x[at : at + 12]) for x in (ids, teacher[0]))
+    theirs, given = (trainer.tokenizer.decode(x[at : at + 12]) for x in (ids, teacher[0]))
     return finding(
         "teacher's template",
         "fix",
@@ -176,7 +176,7 @@ def check_lengths(trainer, student: Sequence[list[int]], teacher: Sequence[list[
     """Do prompts and completions fit the window of the model?"""
     longest, of_teacher = max(map(len, student)), max(map(len, teacher))
     window = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
-    limit = trainer._teacher_prompts.limit
+    limit = trainer.teacher_prompts.limit
     figure = f"student {longest}, teacher {of_teacher} tokens, completions {trainer.max_completion_length}"
     if window is not None and longest + trainer.max_completion_length > window:
         return finding(
@@ -192,7 +192,7 @@ def check_lengths(trainer, student: Sequence[list[int]], teacher: Sequence[list[
 
 def check_contexts(trainer, rows: Sequence[dict[str, Any]], teacher: Sequence[list[int]]) -> list[Finding]:
     """Does the teacher read the whole privileged context?"""
-    view, tokenizer = trainer._teacher_prompts.view, trainer._tokenizer
+    view, tokenizer = trainer.teacher_prompts.view, trainer.tokenizer
     contexts = [texts_of(view.shared or row.get(view.column)) for row in rows]
     missing = []
     for texts, ids in zip(contexts, teacher, strict=True):
@@ -286,12 +286,12 @@ def templates(flight: Flight) -> None:
 def ended_by_itself(trainer, rollout: Rollout) -> list[bool]:
     """Which completions hold an EOS token."""
     ids, mask = rollout.batch["completion_ids"], rollout.batch["completion_mask"].bool()
-    return ((ids == trainer._tokenizer.eos_token_id) & mask).any(-1).tolist()
+    return ((ids == trainer.tokenizer.eos_token_id) & mask).any(-1).tolist()
 
 
 def first_prompts(trainer, rollout: Rollout) -> dict[str, str | None]:
     """What student and teacher read for the first completion, and the first token that the loss is taken on."""
-    tokenizer, batch = trainer._tokenizer, rollout.batch
+    tokenizer, batch = trainer.tokenizer, rollout.batch
     student = unpadded(batch, "prompt")[0]
     teacher = unpadded(batch, "teacher_prompt")[0] if "teacher_prompt_ids" in batch else student
     kept = rollout.kept[0].nonzero().flatten()

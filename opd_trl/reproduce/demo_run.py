@@ -121,7 +121,7 @@ def make_recorder(console, bar, rule, questions: list):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "distillation/per_token_divergence" not in logs:
                 return
-            batch = list(self.trainer._logs["completion"])[-args.generation_batch_size :]
+            batch = self.trainer.last_completions[-args.generation_batch_size :]
             samples = compliance([messages[0]["content"] for messages in batch], rule)
             self.history.append({"step": state.global_step, "samples": samples, **logs})
             text = f"{samples:.0%} of samples follow the rule"

@@ -39,18 +39,18 @@ def log_distillation(trainer, stats: dict[str, dict[str, Tensor]], inputs, score
         stop_at_broken_teacher(trainer, inputs, scores)
     sums = trainer.accelerator.reduce(sums_by_teacher(trainer, stats, inputs, scores), reduction="sum")
     means = token_means(sums.sum(0))
-    if trainer._policy_is_active:
+    if trainer.policy_is_active:
         means.pop("entropy", None)  # GRPO logs it
     if is_routed(trainer.teachers):
         means |= divergence_by_teacher(list(trainer.teachers), sums)
     for name, value in means.items():
-        trainer._own_metrics[name].append(value)
+        trainer.running_metrics[name].append(value)
     if trainer.monitor is not None:
         trainer.monitor.take_sample(stats, inputs, scores)
-    if trainer._may_warn_of_dropped_tail and "support/student_mass" in means:
+    if trainer.may_warn_of_dropped_tail and "support/student_mass" in means:
         advice = dropped_tail_advice(means["support/student_mass"])
         if advice is not None:
-            trainer._may_warn_of_dropped_tail = False
+            trainer.may_warn_of_dropped_tail = False
             logger.warning(advice)
 
 
@@ -60,7 +60,7 @@ def sums_by_teacher(trainer, stats: dict[str, dict[str, Tensor]], inputs, scores
     repeated = repeated_trigrams(ids, mask)
     by_completion = repetition(repeated, mask)
     by_token = torch.stack([position_quartiles(mask), repeated.long()], dim=-1)  # selected at once
-    top_k = min(trainer.args.loss_top_k, trainer._num_rows)
+    top_k = min(trainer.args.loss_top_k, trainer.num_rows)
     sums = torch.zeros(len(trainer.teachers), len(FIGURES), 2, device=trainer.accelerator.device)
     for row, name in zip(sums, trainer.teachers, strict=True):
         if name in stats:
@@ -84,7 +84,7 @@ def stop_at_broken_teacher(trainer, inputs: dict[str, Any], scores: dict[str, Sc
         own = teacher.is_finite(teacher.select(kept))
         finite = own if teacher.rows is None else finite.masked_scatter(teacher.rows, own)
     rows = (~finite).nonzero().flatten().tolist() or list(range(len(finite)))
-    prompt = trainer._tokenizer.decode(inputs["prompt_ids"][rows[0]], skip_special_tokens=True)
+    prompt = trainer.tokenizer.decode(inputs["prompt_ids"][rows[0]], skip_special_tokens=True)
     raise FloatingPointError(broken_teacher_message(trainer.state.global_step, rows, prompt))
 
 

@@ -152,7 +152,7 @@ class MonitorCallback(TrainerCallback):
             return
         self._sampled_step = step
         if is_recorded(step, state.max_steps):
-            for line in sample_lines(self.trainer._tokenizer, stats, inputs, scores):
+            for line in sample_lines(self.trainer.tokenizer, stats, inputs, scores):
                 self._run_log.write("samples", step, line)
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -196,4 +196,4 @@ class MonitorCallback(TrainerCallback):
         steps, self._timed_since = state.global_step - self._timed_since, state.global_step
         if steps:
             for phase, seconds in self.clock.seconds().items():
-                self.trainer._metrics["train"][f"time/{phase}"].append(seconds / steps)
+                self.trainer.train_metrics[f"time/{phase}"].append(seconds / steps)

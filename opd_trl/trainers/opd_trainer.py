@@ -124,29 +124,29 @@ class OPDTrainer(GRPOTrainer):
             **kwargs,
         )
         self.monitor = add_monitor(self, privileged=uses_context)
-        self._has_rewards = drop_stand_in(self)
-        if (warning := check_rewards(args, has_rewards=self._has_rewards)) is not None:
+        self.has_rewards = drop_stand_in(self)
+        if (warning := check_rewards(args, has_rewards=self.has_rewards)) is not None:
             logger.warning(warning)
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
-        self._policy_is_active = self._has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
-        if not self._policy_is_active:  # it corrects the policy loss alone
+        self.policy_is_active = self.has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
+        if not self.policy_is_active:  # it corrects the policy loss alone
             self.vllm_importance_sampling_correction = False
         self._forward_redirection = _ForwardRedirection()
-        self._may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
+        self.may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teachers = self._build_teachers(teachers, initial_copy)
         check_placement(self)
-        self._reference = build_reference(self, initial_copy)
-        self._num_rows, windows = prepare_teachers(self)
-        self._loss_options = loss_options(args, self.temperature, self._num_rows, self.accelerator.device)
+        self.reference = build_reference(self, initial_copy)
+        self.num_rows, windows = prepare_teachers(self)
+        self.loss_options = loss_options(args, self.temperature, self.num_rows, self.accelerator.device)
         limits = [args.max_teacher_prompt_length, *(window - self.max_completion_length for window in windows)]
-        self._teacher_prompts = TeacherPrompts(
+        self.teacher_prompts = TeacherPrompts(
             self,
             view=view if uses_context else None,
             template_kwargs=args.teacher_chat_template_kwargs,
             limit=min((limit for limit in limits if limit is not None), default=None),
         )
         if args.max_teacher_prompt_length is not None and not args.sibling_context:
-            self._teacher_prompts.check(train_dataset)
+            self.teacher_prompts.check(train_dataset)
 
     # Building the teachers
 
@@ -172,12 +172,45 @@ class OPDTrainer(GRPOTrainer):
         """The teacher, or the first of several."""
         return next(iter(self.teachers.values()))
 
+    # What the rest of the package reads of a trainer: nobody else knows TRL's private names
+
+    @property
+    def tokenizer(self):
+        """The student's tokenizer, also where a processor wraps it."""
+        return self._tokenizer
+
+    @property
+    def last_completions(self) -> list:
+        """The completions that TRL keeps for its log, the newest last."""
+        return list(self._logs["completion"])
+
+    def tokenize(self, prompts: list) -> list[list[int]]:
+        """Token ids of prompts as the student reads them: its chat template, its tools."""
+        return self._tokenize_prompts(prompts)[0]
+
+    def answer(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Let the student answer rows of a data set, and the teachers that score ahead score them: a batch."""
+        return self._generate_and_score_completions(rows)
+
+    def batch_loss(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of a micro-batch, to be differentiated."""
+        return self._compute_loss(self.model, batch)
+
+    def run_inside(self, wrapped, function, *args, **kwargs):
+        """Run `function` inside the engine's forward of a model, so that its hooks see every use of a parameter."""
+        return self._forward_redirection(wrapped, self.accelerator.unwrap_model(wrapped), function, *args, **kwargs)
+
     # The batch
 
     @property
-    def _own_metrics(self) -> dict[str, list[float]]:
+    def running_metrics(self) -> dict[str, list[float]]:
         """TRL's metrics of training or of evaluation, whichever runs."""
-        return self._metrics["train" if self.model.training else "eval"]
+        return self._metrics["train"] if self.model.training else self._metrics["eval"]
+
+    @property
+    def train_metrics(self) -> dict[str, list[float]]:
+        """TRL's metrics of training, whatever runs."""
+        return self._metrics["train"]
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -186,36 +219,36 @@ class OPDTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._completions = completions
-        if self._has_rewards:
-            self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-            return self._rewards
+        if self.has_rewards:
+            self.last_rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            return self.last_rewards
         return torch.zeros(len(prompts) * self.accelerator.num_processes, 1, device=self.accelerator.device)
 
     @timed("generation")
     def _generate_and_score_completions(self, inputs):
         output = super()._generate_and_score_completions(inputs)
-        if not self._has_rewards:
+        if not self.has_rewards:
             for name in ("reward", "reward_std", "frac_reward_zero_std"):
-                self._own_metrics.pop(name, None)
-        mask, contexts = loss_mask(self.args, output, self._tokenizer), None
+                self.running_metrics.pop(name, None)
+        mask, contexts = loss_mask(self.args, output, self.tokenizer), None
         if self.args.distillation_gate is not None:
-            is_open = gate(self.args, self._rewards, self.reward_weights)
-            self._own_metrics["distillation/gate_open"].append(is_open.float().mean().item())
+            is_open = gate(self.args, self.last_rewards, self.reward_weights)
+            self.running_metrics["distillation/gate_open"].append(is_open.float().mean().item())
             own = self.accelerator.process_index * len(inputs)  # rewards are gathered from all processes
             mask = mask * is_open[own : own + len(inputs), None]
         if self.args.sibling_context:
             contexts = sibling_contexts(self, inputs, self._completions)
             taught = torch.tensor([context is not None for context in contexts], device=mask.device)
             share = self.accelerator.gather(taught.float()).mean().item()
-            self._own_metrics["distillation/has_context"].append(share)
+            self.running_metrics["distillation/has_context"].append(share)
             mask = mask * taught[:, None]
         output["loss_mask"] = mask
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
-        if self._teacher_prompts.differ:
+        if self.teacher_prompts.differ:
             names = [f"row {i} of this batch (prompt {str(row['prompt'])[:80]!r})" for i, row in enumerate(inputs)]
             output["teacher_prompt_ids"], output["teacher_prompt_mask"] = left_pad(
-                self._teacher_prompts.token_ids(inputs, names, contexts=contexts),
-                pad_token_id=self._tokenizer.pad_token_id,
+                self.teacher_prompts.token_ids(inputs, names, contexts=contexts),
+                pad_token_id=self.tokenizer.pad_token_id,
                 device=self.accelerator.device,
             )
         if is_routed(self.teachers):
@@ -224,7 +257,7 @@ class OPDTrainer(GRPOTrainer):
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         """The old log-probs of a policy loss; where there is none, that forward is spared."""
-        if not self._policy_is_active:
+        if not self.policy_is_active:
             return None, None, None
         return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
@@ -256,29 +289,28 @@ class OPDTrainer(GRPOTrainer):
         scores = self._teacher_scores(model, inputs)
         student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
-            result = self._forward_redirection(
+            result = self.run_inside(
                 model,
-                student,
                 student_pass,
                 student,
                 inputs,
                 scores,
-                options=self._loss_options,
-                num_rows=self._num_rows,
+                options=self.loss_options,
+                num_rows=self.num_rows,
                 num_loss_tokens=self._num_loss_tokens(inputs),
                 router_loss=self.aux_loss_enabled,
-                policy_temperature=self.temperature if self._policy_is_active else None,
+                policy_temperature=self.temperature if self.policy_is_active else None,
             )
         log_distillation(self, result.stats, inputs, scores)
         loss = distillation_coef(self.args, self.state) * result.loss
-        if self._policy_is_active:
+        if self.policy_is_active:
             already_run = SimpleNamespace(
                 log_probs=result.per_token_logps, entropy=result.entropies, aux_loss=result.aux_loss
             )
             inputs = {**inputs, "advantages": self.args.policy_coef * inputs["advantages"]}
             return loss + super()._compute_loss(lambda **_: already_run, inputs)
         if self.aux_loss_enabled:
-            self._own_metrics["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())
+            self.running_metrics["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())
             loss = loss + self.router_aux_loss_coef * result.aux_loss / self._num_micro_batches()
         return loss
 

@@ -136,7 +136,7 @@ def prepare_teachers(trainer) -> tuple[int, list[int]]:
             rows, window = num_rows, getattr(student, "max_position_embeddings", None)
         else:
             config = teacher.model.config.get_text_config()
-            rows = shared_rows(student.vocab_size, config.vocab_size, trainer._tokenizer.get_vocab())
+            rows = shared_rows(student.vocab_size, config.vocab_size, trainer.tokenizer.get_vocab())
             window = getattr(config, "max_position_embeddings", None)
             teacher.model = prepare_teacher(trainer, teacher)
         num_rows = min(num_rows, rows)

@@ -94,7 +94,9 @@ def sibling_contexts(trainer, rows: list[dict[str, Any]], completions: list[Any]
     """
     texts = gather_object([answer_of(completion) for completion in completions])
     size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
-    found = first_success(texts, is_correct(trainer.args, trainer._rewards, trainer.reward_weights), group_size=size)
+    found = first_success(
+        texts, is_correct(trainer.args, trainer.last_rewards, trainer.reward_weights), group_size=size
+    )
     own = trainer.accelerator.process_index * len(rows)
     column = trainer.args.privileged_context_column
     return [

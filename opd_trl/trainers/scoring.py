@@ -72,7 +72,7 @@ def has_no_part(trainer, rows: Tensor | None) -> bool:
 def forward(trainer, module: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Head]:
     """Hidden states `(b, T, H)` of the completions, inside the engine's forward of the teacher, and its head."""
     teacher = trainer.accelerator.unwrap_model(module)
-    return trainer._forward_redirection(module, teacher, teacher_pass, teacher, inputs), read_head(teacher)
+    return trainer.run_inside(module, teacher_pass, teacher, inputs), read_head(teacher)
 
 
 def score_in_parts(trainer, teacher: Teacher, batch: dict[str, Any], rows: Tensor | None) -> Tensor:
@@ -129,8 +129,8 @@ def token_logps(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
     them, which is scored where it will have moved on before the last step that uses them.
     """
     args, entries = trainer.args, {}
-    if trainer._reference is not None:
-        entries["reference_logps"] = score_tokens(trainer, trainer._reference, batch)
+    if trainer.reference is not None:
+        entries["reference_logps"] = score_tokens(trainer, trainer.reference, batch)
     if args.loss_importance_cap is not None:
         known = [batch[name] for name in ("sampling_per_token_logps", "old_per_token_logps") if name in batch]
         if known:
@@ -150,9 +150,5 @@ def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
         plain = trainer.accelerator.unwrap_model(module)
         for rows in torch.arange(len(batch["completion_ids"])).split(trainer.args.per_device_train_batch_size):
             inputs = {name: batch[name][rows] for name in names}
-            parts.append(
-                trainer._forward_redirection(
-                    module, plain, logps_pass, plain, inputs, trainer._num_rows, trainer._loss_options
-                )
-            )
+            parts.append(trainer.run_inside(module, logps_pass, plain, inputs, trainer.num_rows, trainer.loss_options))
     return torch.cat(parts)

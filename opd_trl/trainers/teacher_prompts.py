@@ -49,7 +49,7 @@ class TeacherPrompts:
             prompts = [row["prompt"] for row in rows] if self.view is None else self.view.prompts(rows, names)
         student_kwargs, self.trainer.chat_template_kwargs = self.trainer.chat_template_kwargs, self.template_kwargs
         try:
-            prompt_ids, *_ = self.trainer._tokenize_prompts(prompts)
+            prompt_ids = self.trainer.tokenize(prompts)
         finally:
             self.trainer.chat_template_kwargs = student_kwargs
         check_lengths(prompt_ids, names, limit=self.limit)

@@ -39,8 +39,8 @@ def rendered(trainer, rows, contexts, *, question=True):
         messages = [{"role": "user", "content": row["prompt"][-1]["content"] if question else ""}]
         if context is not None:
             messages.insert(0, {"role": "system", "content": context})
-        text = trainer._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        found.append(trainer._tokenizer.encode(text, add_special_tokens=False))
+        text = trainer.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        found.append(trainer.tokenizer.encode(text, add_special_tokens=False))
     return found
 
 
@@ -107,7 +107,7 @@ def test_the_gains_are_differences_of_the_teachers_own_log_probabilities(tmp_pat
     trainer = opd_trainer(tmp_path, student_path, teacher_path, dataset=dataset, loss_temperature=1.7)
     (rollout,) = rolled(trainer, 4)
     figures = probe_contexts(trainer, [rollout], contexts=3, seed=1)
-    draw, encode = draw_contexts(trainer, [rollout], 3, 1), trainer._tokenizer.encode
+    draw, encode = draw_contexts(trainer, [rollout], 3, 1), trainer.tokenizer.encode
 
     def log_prob(prefix, text):
         with torch.no_grad():
@@ -228,11 +228,11 @@ def test_every_builder_words_its_context_without_the_question(tmp_path, student_
     rollouts = rolled(trainer, 3)
     ids = teacher_prompts(trainer, rollouts[0], draw_contexts(trainer, rollouts, 2, 0))
     for row, alone, empty in zip(rollouts[0].rows, ids.alone, ids.empty, strict=True):
-        text = trainer._tokenizer.decode(alone)
+        text = trainer.tokenizer.decode(alone)
         assert row["privileged_context"] in text
         assert "plus" not in text
-        assert "plus" in trainer._tokenizer.decode(empty)
-        assert row["privileged_context"] not in trainer._tokenizer.decode(empty)
+        assert "plus" in trainer.tokenizer.decode(empty)
+        assert row["privileged_context"] not in trainer.tokenizer.decode(empty)
 
 
 def test_questions_and_answers_are_texts():

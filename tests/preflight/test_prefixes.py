@@ -69,8 +69,8 @@ def test_the_nll_is_that_of_the_models_own_logits(tmp_path, student_path, teache
     answers = teacher_answers(trainer, rollouts, continue_too=False, seed=0).teacher
     nats, tokens = 0.0, 0
     for prompt, answer in zip(unpadded(rollouts[0].batch, "prompt"), answers, strict=True):
-        ids = trainer._tokenizer.encode(answer.text, add_special_tokens=False)
-        ids += [trainer._tokenizer.eos_token_id] * answer.finished
+        ids = trainer.tokenizer.encode(answer.text, add_special_tokens=False)
+        ids += [trainer.tokenizer.eos_token_id] * answer.finished
         with torch.no_grad():
             logs = trainer.model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         nats -= sum(logs[len(prompt) - 1 + i, token].item() for i, token in enumerate(ids))

@@ -210,4 +210,4 @@ def test_an_environment_with_its_own_reward_needs_no_reward_function(
         tmp_path, student_path, teacher_path, num_generations=2, trainer_options={"environment_factory": Dice}
     )
     assert trainer.reward_func_names == ["Dice"]
-    assert trainer._has_rewards
+    assert trainer.has_rewards

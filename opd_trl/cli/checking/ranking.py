@@ -27,13 +27,13 @@ def figures_of(flight: Flight, path: str, student: str) -> dict[str, Any]:
     """One row of the ranking."""
     trainer, row = flight.trainer, {"name": path, "refused": None, **dict.fromkeys(FIGURES)}
     try:
-        check_teacher(student, path, trainer.args, trainer._tokenizer, None)
+        check_teacher(student, path, trainer.args, trainer.tokenizer, None)
     except (ValueError, OSError) as error:
         return row | {"refused": str(error)}
     teacher = ModelTeacher(load_teacher(path, trainer.args))
     config = teacher.model.config.get_text_config()
     student_rows = trainer.model.config.get_text_config().vocab_size
-    trainer._num_rows = shared_rows(student_rows, config.vocab_size, trainer._tokenizer.get_vocab())
+    trainer.num_rows = shared_rows(student_rows, config.vocab_size, trainer.tokenizer.get_vocab())
     teacher.model = prepare_teacher(trainer, teacher)
     trainer.teachers = {"": teacher}
     with flight.over_batches(f"{path} on the student's text") as done:
