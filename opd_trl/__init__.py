@@ -7,6 +7,8 @@ import importlib
 
 
 __version__ = "0.1.0.dev0"
+#: Environment variable with the key of a served teacher, on both sides.
+API_KEY_VARIABLE = "OPD_TRL_API_KEY"
 
 _LAZY = {
     "OPDConfig": "opd_trl.trainers.opd_config",
@@ -14,7 +16,7 @@ _LAZY = {
     "OPDTrainer": "opd_trl.trainers.opd_trainer",
     "OPSDTrainer": "opd_trl.trainers.opsd_trainer",
 }
-_SUBPACKAGES = ("losses", "privileged", "teachers", "evaluation", "diagnostics", "trainers")
+_SUBPACKAGES = ("losses", "privileged", "evaluation", "diagnostics", "models", "teachers", "data", "trainers")
 
 __all__ = ["OPDConfig", "OPDTrainer", "OPSDConfig", "OPSDTrainer"]
 

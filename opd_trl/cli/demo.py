@@ -5,8 +5,6 @@ import os
 from functools import partial
 from pathlib import Path
 
-from ..reproduce.demo_model import DemoError, prepare_model
-from ..reproduce.demo_run import RECIPE, run
 from .terminal import progress
 
 
@@ -28,12 +26,15 @@ def main(argv: list[str]) -> int:
     os.environ["TQDM_DISABLE"] = "1"
     from rich.console import Console
 
+    from ..reproduce.demo_model import DemoError
+    from ..reproduce.demo_run import RECIPE, run
     from ..scripts.quiet import quiet_libraries
 
     console = Console()
     with quiet_libraries(ours_too=False):
         try:
-            model = args.model or str(prepare(console, Path(args.output) / "model"))
+            with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
+                model = args.model or str(prepare_model(Path(args.output) / "model"))
         except DemoError as error:
             console.print(str(error), style="red", markup=False)
             return 1
@@ -55,9 +56,3 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", default=None, help="another chat model in place of SmolLM2-135M-Instruct")
     parser.add_argument("--prepare-only", action="store_true", help="fetch and convert the model, then stop")
     return parser
-
-
-def prepare(console, folder: Path) -> Path:
-    """Fetch and convert the model with a spinner."""
-    with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
-        return prepare_model(folder)

@@ -3,6 +3,10 @@
 import argparse
 import json
 import sys
+import textwrap
+
+from rich.console import Console
+from rich.table import Table
 
 
 DESCRIPTION = """\
@@ -45,9 +49,6 @@ def main(argv: list[str]) -> int:
 
 def print_table(methods) -> None:
     """One line per method."""
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("method", "command", "source", "what it is", box=None, pad_edge=False)
     for name, method in methods.items():
         table.add_row(name, " or ".join(method.commands), method.source, method.title)
@@ -57,8 +58,6 @@ def print_table(methods) -> None:
 
 def as_text(name: str, method) -> str:
     """A method as YAML, with source and differences as comments."""
-    import textwrap
-
     import yaml
 
     differs = method.differs or "Nothing differs."

@@ -7,6 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from .pipelines.runner import Outcome, Run
 
 
@@ -89,8 +93,6 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: what is given cannot be run; nothing has been run.
     """
-    from rich.console import Console
-
     from .pipelines.arguments import command_lines
     from .pipelines.child import locked
     from .pipelines.document import read_pipeline
@@ -134,9 +136,6 @@ SHOWN = 3
 
 def print_outcomes(console: Any, outcomes: list[Outcome]) -> None:
     """Print a row for each stage: state, seconds, outputs, key figures."""
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table("stage", "state", "seconds", "outputs", "figures", box=None, pad_edge=False)
     for outcome in outcomes:
         table.add_row(

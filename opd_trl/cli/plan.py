@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ..planning.totals import gib
+from ..planning.component import gib
 
 
 HELP = """\

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
+from rich.console import Console
+from rich.table import Table
 
 from ..scripts.recipe_files import (
     EXTENDS,
@@ -38,12 +40,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl recipes`."""
     args = make_parser().parse_args(argv)
-    from . import recipes
 
     actions: dict[str, Callable[[], None]] = {
-        "list": recipes.print_list,
-        "show": lambda: recipes.print_recipe(args.name, resolved=args.resolved),
-        "copy": lambda: recipes.print_copy(args.name, args.destination),
+        "list": print_list,
+        "show": lambda: print_recipe(args.name, resolved=args.resolved),
+        "copy": lambda: print_copy(args.name, args.destination),
     }
     try:
         actions[args.command]()
@@ -55,9 +56,6 @@ def main(argv: list[str]) -> int:
 
 def print_list() -> None:
     """Print the recipes and pipelines with their first lines, and the names for `--accelerate_config`."""
-    from rich.console import Console
-    from rich.table import Table
-
     console = Console()
     for title, names in (("recipe", recipe_names()), ("pipeline", pipeline_names())):
         table = Table(title, "what it is", box=None, pad_edge=False)

@@ -4,7 +4,8 @@ import argparse
 import os
 import sys
 
-from ..serving.start import API_KEY, InputError, bind, check, serve
+from .. import API_KEY_VARIABLE
+from ..serving.start import InputError, bind, check, serve
 from .flags import json_object
 
 
@@ -71,7 +72,7 @@ def main(argv: list[str]) -> int:
         print(HELP, end="")
         return 0
     args = make_parser().parse_args(argv)
-    key = os.environ.get(API_KEY, "").strip() or None
+    key = os.environ.get(API_KEY_VARIABLE, "").strip() or None
     try:
         check(args, key)
         with bind(args.host, args.port) as sock:

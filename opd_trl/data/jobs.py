@@ -1,11 +1,14 @@
 """The work behind the commands of `opd-trl data`: each takes its arguments and a progress bar, and writes files."""
 
 import argparse
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
+from ..evaluation import math_accuracy
+from . import traces
 from .adapters import ADAPTERS, RejectedRow, mapped
 from .decontaminate import Contamination, evaluation_prompts
 from .files import DataError, Row, check_free, looks_local, write_jsonl
@@ -49,8 +52,6 @@ def draw_procedural(args: argparse.Namespace) -> Report:
 
 def write_traces(args: argparse.Namespace, bar: Bar) -> dict[str, Any]:
     """Let a model write completions to the prompts of a file; return the report."""
-    from . import traces
-
     check_jsonl(args.output)
     check_free(args.output, report_file(args.output), overwrite=args.overwrite)
     check_numbers(args)
@@ -210,11 +211,8 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 def judge() -> Callable:
     """Tells right from wrong answers; raises DataError where math-verify is missing."""
-    import importlib.util
-
     if importlib.util.find_spec("math_verify") is None:
         raise DataError("--check-answer needs math-verify: pip install 'opd_trl[math]' (or pip install math-verify).")
-    from ..evaluation import math_accuracy
 
     return math_accuracy
 

@@ -1,5 +1,6 @@
 """Procedural tasks of reasoning-gym: as many rows as one asks for, without a hub, with a score of their own."""
 
+import difflib
 import json
 from typing import Any
 
@@ -52,8 +53,6 @@ def generate(task: str, *, count: int, seed: int, options: dict[str, Any] | None
     if count < 1:
         raise DataError(f"--count must be at least 1, got {count}.")
     if task not in task_names():
-        import difflib
-
         near = ", ".join(difflib.get_close_matches(task, task_names(), n=3))
         raise DataError(
             f"{task!r} is no task of reasoning-gym{f', did you mean {near}' if near else ''}? "

@@ -1,5 +1,6 @@
 """Rows of a data set by name or of a file, through `datasets`; what cannot be had is an error with the remedy."""
 
+import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,6 @@ def load_named(
 def adapter_of(name: str) -> Adapter:
     """The adapter called `name`; raises DataError with the names that there are."""
     if name not in ADAPTERS:
-        import difflib
-
         near = difflib.get_close_matches(name, ADAPTERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise DataError(f"{name!r} is no known data set and no file: {hint}There are {', '.join(ADAPTERS)}.")

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from ..losses import chunked_support_log_probs
-from ..privileged import completion_positions
+from .sequences import completion_positions
 
 
 # Batch entries that a vision-language backbone takes besides ids and mask.
@@ -109,13 +110,17 @@ def completion_hidden_states(
     aux_loss = None
     if router_loss:
         # Every family of experts in transformers inherits Mixtral's load-balancing loss.
-        from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
         config = model.config.get_text_config()
         aux_loss = load_balancing_loss_func(
             outputs.router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
         )
     return completion_positions(outputs.last_hidden_state, num_completion_tokens), aux_loss
+
+
+def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The entries of a batch that a vision-language backbone takes."""
+    return {key: inputs[key] for key in MULTIMODAL_KEYS if key in inputs}
 
 
 def token_log_probs(hidden_states: Tensor, head: Head, ids: Tensor, **options: Any) -> tuple[Tensor, Tensor]:

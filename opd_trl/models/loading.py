@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from trl.trainer.utils import create_model_from_path
 
 from .sampling import Engine
+from .transformers_engine import TransformersEngine
 
 
 @contextmanager
@@ -50,8 +52,6 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
     Raises:
         ValueError: it cannot be loaded.
     """
-    from transformers import AutoTokenizer
-
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
@@ -80,7 +80,6 @@ def load_engine(
         from .vllm_engine import VLLMEngine
 
         return VLLMEngine(model, adapter=adapter, dtype=dtype, **sizes)
-    from .transformers_engine import TransformersEngine
 
     return TransformersEngine(load_model(model, adapter=adapter, dtype=dtype), tokenizer, **sizes)
 
@@ -100,9 +99,6 @@ def load_model(
     Raises:
         ValueError: model or adapter cannot be loaded.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     try:
         loaded = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Parameters that ZeRO-3 or FSDP2 keep in pieces, made whole for reading or writing."""
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -7,7 +8,7 @@ from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-from trl.models import prepare_fsdp
+from trl.models import prepare_deepspeed, prepare_fsdp
 
 
 def whole(parameter: Tensor, *, write: bool = False) -> AbstractContextManager:
@@ -76,3 +77,20 @@ def shard_by_layers(accelerator, model: nn.Module) -> nn.Module:
             # The head's unit waits for a backward to be sharded again, and a teacher has none.
             module.set_reshard_after_forward(True, recurse=False)
     return model
+
+
+def prepare_frozen(trainer, model: nn.Module) -> nn.Module:
+    """Hand a model that is not trained to the trainer's engine, as TRL does with GRPO's reference model."""
+    if trainer.is_deepspeed_enabled:
+        return prepare_deepspeed(model, trainer.accelerator)
+    if trainer.is_fsdp_enabled:
+        return shard_by_layers(trainer.accelerator, model)
+    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
+
+
+@torch.no_grad()
+def move_towards(pairs: Iterable[tuple[Tensor, Tensor]], rate: float) -> None:
+    """teacher <- (1 - rate) teacher + rate student, in place; a rate of 1 copies exactly."""
+    for teacher, student in pairs:
+        with whole(student), whole(teacher, write=True):
+            teacher.lerp_(student.to(teacher.dtype), rate)

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import GenerationConfig
 
 from .sampling import Completion, Sampling, derived_seed
 
@@ -24,8 +25,6 @@ class TransformersEngine:
     name = "transformers"
 
     def __init__(self, model: nn.Module, tokenizer, *, batch_size: int = 32) -> None:
-        from transformers import GenerationConfig
-
         self.model, self.tokenizer, self.batch_size = model.eval(), tokenizer, batch_size
         self.end_ids = end_ids(model.generation_config.eos_token_id, tokenizer.eos_token_id)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.end_ids[0]

@@ -4,6 +4,8 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
+from transformers import GenerationConfig
+
 from .sampling import Completion, Sampling
 from .transformers_engine import end_ids
 
@@ -76,8 +78,6 @@ class VLLMEngine:
 
 def _eos_of(model: str) -> int | list[int] | None:
     """The end tokens of a model's generation settings; none where it has no such file."""
-    from transformers import GenerationConfig
-
     try:
         return GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:

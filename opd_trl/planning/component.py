@@ -55,3 +55,12 @@ def product(count: int, width: float, shards: int = 1) -> str:
     '1,000 x 4 B / 8 GPUs'
     """
     return f"{count:,} x {width:g} B" + (f" / {shards} GPUs" if shards > 1 else "")
+
+
+def gib(amount: float) -> str:
+    """Bytes in GiB.
+
+    >>> gib(3 * 2**29)
+    '1.50'
+    """
+    return f"{amount / GIB:,.2f}"

@@ -80,14 +80,14 @@ def read_teachers(training: OPDConfig, given: list[str]) -> tuple[Teacher, ...]:
     Raises:
         ValueError: a folder for a teacher that there is not, or no config.json of a teacher in this job.
     """
-    if hasattr(training, "teacher_model_kind"):
+    if training.teaches_itself:
         if given:
             raise ValueError(
                 f"--teacher-config {' '.join(given)} is given, but without a separate teacher in the recipe the "
                 "student is its own teacher. Name one in the recipe or as a flag, or leave --teacher-config out."
             )
         return ()
-    named = named_teachers(None, training)
+    named = named_teachers(None, **training.teacher_fields)
     folders = teacher_folders(given, list(named))
     return tuple(read_teacher(training, name, teacher, folders.get(name)) for name, teacher in named.items())
 

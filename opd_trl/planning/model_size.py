@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from peft import get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
@@ -118,8 +119,6 @@ def adapter_parameters(model: PreTrainedModel, model_args: ModelConfig) -> int |
     Returns:
         None where LoRA is off and PEFT does not know which layers of the model to take.
     """
-    from peft import get_peft_model
-
     try:
         peft_model = get_peft_model(model, get_peft_config(dataclasses.replace(model_args, use_peft=True)))
     except ValueError:

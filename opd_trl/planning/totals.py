@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .advice import advice
-from .component import GIB, RESERVE, peak_moment, total, verdict
+from .component import RESERVE, gib, peak_moment, total, verdict
 from .sizing import estimate
 from .workload import Engine, Teacher, Workload, stored_bytes, teacher_flag
 
@@ -78,12 +78,3 @@ def summary(work: Workload, engine: Engine) -> dict[str, Any]:
         "total": needed,
         "verdict": verdict(needed, work.gpu_memory),
     }
-
-
-def gib(amount: float) -> str:
-    """Bytes in GiB.
-
-    >>> gib(3 * 2**29)
-    '1.50'
-    """
-    return f"{amount / GIB:,.2f}"

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ..models.forward import scatter, token_log_probs
-from ..privileged import TEMPLATES, Context, Prompt, check_context, left_pad
+from ..models.sequences import left_pad
+from ..privileged import TEMPLATES, Context, Prompt, check_context
 from ..teachers.scores import Scores
-from ..trainers.scoring import score_ahead, score_micro_batch
 from .rollouts import Rollout
 
 
@@ -211,4 +211,4 @@ def under(trainer, batch: dict[str, Any], prompt_ids: list[list[int]]) -> dict[s
     """What each teacher says of the completions of a batch after other prompts."""
     ids, mask = left_pad(prompt_ids, pad_token_id=trainer.tokenizer.pad_token_id, device=trainer.accelerator.device)
     batch = batch | {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask}
-    return score_micro_batch(trainer, trainer.model, batch | score_ahead(trainer, batch))
+    return trainer.teacher_scores(trainer.model, batch | trainer.score_ahead(batch))

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..trainers.scoring import score_ahead, score_micro_batch, scores_ahead
 from .findings import Finding
 from .flight import Flight
 from .rollouts import Rollout
@@ -55,7 +54,7 @@ def measure_step(trainer, rollout: Rollout, *, generation_seconds: float, genera
     completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
     share = completions / max(1, len(rollout.rows))
 
-    ahead = any(scores_ahead(trainer, teacher) for teacher in trainer.teachers.values())
+    ahead = any(teacher.scores_ahead(trainer) for teacher in trainer.teachers.values())
 
     def step() -> None:
         trainer.batch_loss(rollout.batch).backward()
@@ -66,8 +65,8 @@ def measure_step(trainer, rollout: Rollout, *, generation_seconds: float, genera
     whole = seconds(step, device)
     trainer.model.eval()
     with torch.no_grad():
-        in_step = seconds(lambda: score_micro_batch(trainer, trainer.model, rollout.batch), device)
-        before = seconds(lambda: score_ahead(trainer, rollout.batch), device) if ahead else 0.0
+        in_step = seconds(lambda: trainer.teacher_scores(trainer.model, rollout.batch), device)
+        before = seconds(lambda: trainer.score_ahead(rollout.batch), device) if ahead else 0.0
     generation = generation_seconds * completions / max(1, generated)
     return StepCost(
         generation=max(0.0, generation - before * share),

@@ -14,10 +14,9 @@ from ..losses.comparison import NextToken
 from ..losses.head import LogitTransform
 from ..losses.objective import Tokens
 from ..models.forward import Head, completion_hidden_states, read_head
-from ..privileged import join
+from ..models.sequences import join
 from ..teachers.scores import HiddenStates
 from ..trainers.passes import TOKEN_ENTRIES, multimodal_inputs
-from ..trainers.scoring import score_micro_batch
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
     """
     batch = rollout.batch
     with torch.no_grad():
-        scores = score_micro_batch(trainer, trainer.model, batch)
+        scores = trainer.teacher_scores(trainer.model, batch)
     hidden_states = student_hidden_states(trainer, batch)
     student_head = read_head(trainer.model)
     for name, teacher in scores.items():

@@ -10,8 +10,8 @@ import torch
 from ..evaluation.statistics import paired_difference
 from ..models.forward import read_head, token_log_probs
 from ..models.sampling import Completion, Sampling
+from ..models.sequences import left_pad
 from ..models.transformers_engine import TransformersEngine
-from ..privileged import left_pad
 from ..teachers.served import ServedTeacher
 from .findings import MODES_REMEDY, OURS, PAPER, Finding, finds_missing_modes
 from .flight import Flight

@@ -1,6 +1,5 @@
 """Floor 1: what only the teacher sees. Text and ids, no models."""
 
-from .alignment import check_lengths, completion_positions, join, left_pad
 from .builders import TEMPLATES, Builder, Context, Prompt, get_builder
 from .contexts import check_column, check_context, is_empty, read_shared_context
 from .view import TeacherView
@@ -14,11 +13,7 @@ __all__ = [
     "TeacherView",
     "check_column",
     "check_context",
-    "check_lengths",
-    "completion_positions",
     "get_builder",
     "is_empty",
-    "join",
-    "left_pad",
     "read_shared_context",
 ]

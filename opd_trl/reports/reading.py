@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from rich.console import Console
+from rich.progress import open as open_with_bar
+
 from .runs import Column, Run, merged, surviving
 
 
@@ -177,8 +180,6 @@ def opened(path: Path) -> BinaryIO:
     """Open a file to be read, with a progress bar on a terminal where it takes seconds."""
     if path.stat().st_size < LONG:
         return path.open("rb")
-    from rich.console import Console
-    from rich.progress import open as open_with_bar
 
     console = Console(stderr=True)
     bar = {"console": console, "transient": True, "disable": not console.is_terminal}

@@ -5,6 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from trl import SFTConfig
+
 from ..diagnostics import Monitor
 from ..preflight import findings
 from ..preflight.flight import Flight
@@ -97,16 +100,12 @@ def arguments(arm: Arm, settings: Settings, *, seed: int, folder: Path) -> OPDCo
 
 def sft_fields(settings: Settings) -> dict[str, Any]:
     """The shared fields of training that SFT has too."""
-    from trl import SFTConfig
-
     known = {field.name for field in dataclasses.fields(SFTConfig)}
     return {name: value for name, value in settings.training.items() if name in known}
 
 
 def build(arm: Arm, seed: int, *, settings: Settings, home: Path) -> OPDTrainer:
     """The trainer of an arm, whose run goes to `runs/<arm>` in the folder of the seed."""
-    from datasets import Dataset
-
     args = arguments(arm, settings, seed=seed, folder=home / "runs" / arm.name)
     count = args.max_steps * args.per_device_train_batch_size
     rows = asked_rows(count, part="opd", prompts=arm.prompts, context=arm.context, seed=seed)

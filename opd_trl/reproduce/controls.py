@@ -30,6 +30,6 @@ class ConstantPenalty(HiddenStates):
 class ConstantPenaltyTrainer(OPDTrainer):
     """OPDTrainer with [`ConstantPenalty`]."""
 
-    def _teacher_scores(self, model, inputs) -> dict[str, Scores]:
-        scores = super()._teacher_scores(model, inputs)
+    def teacher_scores(self, model, inputs) -> dict[str, Scores]:
+        scores = super().teacher_scores(model, inputs)
         return {name: ConstantPenalty(found.rows, found.hidden_states, found.head) for name, found in scores.items()}

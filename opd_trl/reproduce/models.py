@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
 from ..data import toy_task
+from .measures import answer, right_answer
 from .task import MIXTURE, OTHER_STYLE, OWN_STYLE, Style, asked_rows, taught_rows
 
 
@@ -28,23 +33,16 @@ OTHER_MIXTURE = {"solve": 0.3, "worked": 0.7}
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer that lies with a model."""
-    from transformers import AutoTokenizer
-
     return AutoTokenizer.from_pretrained(folder)
 
 
 def load_model(folder: Path) -> Any:
     """A model, float32."""
-    from transformers import AutoModelForCausalLM
-
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
 def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, kinds: dict[str, float]) -> None:
     """Train a model from nothing on solutions in a style; `settings["snapshots"]` are saved beside it by name."""
-    from datasets import Dataset
-    from transformers import TrainerCallback
-
     settings = dict(settings)
     snapshots = {step: name for name, step in settings.pop("snapshots", {}).items()}
 
@@ -63,8 +61,6 @@ def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, ki
 
 def fit(model, tokenizer, rows, settings: dict[str, Any], *, seed: int, callbacks: list[Any] | None = None) -> None:
     """Supervised training by TRL."""
-    from trl import SFTConfig, SFTTrainer
-
     with tempfile.TemporaryDirectory() as scratch:
         args = SFTConfig(output_dir=scratch, seed=seed, data_seed=seed, **ON_CPU | settings)
         SFTTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=callbacks).train()
@@ -82,11 +78,6 @@ def other(home: Path, settings: dict[str, Any], seed: int) -> None:
 
 def adapted(home: Path, settings: dict[str, Any], seed: int) -> None:
     """A copy of the own model after GRPO on quick prompts, rewarded for right answers: TRL's own trainer."""
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
-
-    from .measures import right_answer
-
     fields = settings["adapted"]
     count = fields["max_steps"] * fields["per_device_train_batch_size"] // fields["num_generations"]
     rows = asked_rows(count, part="rlvr", prompts="quick", context=None, seed=seed)
@@ -116,10 +107,6 @@ def stabilized(home: Path, settings: dict[str, Any], seed: int) -> None:
 
 def teacher_text(teacher: Path, count: int, *, part: str, prompts: str, seed: int, temperature: float = 1.0) -> Any:
     """A data set `prompt`, `completion` of a teacher's answers."""
-    from datasets import Dataset
-
-    from .measures import answer
-
     rows = asked_rows(count, part=part, prompts=prompts, context=None, seed=seed)
     found = answer(load_model(teacher), load_tokenizer(teacher), rows, seeds=[seed], temperature=temperature)
     return Dataset.from_list(

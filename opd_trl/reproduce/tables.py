@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.table import Table
+
 from .claim_checks import checked
 from .confusion import DOUBTS, WORKED, Results, by_finding, by_rule, counts, doubts_of, forecasts
 from .intervals import paired, shown, t_interval
@@ -235,8 +237,6 @@ def markdown(rows: Iterable[dict[str, str]]) -> str:
 
 def summary(settings: Settings, lines: Sequence[Line]) -> "Table":
     """For the terminal: one row per arm."""
-    from rich.table import Table
-
     results = Results.of(lines)
     table = Table("arm", "before", "after", "teacher", "worked", "the pre-flight", box=None, pad_edge=False)
     for arm in settings.arms.values():

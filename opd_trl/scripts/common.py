@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import trl.rewards
+from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.grpo import GRPOScriptArguments
 
+from ..evaluation import math_accuracy
+from ..privileged import get_builder, read_shared_context
 from ..teachers import TeacherServerError
 from ..trainers.config_checks import is_url
 from .checkpoints import checkpoint_of
 from .data_files import DataError, check_data_arguments, load_splits, looks_local
+from .parser import StrictParser
 
 
 @dataclass
@@ -32,10 +37,6 @@ class OPDScriptArguments(GRPOScriptArguments):
 
 def make_parser(name: str, config_class: type, subparsers: argparse._SubParsersAction | None, prog: str | None):
     """Return the strict parser of a training script: script, training, model and data-mixture arguments."""
-    from trl import DatasetMixtureConfig, ModelConfig
-
-    from .parser import StrictParser
-
     dataclass_types = (OPDScriptArguments, config_class, ModelConfig, DatasetMixtureConfig)
     if subparsers is not None:
         return subparsers.add_parser(name, help=f"Run the {name} training script", dataclass_types=dataclass_types)
@@ -49,8 +50,6 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
         ValueError: no student or no data set; a local model or data set, a file of the privileged context, a builder,
             a reward function or a checkpoint to resume from that does not exist.
     """
-    from ..privileged import get_builder, read_shared_context
-
     if os.getcwd() not in sys.path:  # for builders and reward functions of the user's own
         sys.path.insert(0, os.getcwd())
     if not model_args.model_name_or_path:
@@ -83,10 +82,6 @@ def reward_func(name: str) -> Callable:
     Raises:
         ValueError: no such name or path.
     """
-    import trl.rewards
-
-    from ..evaluation import math_accuracy
-
     ready = {
         "math_accuracy": lambda: math_accuracy,
         # The lengths of TRL's own GRPO script.
@@ -132,8 +127,6 @@ def build_trainer(trainer_class: type, script_args, training_args, model_args, d
     Raises:
         DataError: the data set is missing, unreadable or empty.
     """
-    from trl import get_peft_config, get_quantization_config
-
     evaluate = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_splits(script_args, dataset_args, evaluate=evaluate)
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)

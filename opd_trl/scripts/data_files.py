@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+from datasets import load_dataset, load_from_disk
+from datasets.exceptions import DatasetsError
+from trl import get_dataset
+
 from ..data.files import FORMATS, READERS, DataError, looks_local
 
 
@@ -54,17 +58,12 @@ def load_splits(script_args, dataset_args, *, evaluate: bool) -> tuple[Any, Any 
 
 
 def _load(script_args, dataset_args):
-    from datasets.exceptions import DatasetsError
-
     try:
         if dataset_args.datasets:
-            from trl import get_dataset
-
             return get_dataset(dataset_args)
         path = Path(script_args.dataset_name).expanduser()
         if path.exists():
             return _load_local(path, script_args)
-        from datasets import load_dataset
 
         return load_dataset(
             script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
@@ -81,8 +80,6 @@ def _load(script_args, dataset_args):
 
 
 def _load_local(path: Path, script_args):
-    from datasets import load_dataset, load_from_disk
-
     if path.is_file():
         files = {script_args.dataset_train_split: [path]}
     elif (path / "dataset_dict.json").is_file():

@@ -10,7 +10,7 @@ from typing import Any
 from trl import TrlParser
 from trl.scripts.utils import DatasetConfig
 
-from ..trainers.opd_config import PROCESSES
+from ..trainers.config_checks import PROCESSES
 from ..trainers.published_methods import GIVEN
 from .launching import as_flags, launch_arity, num_processes, suggest, unknown_tokens
 from .recipe_files import Recipe, find_recipe, read_recipe, stacked

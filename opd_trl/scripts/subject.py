@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import opd_trl
+
+from . import common
 from .quiet import quiet_libraries
 from .recipe_command import Flags, check_misplaced, make_parser, peek, training_command
 
@@ -57,8 +62,6 @@ def read_subject(argv: list[str], own: Flags, *, prog: str, defaults: dict[str, 
     Raises:
         ValueError: what is given cannot be trained, or a flag of the check is out of range.
     """
-    import torch
-
     own = SHARED_FLAGS | own
     recipe = peek(argv)
     command = training_command(recipe)
@@ -85,10 +88,6 @@ def build(subject: Subject, **options: Any) -> Iterator[Any]:
     Raises:
         ValueError: what OPDTrainer refuses; DataError: a data set that cannot be read.
     """
-    import opd_trl
-
-    from . import common
-
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         subject.training.output_dir = folder
         trainer_class = getattr(opd_trl, {"opd": "OPDTrainer", "opsd": "OPSDTrainer"}[subject.command])

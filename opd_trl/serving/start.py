@@ -10,8 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-
-API_KEY = "OPD_TRL_API_KEY"
+from .. import API_KEY_VARIABLE
 
 
 SHUTDOWN_LIMIT = 10  # seconds for requests in flight to finish
@@ -40,8 +39,9 @@ def check(args: argparse.Namespace, key: str | None) -> None:
         raise InputError(f"--model {args.model} does not exist (looked in {Path.cwd()}). Give a folder or a hub id.")
     if key is None and not is_loopback(args.host):
         raise InputError(
-            f"--host {args.host} can be reached from other machines, and {API_KEY} is not set. Set it here and for "
-            f"the students, e.g. `export {API_KEY}=$(openssl rand -hex 32)`, or keep --host 127.0.0.1."
+            f"--host {args.host} can be reached from other machines, and {API_KEY_VARIABLE} is not set. Set it here "
+            f"and for the students, e.g. `export {API_KEY_VARIABLE}=$(openssl rand -hex 32)`, or "
+            "keep --host 127.0.0.1."
         )
 
 
@@ -148,7 +148,7 @@ def summary(name: str, scorer: Any, address: str, key: str | None) -> str:
         "context": f"{scorer.max_length} tokens",
         "dtype": str(scorer.model.dtype).removeprefix("torch."),
         "device": str(weight.device),
-        "key": f"asked for ({API_KEY})" if key else f"none: set {API_KEY} to ask for one",
+        "key": f"asked for ({API_KEY_VARIABLE})" if key else f"none: set {API_KEY_VARIABLE} to ask for one",
         "recipe": f"teacher_server_url: {address}",
     }
     return "\n".join([f"Serving {name}", *(f"  {title:<12}{text}" for title, text in lines.items())])

@@ -7,14 +7,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from ..durable import atomically
+from ..models.loading import load_engine, load_tokenizer
 from ..models.provenance import check_model, conditions, identify
 from ..privileged.contexts import read_shared_context
 from ..scripts.quiet import quiet_libraries
+from .math_suite import MathSuite
 from .problems import read_problems
 from .protocol import Protocol, digest, find_protocol, load_protocol
 from .results import check_comparable, compare, summarise
-from .store import Store, read_json
+from .retention_suite import RetentionSuite, score
+from .rules_suite import InstructionSuite, RulesSuite
+from .store import Store, draw, missing_batches, plan, read_json
 
 
 DEFAULT_PROTOCOL = {"math": "math_paper", "rules": "rules", "retention": "retention"}
@@ -89,14 +95,9 @@ def check(args: argparse.Namespace, protocol: Protocol) -> None:
 def make_suite(args: argparse.Namespace, protocol: Protocol) -> Any:
     """The suite with its problems."""
     if args.suite == "math":
-        from .math_suite import MathSuite
-
         return MathSuite(read_problems(args.data, answers=True, limit=args.limit), protocol)
     if args.suite == "retention":
-        from .retention_suite import RetentionSuite
-
         return RetentionSuite(protocol, args.data)
-    from .rules_suite import InstructionSuite, RulesSuite
 
     problems = read_problems(args.data, answers=False, limit=args.limit)
     if not args.rule:
@@ -136,11 +137,6 @@ def output_folder(args: argparse.Namespace) -> Path:
 
 def prepare(args: argparse.Namespace, protocol: Protocol, suite: Any, context: Any) -> tuple[Any, list]:
     """The tokenizer, and all samples to draw."""
-    from transformers import AutoConfig
-
-    from ..models.loading import load_tokenizer
-    from .store import plan
-
     tokenizer = load_tokenizer(args.model)
     text_config = AutoConfig.from_pretrained(args.model).get_text_config()
     return tokenizer, plan(suite, protocol, tokenizer, context, getattr(text_config, "max_position_embeddings", None))
@@ -157,10 +153,6 @@ def fill(
     say: Callable[[str], None],
 ) -> bool:
     """Draw what is missing; return whether anything was."""
-    from ..models.loading import load_engine
-    from .retention_suite import score
-    from .store import draw, missing_batches
-
     if store.repaired:
         say(f"{store.path}: an unfinished last line is cut off; its sample is drawn again.")
     texts = getattr(suite, "texts", {})

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from ..data.adapters import ADAPTERS, RejectedRow
 from ..data.files import READERS, DataError
 from ..data.sources import adapter_of, load_named, read_file
@@ -185,8 +187,6 @@ def encode(messages: list[Message], tokenizer: Any, protocol: Protocol) -> list[
     Raises:
         ValueError: the tokenizer has no chat template, or it fails on these messages.
     """
-    from jinja2 import TemplateError
-
     if tokenizer.chat_template is None and protocol.chat_template is None:
         raise ValueError(
             "the tokenizer has no chat template. Set chat_template in the protocol to a Jinja file beside it, e.g. "

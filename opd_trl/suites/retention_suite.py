@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..data.files import DataError
 from ..data.sources import read_file
+from ..models.forward import completion_hidden_states, read_head, scatter, token_log_probs
 from ..models.sampling import Completion
 from .problems import Problem, read_problems
 from .protocol import Protocol, digest
@@ -84,8 +86,6 @@ def score_texts(texts: Sequence[str], tokenizer, scorer: Scorer, *, batch_size: 
     Raises:
         ValueError: a text of fewer than two tokens.
     """
-    import torch
-
     encoded = [tokenizer(text)["input_ids"] for text in texts]
     for text, ids in zip(texts, encoded, strict=True):
         if len(ids) < 2:
@@ -220,10 +220,6 @@ def score(texts: dict[str, str], tokenizer: Any, model: Any, store: Store) -> No
 
 def make_scorer(model: Any):
     """Log-probabilities of given ids `(B, L)` under a model, without a [tokens, vocabulary] tensor."""
-    import torch
-
-    from ..models.forward import completion_hidden_states, read_head, scatter, token_log_probs
-
     head = read_head(model)
 
     @torch.no_grad()

@@ -1,8 +1,10 @@
-"""Floor 1: who scores the completion, and whether its vocabulary is the student's."""
+"""Floor 3: who scores the completion, and whether its vocabulary is the student's."""
 
 from ..models.sharding import whole_state_dict, write_whole
+from .base import Host, Teacher, scoring_mode
+from .model_teacher import ModelTeacher
+from .own import AdaptersOffTeacher, AdapterTeacher, LiveTeacher, self_teacher
 from .server import OURS, PROBE_TEXT, SAME_MODEL, TeacherServer
-from .teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher, Teacher, scoring_mode, self_teacher
 from .transport import TeacherServerError
 from .vocabulary import check_same_vocabulary, shared_rows
 
@@ -13,6 +15,8 @@ __all__ = [
     "SAME_MODEL",
     "AdapterTeacher",
     "AdaptersOffTeacher",
+    "Host",
+    "LiveTeacher",
     "ModelTeacher",
     "Teacher",
     "TeacherServer",

@@ -1,38 +1,42 @@
-"""Several teachers: their names, and which of them scores which row."""
+"""One teacher or several: their names, which of them scores which row, and the scores of all of them."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from datasets import IterableDataset
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..trainers.opd_config import OPDConfig
+from ..models.sharding import is_sharded
+from .base import Host, Teacher
+from .scores import Scores, check_no_images, merge, rows_of
 
 
 #: Column of the data set that names each row's teacher.
 TEACHER_COLUMN = "teacher"
 
 
-def named_teachers(teacher_model, args: OPDConfig) -> dict[str, Any]:
+def named_teachers(
+    given: Any, *, teachers: Mapping[str, str] | None, server_url: str | None, path: str | None
+) -> dict[str, Any]:
     """Name -> model, path, hub id or URL; a single teacher has the empty name.
 
     Args:
-        teacher_model: what the trainer was given: one teacher, a mapping of several, or None.
-        args: `teachers`, `teacher_server_url` or `teacher_model_name_or_path`.
+        given: what the trainer was given: one teacher, a mapping of several, or None.
+        teachers, server_url, path: what its arguments name.
 
     Raises:
         ValueError: a mapping and a field that names teachers too.
     """
-    if isinstance(teacher_model, Mapping):
-        if args.teachers is not None or args.teacher_server_url is not None:
+    if isinstance(given, Mapping):
+        if teachers is not None or server_url is not None:
             raise ValueError("teacher_model is a mapping, and the arguments name teachers too. Give one of them.")
-        return dict(teacher_model)
-    if teacher_model is not None:
-        return {"": teacher_model}
-    if args.teachers is not None:
-        return dict(args.teachers)
-    return {"": args.teacher_server_url or args.teacher_model_name_or_path}
+        return dict(given)
+    if given is not None:
+        return {"": given}
+    if teachers is not None:
+        return dict(teachers)
+    return {"": server_url or path}
 
 
 def is_routed(names: Iterable[str]) -> bool:
@@ -87,3 +91,53 @@ def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
     evals = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
     named = {"train": train_dataset} | {f"{name}": dataset for name, dataset in evals.items()}
     return {name: dataset for name, dataset in named.items() if dataset is not None}
+
+
+def prepare(host: Host, teachers: Mapping[str, Teacher]) -> int:
+    """Check where the teachers lie and get them ready; return the rows of all heads that are compared.
+
+    Raises:
+        ValueError: what a kind of teacher cannot do under this engine; before any of them is handed to it.
+    """
+    for teacher in teachers.values():
+        teacher.check_placement(host)
+    for teacher in teachers.values():
+        teacher.prepare(host)
+    return min(teacher.num_rows for teacher in teachers.values())
+
+
+def score_ahead(host: Host, teachers: Mapping[str, Teacher], batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Scores of a whole generation batch as entries of it, by the teachers that do not wait for micro-batches."""
+    entries: dict[str, Tensor] = {}
+    for index, teacher in enumerate(teachers.values()):
+        rows = rows_of(batch, index)
+        if not teacher.scores_ahead(host) or has_no_part(host, rows):
+            continue
+        check_no_images(batch)
+        found = teacher.score_ahead(host, batch, rows)
+        entries = found if rows is None else merge(entries, found, rows)
+    return entries
+
+
+def score(host: Host, teachers: Mapping[str, Teacher], student: nn.Module, batch: dict[str, Any]) -> dict[str, Scores]:
+    """What each teacher says of a micro-batch; teachers without a row in it are left out.
+
+    `student` is the student as the engine wrapped it.
+    """
+    scores: dict[str, Scores] = {}
+    for index, (name, teacher) in enumerate(teachers.items()):
+        rows = rows_of(batch, index)
+        if has_no_part(host, rows):
+            continue
+        if teacher.scores_ahead(host):
+            scores[name] = teacher.read_ahead(host, batch, rows)
+            continue
+        if rows is not None:
+            check_no_images(batch)
+        scores[name] = teacher.score(host, student, batch, rows)
+    return scores
+
+
+def has_no_part(host: Host, rows: Tensor | None) -> bool:
+    """Can a teacher be left out? One that is sharded cannot, since other ranks may need this rank's share of it."""
+    return rows is not None and not rows.any() and not is_sharded(host)

@@ -95,6 +95,9 @@ class LogProbs(Scores):
         )
 
 
+# Batch entries with the scores of a teacher that scores ahead: its hidden states, or a server's log-probabilities.
+HIDDEN = "teacher_hidden_states"
+LOG_PROBS = ("teacher_ids", "teacher_log_probs", "teacher_sampled_log_probs")
 # Batch entries that a teacher's forward reads, one row per completion.
 TEACHER_KEYS = (
     "prompt_ids",

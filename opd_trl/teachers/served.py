@@ -1,57 +1,97 @@
 """A teacher behind HTTP: what is asked of its server before training, and its scores of a generation batch."""
 
-import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
 from accelerate.logging import get_logger
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer
-from trl.trainer.utils import create_model_from_path
 
 from ..losses.chunked import KnownSupport
 from ..models.forward import Head, completion_hidden_states, read_head, token_log_probs
-from ..models.loading import plain_models
-from ..privileged import join
-from ..trainers.opd_config import OPDConfig
-from . import PROBE_TEXT, SAME_MODEL, TeacherServer, TeacherServerError, check_same_vocabulary, shared_rows
+from ..models.sequences import join
+from .base import Host, Teacher
+from .scores import HIDDEN, LOG_PROBS, HiddenStates, LogProbs, Scores, select
+from .server import PROBE_TEXT, SAME_MODEL, TeacherServer
+from .transport import TeacherServerError
+from .vocabulary import check_same_vocabulary, shared_rows
 
 
 logger = get_logger(__name__)
 
-KEY_VARIABLE = "OPD_TRL_API_KEY"
 #: Tokens of the sequence that asks a server at start what it serves.
 PROBE_LENGTH = 64
-# Batch entries with the scores of a teacher that scores ahead: its hidden states, or log-probabilities of a server.
-HIDDEN = "teacher_hidden_states"
-LOG_PROBS = ("teacher_ids", "teacher_log_probs", "teacher_sampled_log_probs")
 
 
-class ServedTeacher:
-    """A teacher whose scores come from a server.
+@dataclass(frozen=True)
+class LossNeeds:
+    """What a loss asks of a teacher that is not in this process: fields of `OPDConfig` without their prefix."""
+
+    support: str
+    top_k: int
+    baseline: str | None
+    temperature: float
+
+
+@dataclass(frozen=True)
+class LocalCopy:
+    """The same model on this machine, to compare a server with.
+
+    Attributes:
+        path: folder or hub id.
+        trust_remote_code: run the code that comes with it.
+        load: the whole model, in evaluation mode.
+    """
+
+    path: str
+    trust_remote_code: bool
+    load: Callable[[str], nn.Module]
+
+
+class ServedTeacher(Teacher):
+    """A teacher whose scores come from a server, always ahead of the micro-batches.
 
     Args:
         server: checked by `connect`.
         head: its LM head, where it sends hidden states; None where it sends log-probabilities.
         num_rows: rows of both heads that are compared.
-        args: `loss_top_k`, and how many completions go into a request.
+        top_k: log-probabilities asked for at each token.
+        rows_per_request: completions in a request.
     """
 
-    model = None
-    moves = False
+    can_write = False
 
-    def __init__(self, server: TeacherServer, head: Head | None, num_rows: int, args: OPDConfig):
+    def __init__(self, server: TeacherServer, head: Head | None, num_rows: int, *, top_k: int, rows_per_request: int):
         self.server, self.head, self.num_rows = server, head, num_rows
-        self.top_k = min(args.loss_top_k, num_rows)
-        self.rows_per_request = args.teacher_batch_size or args.per_device_train_batch_size
+        self.top_k, self.rows_per_request = min(top_k, num_rows), rows_per_request
+        # Less the token that a completions endpoint must have room for.
+        self.window = None if server.max_length is None else server.max_length - 1
 
-    @property
-    def window(self) -> int | None:
-        """Longest prompt and completion together, less the token that a completions endpoint must have room for."""
-        return None if self.server.max_length is None else self.server.max_length - 1
+    def check_placement(self, host: Host) -> None:
+        """Nothing of it is placed here."""
 
-    def score(self, batch: dict[str, Tensor], *, step: int) -> dict[str, Tensor]:
-        """Scores of each completion, zero where it has ended: entries of the batch for `scoring.read_ahead`.
+    def prepare(self, host: Host) -> None:
+        """`connect` has done it."""
+
+    def source(self, host: Host) -> str:
+        return self.server.url
+
+    def scores_ahead(self, host: Host) -> bool:
+        return True
+
+    def read_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> Scores:
+        take = Scores(rows).select
+        if self.head is None:
+            return LogProbs(rows, *(take(batch[name]) for name in LOG_PROBS))
+        return HiddenStates(rows, take(batch[HIDDEN]), self.head)
+
+    def score_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> dict[str, Tensor]:
+        return self.ask(select(batch, rows), step=host.state.global_step)
+
+    def ask(self, batch: dict[str, Tensor], *, step: int) -> dict[str, Tensor]:
+        """Scores of each completion, zero where it has ended: entries of the batch for `read_ahead`.
 
         Args:
             batch: `prompt_ids`, `completion_ids` and their masks, and `teacher_prompt_*` where the teacher reads
@@ -73,12 +113,12 @@ class ServedTeacher:
         mask = batch["completion_mask"].bool()
         if self.head is not None:
             nothing = self.head.weight.new_zeros(0, self.head.weight.size(1))
-            return {HIDDEN: spread(answers, mask, nothing)}
+            return {HIDDEN: lay_out(answers, mask, nothing)}
         nothing = torch.zeros(0, self.top_k)
         found = (
-            spread([answer.ids for answer in answers], mask, nothing.long()),
-            spread([answer.log_probs for answer in answers], mask, nothing),
-            spread([answer.sampled_log_probs for answer in answers], mask, nothing[:, 0]),
+            lay_out([answer.ids for answer in answers], mask, nothing.long()),
+            lay_out([answer.log_probs for answer in answers], mask, nothing),
+            lay_out([answer.sampled_log_probs for answer in answers], mask, nothing[:, 0]),
         )
         return dict(zip(LOG_PROBS, found, strict=True))
 
@@ -96,7 +136,7 @@ def token_lists(batch: dict[str, Tensor]) -> tuple[list[list[int]], list[int]]:
     return sequences, batch["completion_mask"].sum(-1).tolist()
 
 
-def spread(values: list[Tensor], mask: Tensor, nothing: Tensor) -> Tensor:
+def lay_out(values: list[Tensor], mask: Tensor, nothing: Tensor) -> Tensor:
     """Lay rows `(n_i, ...)` out as `(B, T, ...)`: row by row at the True positions of `mask`, zero elsewhere.
 
     `nothing` `(0, ...)` gives shape and dtype where there is no row.
@@ -107,37 +147,43 @@ def spread(values: list[Tensor], mask: Tensor, nothing: Tensor) -> Tensor:
     return out
 
 
-def connect(url: str, args: OPDConfig, *, tokenizer, student_rows: int, local_copy: str | None) -> ServedTeacher:
+def connect(
+    server: TeacherServer,
+    *,
+    needs: LossNeeds,
+    tokenizer,
+    student_rows: int,
+    rows_per_request: int,
+    device: torch.device,
+    local_copy: LocalCopy | None,
+    compares: bool,
+) -> ServedTeacher:
     """Ask a server all that would fail or mislead later.
 
     Args:
-        url: its root.
-        args: what the loss needs; limits of the connection.
+        server: its address and the limits of the connection.
+        needs: what the loss asks of it.
         tokenizer: the student's.
         student_rows: rows of the student's head.
-        local_copy: path of the same model here, to compare with.
+        rows_per_request: completions in a request.
+        device: of the student, where its LM head will lie.
+        local_copy: the same model here, or None.
+        compares: does this process compare the server with the local copy? One of a job is enough.
 
     Raises:
         TeacherServerError: not reached, or its answers cannot be used.
         ValueError: a loss that this kind of server cannot serve, another vocabulary, another model than `local_copy`.
     """
-    server = TeacherServer(
-        url,
-        api_key=os.environ.get(KEY_VARIABLE),
-        timeout=args.teacher_server_timeout,
-        retries=args.teacher_server_retries,
-        concurrency=args.teacher_server_concurrency,
-    )
     if not server.is_ours:
-        check_loss_is_served(server, args)
+        check_loss_is_served(server, needs)
     vocab = tokenizer.get_vocab()
-    check_tokenizer(server, tokenizer, local_copy, args)
+    check_tokenizer(server, tokenizer, local_copy)
     head, num_rows = None, student_rows
     if server.is_ours:
-        head = served_head(server, args.device)
+        head = served_head(server, device)
         num_rows = shared_rows(student_rows, head.weight.size(0), vocab)
     probe = probe_ids(tokenizer, num_rows)[: (server.max_length or PROBE_LENGTH + 1) - 1]
-    top_k = 1 if server.is_ours else min(args.loss_top_k, num_rows)
+    top_k = 1 if server.is_ours else min(needs.top_k, num_rows)
     log_probs = server.probe(probe, top_k=top_k, vocab_size=num_rows if head is None else head.weight.size(0))
     if head is not None:
         (hidden_states,) = server.hidden_states(
@@ -149,40 +195,40 @@ def connect(url: str, args: OPDConfig, *, tokenizer, student_rows: int, local_co
         f"{'hidden states' if server.is_ours else f'{top_k} log-probabilities a token'}, at most {server.max_length} "
         f"tokens; {log_probs.mean():.3f} nats a token on a probe of {len(probe)}."
     )
-    if local_copy is not None and args.distributed_state.is_main_process:
-        compare(log_probs, local_log_probs(local_copy, probe, args), f"{server.url}: the local copy {local_copy}")
-    return ServedTeacher(server, head, num_rows, args)
+    if local_copy is not None and compares:
+        here = local_log_probs(local_copy.load(local_copy.path).to(device), probe)
+        compare(log_probs, here, f"{server.url}: the local copy {local_copy.path}")
+    return ServedTeacher(server, head, num_rows, top_k=needs.top_k, rows_per_request=rows_per_request)
 
 
-def check_loss_is_served(server: TeacherServer, args: OPDConfig) -> None:
+def check_loss_is_served(server: TeacherServer, needs: LossNeeds) -> None:
     """Refuse what TopK log-probabilities at temperature 1 are not enough for."""
     ours = "Serve the teacher with `opd-trl serve-teacher` instead, which can."
-    if args.loss_support not in get_args(KnownSupport):
+    if needs.support not in get_args(KnownSupport):
         raise ValueError(
-            f"loss_support={args.loss_support!r} with the teacher server {server.url}: a completions endpoint cannot "
+            f"loss_support={needs.support!r} with the teacher server {server.url}: a completions endpoint cannot "
             f"score ids that are chosen per position, only its own TopK and the sampled token. Use loss_support "
             f"{', '.join(get_args(KnownSupport))}. {ours}"
         )
-    if args.loss_baseline is not None:
+    if needs.baseline is not None:
         raise ValueError(
-            f"loss_baseline={args.loss_baseline!r} with the teacher server {server.url}: the baseline needs the "
+            f"loss_baseline={needs.baseline!r} with the teacher server {server.url}: the baseline needs the "
             f"teacher on the student's ids, which a completions endpoint cannot score. Leave it out. {ours}"
         )
-    temperature = args.temperature if args.loss_temperature is None else args.loss_temperature
-    if temperature != 1.0:
+    if needs.temperature != 1.0:
         raise ValueError(
-            f"a loss at temperature {temperature} with the teacher server {server.url}: the log-probabilities of "
-            f"prompts that it sends are at temperature 1 whatever one asks for. Set loss_temperature: 1.0. {ours}"
+            f"a loss at temperature {needs.temperature} with the teacher server {server.url}: the log-probabilities "
+            f"of prompts that it sends are at temperature 1 whatever one asks for. Set loss_temperature: 1.0. {ours}"
         )
 
 
-def check_tokenizer(server: TeacherServer, tokenizer, local_copy: str | None, args: OPDConfig) -> None:
+def check_tokenizer(server: TeacherServer, tokenizer, local_copy: LocalCopy | None) -> None:
     """Compare the vocabularies: whole where the server or a local copy gives one, else the tokens of a text."""
     if server.is_ours:
         check_same_vocabulary(tokenizer.get_vocab(), server.vocabulary())
         return
     if local_copy is not None:
-        other = AutoTokenizer.from_pretrained(local_copy, trust_remote_code=args.trust_remote_code)
+        other = AutoTokenizer.from_pretrained(local_copy.path, trust_remote_code=local_copy.trust_remote_code)
         check_same_vocabulary(tokenizer.get_vocab(), other.get_vocab())
     found = server.tokenize(PROBE_TEXT)
     expected = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
@@ -230,12 +276,9 @@ def log_probs_of(hidden_states: Tensor, head: Head, sequence: list[int]) -> Tens
 
 
 @torch.no_grad()
-def local_log_probs(path: str, sequence: list[int], args: OPDConfig) -> Tensor:
+def local_log_probs(model: nn.Module, sequence: list[int]) -> Tensor:
     """What a model on this machine says of a sequence."""
-    with plain_models(args):
-        model = create_model_from_path(path, dtype="auto", device_map=None, trust_remote_code=args.trust_remote_code)
-    model = model.to(args.device).eval()
-    ids = torch.tensor([sequence], device=args.device)
+    ids = torch.tensor([sequence], device=model.device)
     hidden_states, _ = completion_hidden_states(model, ids, torch.ones_like(ids), len(sequence) - 1, multimodal={})
     return log_probs_of(hidden_states[0], read_head(model), sequence)
 

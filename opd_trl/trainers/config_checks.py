@@ -1,6 +1,7 @@
 """What OPDConfig refuses where it is built: unknown choices and combinations that cannot work."""
 
 import warnings
+from contextvars import ContextVar
 from typing import Any
 
 
@@ -28,6 +29,17 @@ NOT_NEGATIVE = (
 )
 ABOVE_ZERO = ("loss_temperature", "loss_pointwise_clip", "loss_importance_cap", "loss_extrapolation")
 AT_LEAST_ONE = ("max_teacher_prompt_length", "loss_memory_mib", "teacher_batch_size", "teacher_server_concurrency")
+
+
+#: Processes of the job that a recipe is checked for, where it is not this process that trains.
+PROCESSES: ContextVar[int | None] = ContextVar("PROCESSES", default=None)
+
+
+class SingleGeneration(int):
+    """The number 1, for GRPO's check that a group has at least 2 completions, which only advantages need."""
+
+    def __lt__(self, other: int) -> bool:
+        return False
 
 
 def is_url(teacher: Any) -> bool:

@@ -26,10 +26,14 @@ def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], tra
     return args
 
 
-def check_data(
-    train_dataset, eval_dataset, *, column: str, shared: bool, required: bool, siblings: bool, environment: bool
-) -> bool:
+def check_data(args: OPDConfig, train_dataset, eval_dataset, *, required: bool, environment: bool) -> bool:
     """Check prompts and privileged context of every row that can be read in advance.
+
+    Args:
+        args: where the privileged context comes from.
+        train_dataset, eval_dataset: as the trainer takes them.
+        required: must there be a privileged context?
+        environment: does an environment add to the prompts?
 
     Returns:
         whether the teacher sees a privileged context.
@@ -38,6 +42,7 @@ def check_data(
         ValueError: an empty data set, no prompt column, no privileged context where one is required, one that is
             empty in some row, or both a column and a shared text.
     """
+    column, shared, siblings = args.privileged_context_column, args.has_shared_context, args.sibling_context
     uses_context = shared or siblings
     for name, dataset in named_datasets(train_dataset, eval_dataset).items():
         columns = column_names(dataset)

@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 from .. import __version__
 from ..diagnostics import Monitor, MonitorWarning
 from ..reports.run_log import RunLog, as_json, is_secret, without_secrets
+from ..teachers.base import path_of
 from ..teachers.scores import Scores
-from ..teachers.served import ServedTeacher
 from .config_checks import has_biased_gradient
 from .figures import is_recorded, sample_lines
 from .opd_config import OPDConfig
@@ -38,7 +38,7 @@ def describe_session(trainer, *, first_step: int, max_steps: int) -> dict[str, A
         "trainer": type(trainer).__name__,
         "method": args.method,
         "student": as_json(path_of(trainer, trainer.model)),
-        "teachers": {name: as_json(teacher_name(trainer, teacher)) for name, teacher in trainer.teachers.items()},
+        "teachers": {name: as_json(teacher.source(trainer)) for name, teacher in trainer.teachers.items()},
         "config": as_json(fields),
         "differs": differences(args),
         "versions": {
@@ -68,20 +68,6 @@ def differences(args: OPDConfig) -> dict[str, dict[str, Any]]:
                 "source": f"method {args.method}" if is_published else type(args).__name__,
             }
     return found
-
-
-def teacher_name(trainer, teacher) -> str:
-    """Address or path of a teacher; how a teacher that is the student itself was made."""
-    kind = getattr(trainer.args, "teacher_model_kind", None)
-    if kind is not None:
-        return f"the student ({kind})"
-    return teacher.server.url if isinstance(teacher, ServedTeacher) else path_of(trainer, teacher.model)
-
-
-def path_of(trainer, model) -> str:
-    """Path or hub id that a model was loaded from, or its class."""
-    plain = trainer.accelerator.unwrap_model(model)
-    return getattr(plain.config, "_name_or_path", "") or type(plain).__name__
 
 
 def installed(package: str) -> str | None:

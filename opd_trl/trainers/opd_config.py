@@ -1,24 +1,12 @@
 """Configuration of OPDTrainer: what is distilled, on which tokens, from whom."""
 
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 from trl import GRPOConfig
 
-from .config_checks import check_config
+from .config_checks import PROCESSES, SingleGeneration, check_config
 from .published_methods import apply_method, given_fields
-
-
-#: Processes of the job that a recipe is checked for, where it is not this process that trains.
-PROCESSES: ContextVar[int | None] = ContextVar("PROCESSES", default=None)
-
-
-class _SingleGeneration(int):
-    """The number 1, for GRPO's check that a group has at least 2 completions, which only advantages need."""
-
-    def __lt__(self, other: int) -> bool:
-        return False
 
 
 @dataclass
@@ -274,7 +262,7 @@ class OPDConfig(GRPOConfig):
     def __post_init__(self):
         apply_method(self, self._given)
         if self.num_generations == 1:
-            self.num_generations = _SingleGeneration(1)
+            self.num_generations = SingleGeneration(1)
         super().__post_init__()
         self.num_generations = int(self.num_generations)
         check_config(self)
@@ -283,6 +271,22 @@ class OPDConfig(GRPOConfig):
     def world_size(self) -> int:
         """Processes that train, of which batches must be multiples."""
         return PROCESSES.get() or super().world_size
+
+    @property
+    def teacher_fields(self) -> dict[str, Any]:
+        """What names separate teachers, as `named_teachers` takes it."""
+        url, path = self.teacher_server_url, self.teacher_model_name_or_path
+        return {"teachers": self.teachers, "server_url": url, "path": path}
+
+    @property
+    def teaches_itself(self) -> bool:
+        """Is the student its own teacher? A configuration with `teacher_model_kind` says so."""
+        return hasattr(self, "teacher_model_kind")
+
+    @property
+    def temperature_of_loss(self) -> float:
+        """Temperature of both distributions in the loss."""
+        return self.temperature if self.loss_temperature is None else self.loss_temperature
 
     @property
     def has_shared_context(self) -> bool:

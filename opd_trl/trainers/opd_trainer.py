@@ -4,17 +4,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
 from ..models.loading import copy_student
-from ..privileged import TeacherView, left_pad
-from ..teachers import Teacher
-from ..teachers.routing import TEACHER_COLUMN, check_routes, is_routed, named_teachers, teacher_index
+from ..models.sequences import left_pad
+from ..teachers import Teacher, routing
+from ..teachers.routing import TEACHER_COLUMN, is_routed
 from ..teachers.scores import Scores
-from ..teachers.served import ServedTeacher
 from .config_checks import TOP_K_SUPPORTS
 from .figures import log_distillation
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
@@ -22,15 +20,12 @@ from .monitoring import add_monitor
 from .opd_config import OPDConfig
 from .passes import loss_mask, loss_options, student_pass
 from .phases import STUDENT, timed
-from .placement import build_teacher, check_placement, find_teachers, prepare_teachers
+from .placement import find_teachers
 from .published_methods import PAPER
 from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
-from .rewards import check_rewards, distillation_coef, drop_stand_in, gate, no_reward, sibling_contexts
-from .scoring import build_reference, needs_student_at_start, score_ahead, score_micro_batch, token_logps
-from .teacher_prompts import TeacherPrompts
-
-
-logger = get_logger(__name__)
+from .rewards import check_rewards, distillation_coef, distilled_rows, drop_stand_in, no_reward, sibling_contexts
+from .scoring import build_reference, needs_student_at_start, token_logps
+from .teacher_prompts import TeacherPrompts, teacher_view
 
 
 class OPDTrainer(GRPOTrainer):
@@ -90,28 +85,16 @@ class OPDTrainer(GRPOTrainer):
         **kwargs,
     ):
         args = check_args(args, model, self.config_class, self._name)
-        view = TeacherView(
-            builder=args.privileged_builder,
-            template=args.privileged_template,
-            column=args.privileged_context_column,
-            text=args.privileged_context,
-            file=args.privileged_context_file,
-        )
-        uses_context = check_data(
-            train_dataset,
-            eval_dataset,
-            column=args.privileged_context_column,
-            shared=args.has_shared_context,
-            required=self.requires_privileged_context,
-            siblings=args.sibling_context,
-            environment=kwargs.get("environment_factory") is not None,
-        )
+        view = teacher_view(args)
+        environment = kwargs.get("environment_factory") is not None
+        required = self.requires_privileged_context
+        uses_context = check_data(args, train_dataset, eval_dataset, required=required, environment=environment)
         check_peft(model, kwargs.get("peft_config"))
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         check_student(model, args, tokenizer_of(processing_class))
         teachers = self._find_teachers(model, teacher_model, args, processing_class, teacher_processing_class)
-        check_routes(train_dataset, eval_dataset, names=list(teachers))
+        routing.check_routes(train_dataset, eval_dataset, names=list(teachers))
         initial_copy = self._copy_student(model, args, kwargs)
 
         super().__init__(
@@ -125,8 +108,7 @@ class OPDTrainer(GRPOTrainer):
         )
         self.monitor = add_monitor(self, privileged=uses_context)
         self.has_rewards = drop_stand_in(self)
-        if (warning := check_rewards(args, has_rewards=self.has_rewards)) is not None:
-            logger.warning(warning)
+        check_rewards(args, has_rewards=self.has_rewards)
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self.policy_is_active = self.has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
         if not self.policy_is_active:  # it corrects the policy loss alone
@@ -134,26 +116,19 @@ class OPDTrainer(GRPOTrainer):
         self._forward_redirection = _ForwardRedirection()
         self.may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teachers = self._build_teachers(teachers, initial_copy)
-        check_placement(self)
+        self.num_rows = routing.prepare(self, self.teachers)
         self.reference = build_reference(self, initial_copy)
-        self.num_rows, windows = prepare_teachers(self)
         self.loss_options = loss_options(args, self.temperature, self.num_rows, self.accelerator.device)
-        limits = [args.max_teacher_prompt_length, *(window - self.max_completion_length for window in windows)]
-        self.teacher_prompts = TeacherPrompts(
-            self,
-            view=view if uses_context else None,
-            template_kwargs=args.teacher_chat_template_kwargs,
-            limit=min((limit for limit in limits if limit is not None), default=None),
-        )
+        self.teacher_prompts = TeacherPrompts(self, view if uses_context else None)
         if args.max_teacher_prompt_length is not None and not args.sibling_context:
             self.teacher_prompts.check(train_dataset)
 
     # Building the teachers
 
     def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
-        """Name -> model, path or connected server, all checked; a single one has the empty name."""
+        """Name -> what builds the teacher, all checked; a single one has the empty name."""
         return find_teachers(
-            named_teachers(teacher_model, args),
+            routing.named_teachers(teacher_model, **args.teacher_fields),
             model,
             args,
             tokenizer_of(processing_class),
@@ -164,11 +139,11 @@ class OPDTrainer(GRPOTrainer):
         """A copy of the student at step 0 where something needs it, before TRL changes the student."""
         return copy_student(model, kwargs) if needs_student_at_start(args) else None
 
-    def _build_teachers(self, found: dict[str, Any], initial_copy) -> dict[str, Teacher | ServedTeacher]:
-        return {name: build_teacher(teacher, self.args) for name, teacher in found.items()}
+    def _build_teachers(self, found: dict[str, Any], initial_copy) -> dict[str, Teacher]:
+        return {name: build() for name, build in found.items()}
 
     @property
-    def teacher(self) -> Teacher | ServedTeacher:
+    def teacher(self) -> Teacher:
         """The teacher, or the first of several."""
         return next(iter(self.teachers.values()))
 
@@ -230,18 +205,8 @@ class OPDTrainer(GRPOTrainer):
         if not self.has_rewards:
             for name in ("reward", "reward_std", "frac_reward_zero_std"):
                 self.running_metrics.pop(name, None)
-        mask, contexts = loss_mask(self.args, output, self.tokenizer), None
-        if self.args.distillation_gate is not None:
-            is_open = gate(self.args, self.last_rewards, self.reward_weights)
-            self.running_metrics["distillation/gate_open"].append(is_open.float().mean().item())
-            own = self.accelerator.process_index * len(inputs)  # rewards are gathered from all processes
-            mask = mask * is_open[own : own + len(inputs), None]
-        if self.args.sibling_context:
-            contexts = sibling_contexts(self, inputs, self._completions)
-            taught = torch.tensor([context is not None for context in contexts], device=mask.device)
-            share = self.accelerator.gather(taught.float()).mean().item()
-            self.running_metrics["distillation/has_context"].append(share)
-            mask = mask * taught[:, None]
+        contexts = sibling_contexts(self, inputs, self._completions) if self.args.sibling_context else None
+        mask = loss_mask(self.args, output, self.tokenizer) * distilled_rows(self, len(inputs), contexts)
         output["loss_mask"] = mask
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         if self.teacher_prompts.differ:
@@ -252,8 +217,8 @@ class OPDTrainer(GRPOTrainer):
                 device=self.accelerator.device,
             )
         if is_routed(self.teachers):
-            output["teacher_index"] = teacher_index(inputs, list(self.teachers), self.accelerator.device)
-        return output | token_logps(self, output) | score_ahead(self, output)
+            output["teacher_index"] = routing.teacher_index(inputs, list(self.teachers), self.accelerator.device)
+        return output | token_logps(self, output) | self.score_ahead(output)
 
     def _get_per_token_logps_and_entropies(self, *args, **kwargs):
         """The old log-probs of a policy loss; where there is none, that forward is spared."""
@@ -277,16 +242,22 @@ class OPDTrainer(GRPOTrainer):
 
     # The loss
 
-    def _teacher_scores(self, model, inputs) -> dict[str, Scores]:
+    @timed("teacher")
+    def score_ahead(self, batch) -> dict[str, Tensor]:
+        """Scores of a generation batch by the teachers that do not wait for micro-batches, as entries of it."""
+        return routing.score_ahead(self, self.teachers, batch)
+
+    @timed("teacher")
+    def teacher_scores(self, model, inputs) -> dict[str, Scores]:
         """What each teacher says of a micro-batch; where another loss is wanted, wrap them here."""
-        return score_micro_batch(self, model, inputs)
+        return routing.score(self, self.teachers, model, inputs)
 
     @timed(STUDENT)
     def training_step(self, model, inputs, num_items_in_batch):
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _compute_loss(self, model, inputs):
-        scores = self._teacher_scores(model, inputs)
+        scores = self.teacher_scores(model, inputs)
         student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             result = self.run_inside(

@@ -1,5 +1,6 @@
 """OPSDTrainer: the student teaches itself, reading a privileged context that it will not see."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
@@ -9,7 +10,7 @@ from ..teachers import Teacher
 from .opd_trainer import OPDTrainer
 from .opsd_config import OPSDConfig
 from .placement import own_teacher
-from .resume import load_moving_teacher, save_moving_teacher
+from .resume import TEACHER_FOLDER
 
 
 class UpdateTeacher(TrainerCallback):
@@ -83,9 +84,9 @@ class OPSDTrainer(OPDTrainer):
 
     def _save_optimizer_and_scheduler(self, output_dir):
         super()._save_optimizer_and_scheduler(output_dir)
-        save_moving_teacher(self, output_dir)
+        self.teacher.save(self, Path(output_dir) / TEACHER_FOLDER)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            load_moving_teacher(self, checkpoint)
+            self.teacher.load(self, Path(checkpoint) / TEACHER_FOLDER)

@@ -8,15 +8,16 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..losses import chunk_size_for
 from ..models.forward import (
-    MULTIMODAL_KEYS,
     Head,
     completion_hidden_states,
+    multimodal_inputs,
     read_head,
     scatter,
     token_log_probs,
     unique_tensors,
 )
-from ..privileged import join
+from ..models.sequences import join
+from ..teachers.base import teacher_pass
 from ..teachers.scores import Scores
 from .opd_config import OPDConfig
 
@@ -54,29 +55,6 @@ def loss_options(
         "temperature": sampling_temperature if args.loss_temperature is None else args.loss_temperature,
         "chunk_size": chunk_size_for(vocab_size, device, budget=budget),
     }
-
-
-def teacher_pass(teacher: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """Hidden states `(B, T, H)` of the completion after the teacher's own prompt, or else after the student's.
-
-    Runs in `Teacher.scoring`, inside the engine's forward of `teacher`.
-    """
-    own_prompt = "teacher_prompt_ids" in inputs
-    prefix = "teacher_" if own_prompt else ""
-    input_ids, attention_mask = join(
-        inputs[f"{prefix}prompt_ids"],
-        inputs[f"{prefix}prompt_mask"],
-        inputs["completion_ids"],
-        inputs["completion_mask"],
-    )
-    hidden_states, _ = completion_hidden_states(
-        teacher,
-        input_ids,
-        attention_mask,
-        inputs["completion_ids"].size(1),
-        multimodal={} if own_prompt else multimodal_inputs(inputs),
-    )
-    return hidden_states
 
 
 def student_pass(
@@ -166,11 +144,6 @@ def sampled_logps(
         chunk_size=options["chunk_size"],
     )
     return scatter(log_probs, scored), scatter(entropy, scored)
-
-
-def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a batch that a vision-language backbone takes."""
-    return {key: inputs[key] for key in MULTIMODAL_KEYS if key in inputs}
 
 
 def loss_mask(args: OPDConfig, batch: dict[str, Any], tokenizer) -> Tensor:

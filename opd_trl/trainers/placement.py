@@ -1,21 +1,25 @@
-"""Find the teachers, build them, and hand their own models to the engine that runs the student."""
+"""Find the teachers that a run names, and build them: from paths, addresses, or the student itself."""
 
+import os
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
-from trl.models import prepare_deepspeed
-from trl.trainer.utils import get_config_model_id
+from trl.trainer.utils import create_model_from_path, get_config_model_id
 
-from ..models.loading import load_whole
-from ..models.sharding import is_sharded, shard_by_layers
-from ..teachers import ModelTeacher, Teacher, TeacherServerError, self_teacher, shared_rows
-from ..teachers.served import ServedTeacher, connect
+from .. import API_KEY_VARIABLE
+from ..models.loading import load_whole, plain_models
+from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
+from ..teachers.served import LocalCopy, LossNeeds, connect
 from .config_checks import is_url
 from .input_checks import check_teacher, text_config
 from .opd_config import OPDConfig
 
 
-def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teacher_tokenizer) -> dict[str, Any]:
+def find_teachers(
+    named: dict[str, Any], model, args: OPDConfig, tokenizer, teacher_tokenizer
+) -> dict[str, Callable[[], Teacher]]:
     """Check each teacher and connect to those that are served; before anything is loaded or written.
 
     Args:
@@ -23,23 +27,53 @@ def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teac
         model: the student.
         args: of the trainer.
         tokenizer, teacher_tokenizer: of the student; of the teachers, where a path does not tell.
+
+    Returns:
+        name -> what builds the teacher once the student is there.
     """
-    rows = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
     found = {}
     for name, teacher in named.items():
         try:
             if is_url(teacher):
-                local_copy = args.teacher_model_name_or_path if args.teacher_server_url is not None else None
-                found[name] = connect(teacher, args, tokenizer=tokenizer, student_rows=rows, local_copy=local_copy)
+                served = served_teacher(teacher, model, args, tokenizer)
+                found[name] = partial(lambda connected: connected, served)
             else:
                 check_teacher(model, teacher, args, tokenizer, teacher_tokenizer)
-                found[name] = teacher
+                found[name] = partial(model_teacher, teacher, args)
         except (ValueError, TeacherServerError) as error:
             if not name:
                 raise
             kind = TeacherServerError if isinstance(error, TeacherServerError) else ValueError
             raise kind(f"teacher {name!r}: {error}") from error
     return found
+
+
+def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
+    """Connect to a server under the limits and for the loss that the arguments name."""
+    path = args.teacher_model_name_or_path if args.teacher_server_url is not None else None
+
+    def load(path: str) -> nn.Module:
+        with plain_models(args):
+            return create_model_from_path(
+                path, dtype="auto", device_map=None, trust_remote_code=args.trust_remote_code
+            ).eval()
+
+    return connect(
+        TeacherServer(
+            url,
+            api_key=os.environ.get(API_KEY_VARIABLE),
+            timeout=args.teacher_server_timeout,
+            retries=args.teacher_server_retries,
+            concurrency=args.teacher_server_concurrency,
+        ),
+        needs=LossNeeds(args.loss_support, args.loss_top_k, args.loss_baseline, args.temperature_of_loss),
+        tokenizer=tokenizer,
+        student_rows=text_config(model, trust_remote_code=args.trust_remote_code).vocab_size,
+        rows_per_request=args.teacher_batch_size or args.per_device_train_batch_size,
+        device=args.device,
+        local_copy=None if path is None else LocalCopy(path, args.trust_remote_code, load),
+        compares=args.distributed_state.is_main_process,
+    )
 
 
 def load_teacher(path: str, args: OPDConfig) -> nn.Module:
@@ -51,11 +85,9 @@ def load_teacher(path: str, args: OPDConfig) -> nn.Module:
     return load_whole(path, args.distributed_state.distributed_type, **kwargs)
 
 
-def build_teacher(found, args: OPDConfig) -> Teacher | ServedTeacher:
-    """The teacher that `find_teachers` found, with its model loaded."""
-    if isinstance(found, ServedTeacher):
-        return found
-    return ModelTeacher(load_teacher(found, args) if isinstance(found, str) else found)
+def model_teacher(teacher: Any, args: OPDConfig) -> Teacher:
+    """A teacher in this process, from a model or from a path."""
+    return ModelTeacher(load_teacher(teacher, args) if isinstance(teacher, str) else teacher)
 
 
 def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | None) -> Teacher:
@@ -67,78 +99,3 @@ def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | No
         path = get_config_model_id(student.config)
         initial_copy = load_whole(path, args.distributed_state.distributed_type, **kwargs)
     return self_teacher(student, kind=kind, update_rate=rate, initial_copy=initial_copy)
-
-
-def check_placement(trainer) -> None:
-    """Refuse what a kind of teacher or an engine cannot do.
-
-    Raises:
-        ValueError: a quantized teacher under ZeRO-3 or offloaded; scoring ahead with the student's own weights or a
-            moving teacher; offloading a sharded teacher.
-    """
-    args = trainer.args
-    teachers = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, Teacher)]
-    if any(getattr(teacher.model, "is_quantized", False) for teacher in teachers):
-        check_quantized(trainer)
-    if args.teacher_rows_ahead is None:
-        return
-    fields = "teacher_offload" if args.teacher_offload else "teacher_batch_size"
-    if any(teacher.model is None or teacher.moves for teacher in teachers):
-        (teacher,) = teachers
-        raise ValueError(
-            f"{fields} needs a teacher with frozen weights of its own, and this one "
-            f"{'is the student with other adapters' if teacher.model is None else 'moves with the student'}. Leave it "
-            "unset: such a teacher scores the student's micro-batches."
-        )
-    if args.teacher_offload and teachers and is_sharded(trainer):
-        raise ValueError(
-            "teacher_offload='cpu' moves a whole teacher, and this engine shards it. Use the engine's own offloading "
-            "(offload_param_device: cpu, fsdp_offload_params: true), or ZeRO-2 or DDP."
-        )
-
-
-def check_quantized(trainer) -> None:
-    """Refuse what would give a quantized teacher other numbers, without an error."""
-    remedy = "Use ZeRO-2, DDP or FSDP2, serve it with `opd-trl serve-teacher`, or load it unquantized."
-    if trainer.is_deepspeed_enabled and is_sharded(trainer):
-        raise ValueError(f"a quantized teacher under ZeRO-3, which would cut its packed weights apart. {remedy}")
-    if trainer.args.teacher_offload:
-        raise ValueError(
-            "teacher_offload with a quantized teacher, whose scales would stay behind. Leave teacher_offload out."
-        )
-
-
-def prepare_teacher(trainer, teacher: Teacher) -> nn.Module:
-    """Wrap a teacher as TRL wraps GRPO's reference model; an offloaded one stays a plain module on the CPU."""
-    model = teacher.model
-    if trainer.args.teacher_offload:
-        teacher.rest_on_cpu(trainer.accelerator.device)
-        return model
-    if trainer.is_deepspeed_enabled:
-        return prepare_deepspeed(model, trainer.accelerator)
-    if trainer.is_fsdp_enabled:
-        return shard_by_layers(trainer.accelerator, model)
-    return trainer.accelerator.prepare_model(model, evaluation_mode=True)
-
-
-def prepare_teachers(trainer) -> tuple[int, list[int]]:
-    """Wrap the teachers' own models.
-
-    Returns:
-        the rows of all heads that are compared, and the context windows of teachers that have one.
-    """
-    student = trainer.model.config.get_text_config()
-    num_rows, windows = student.vocab_size, []
-    for teacher in trainer.teachers.values():
-        if isinstance(teacher, ServedTeacher):
-            rows, window = teacher.num_rows, teacher.window
-        elif teacher.model is None:
-            rows, window = num_rows, getattr(student, "max_position_embeddings", None)
-        else:
-            config = teacher.model.config.get_text_config()
-            rows = shared_rows(student.vocab_size, config.vocab_size, trainer.tokenizer.get_vocab())
-            window = getattr(config, "max_position_embeddings", None)
-            teacher.model = prepare_teacher(trainer, teacher)
-        num_rows = min(num_rows, rows)
-        windows += [] if window is None else [window]
-    return num_rows, windows

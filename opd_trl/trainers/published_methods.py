@@ -263,14 +263,13 @@ def apply_method(config, given: frozenset[str]) -> None:
     if changed:
         said = ", ".join(f"{name}={value!r} (published: {fields[name]!r})" for name, value in changed.items())
         logger.warning("method=%r (%s): given by hand and kept: %s.", config.method, method.source, said)
-    teaches_itself = hasattr(config, "teacher_model_kind")
-    if method.teacher != "either" and teaches_itself != (method.teacher == "self"):
+    if method.teacher != "either" and config.teaches_itself != (method.teacher == "self"):
         logger.warning(
             "method=%r (%s) is published with %s; here it is %s, with the method's loss.",
             config.method,
             method.source,
-            "a separate teacher" if teaches_itself else "the student as its own teacher (OPSDTrainer)",
-            "the student itself" if teaches_itself else "a separate model",
+            "a separate teacher" if config.teaches_itself else "the student as its own teacher (OPSDTrainer)",
+            "the student itself" if config.teaches_itself else "a separate model",
         )
 
 

@@ -4,15 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch.utils.data import Sampler
-from trl.trainer.utils import create_model_from_path
-
-from ..models.loading import plain_models
-from ..teachers import whole_state_dict, write_whole
 
 
-# Folder of a moving teacher inside a checkpoint; PEFT saves a teacher adapter under the same name.
+#: Folder of a moving teacher inside a checkpoint; PEFT saves a teacher adapter under the same name.
 TEACHER_FOLDER = "teacher"
 
 
@@ -60,26 +55,3 @@ def load_generation_buffer(trainer, folder: str) -> None:
 
 def buffer_file(trainer, folder: str) -> Path:
     return Path(folder) / f"generation_buffer_{trainer.accelerator.process_index}.pt"
-
-
-def save_moving_teacher(trainer, checkpoint: str) -> None:
-    """Save an EMA teacher's own model, loadable by itself. PEFT saves a teacher adapter with the student's."""
-    if trainer.teacher.moves and trainer.teacher.model is not None:
-        model = trainer.accelerator.unwrap_model(trainer.teacher.model)
-        state_dict = whole_state_dict(model)
-        if trainer.args.should_save:
-            model.save_pretrained(Path(checkpoint) / TEACHER_FOLDER, state_dict=state_dict)
-
-
-def load_moving_teacher(trainer, checkpoint: str) -> None:
-    """Give an EMA teacher, sharded or not, the weights in a checkpoint."""
-    folder = Path(checkpoint) / TEACHER_FOLDER
-    if not trainer.teacher.moves:
-        return
-    if trainer.teacher.model is None:
-        trainer.teacher.load(load_file(folder / "adapter_model.safetensors"))
-        return
-    with plain_models(trainer.args):
-        saved = create_model_from_path(str(folder), dtype="auto", device_map=None)
-    for parameter, value in zip(trainer.teacher.model.parameters(), saved.parameters(), strict=True):
-        write_whole(parameter, value)

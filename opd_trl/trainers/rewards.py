@@ -3,11 +3,15 @@
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from torch import Tensor
 
 from ..privileged import Context, is_empty
 from .opd_config import OPDConfig
+
+
+logger = get_logger(__name__)
 
 
 def no_reward(completions: list, **kwargs: Any) -> list[float]:
@@ -28,8 +32,8 @@ def drop_stand_in(trainer) -> bool:
     return True
 
 
-def check_rewards(args: OPDConfig, *, has_rewards: bool) -> str | None:
-    """Refuse a gate that nothing opens; return a warning where rewards cannot teach.
+def check_rewards(args: OPDConfig, *, has_rewards: bool) -> None:
+    """Refuse a gate that nothing opens; warn where rewards cannot teach.
 
     Raises:
         ValueError: `distillation_gate` or `sibling_context` without rewards.
@@ -45,11 +49,32 @@ def check_rewards(args: OPDConfig, *, has_rewards: bool) -> str | None:
             "(opd_trl.evaluation). Give one, or leave it out and give the context in a column."
         )
     if has_rewards and args.num_generations == 1 and args.distillation_gate is None:
-        return (
+        logger.warning(
             "reward functions with num_generations=1: a group of one has no advantage, so the rewards are only "
             "logged. Set num_generations >= 2 to learn from them."
         )
-    return None
+
+
+def distilled_rows(trainer, count: int, contexts: list[Context | None] | None) -> Tensor:
+    """`(B, 1)` int64: 1 for the completions of this process that are distilled; their share is logged.
+
+    Args:
+        trainer: its gate, and its rewards of the batch, of all processes.
+        count: B, completions of this process.
+        contexts: of `sibling_contexts`, where the teacher reads those; a row without one is not distilled.
+    """
+    accelerator = trainer.accelerator
+    kept = torch.ones(count, dtype=torch.bool, device=accelerator.device)
+    if trainer.args.distillation_gate is not None:
+        is_open = gate(trainer.args, trainer.last_rewards, trainer.reward_weights)
+        trainer.running_metrics["distillation/gate_open"].append(is_open.float().mean().item())
+        own = accelerator.process_index * count  # rewards are gathered from all processes
+        kept &= is_open[own : own + count]
+    if contexts is not None:
+        taught = torch.tensor([context is not None for context in contexts], device=accelerator.device)
+        trainer.running_metrics["distillation/has_context"].append(accelerator.gather(taught.float()).mean().item())
+        kept &= taught
+    return kept[:, None].long()
 
 
 def gate(args: OPDConfig, rewards_per_func: Tensor, reward_weights: Tensor) -> Tensor:

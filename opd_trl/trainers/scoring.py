@@ -1,4 +1,4 @@
-"""Let the teachers score completions: with the student's micro-batch, or ahead of it in batches of their own."""
+"""Log-probabilities of the sampled tokens besides the teacher's: of a reference model, and at sampling."""
 
 import copy
 from typing import Any
@@ -6,101 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.forward import Head, read_head
-from ..models.sharding import is_sharded
-from ..teachers import ModelTeacher, Teacher
-from ..teachers.scores import HiddenStates, LogProbs, Scores, check_no_images, merge, rows_of, select
-from ..teachers.served import HIDDEN, LOG_PROBS, ServedTeacher
+from ..teachers import LiveTeacher, ModelTeacher, Teacher
+from ..teachers.scores import check_no_images
 from .opd_config import OPDConfig
-from .passes import logps_pass, teacher_pass
-from .phases import timed
-from .placement import load_teacher, own_teacher, prepare_teacher
-
-
-@timed("teacher")
-def score_ahead(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Scores of a whole generation batch as entries of it, by the teachers that do not wait for micro-batches."""
-    entries: dict[str, Tensor] = {}
-    for index, teacher in enumerate(trainer.teachers.values()):
-        rows = rows_of(batch, index)
-        if not scores_ahead(trainer, teacher) or has_no_part(trainer, rows):
-            continue
-        check_no_images(batch)
-        if isinstance(teacher, ServedTeacher):
-            found = teacher.score(select(batch, rows), step=trainer.state.global_step)
-        else:
-            found = {HIDDEN: score_in_parts(trainer, teacher, batch, rows)}
-        entries = found if rows is None else merge(entries, found, rows)
-    return entries
-
-
-@timed("teacher")
-def score_micro_batch(trainer, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Scores]:
-    """What each teacher says of a micro-batch; teachers without a row in it are left out.
-
-    `model` is the student as the engine wrapped it.
-    """
-    scores: dict[str, Scores] = {}
-    for index, (name, teacher) in enumerate(trainer.teachers.items()):
-        rows = rows_of(inputs, index)
-        if has_no_part(trainer, rows):
-            continue
-        if scores_ahead(trainer, teacher):
-            scores[name] = read_ahead(trainer, teacher, inputs, rows)
-            continue
-        with teacher.scoring(model) as module, trainer.accelerator.autocast():
-            if rows is None:
-                scores[name] = HiddenStates(None, *forward(trainer, module, inputs))
-                continue
-            check_no_images(inputs)
-            # A sharded teacher runs on every rank: with a row of another teacher where it has none.
-            hidden_states, head = forward(trainer, module, select(inputs, rows if rows.any() else slice(1)))
-            scores[name] = HiddenStates(rows, hidden_states[: rows.sum()], head)
-    return scores
-
-
-def scores_ahead(trainer, teacher) -> bool:
-    """Does this teacher score whole generation batches?"""
-    return isinstance(teacher, ServedTeacher) or trainer.args.teacher_rows_ahead is not None
-
-
-def has_no_part(trainer, rows: Tensor | None) -> bool:
-    """Can a teacher be left out? One that is sharded cannot, since other ranks may need this rank's share of it."""
-    return rows is not None and not rows.any() and not is_sharded(trainer)
-
-
-def forward(trainer, module: nn.Module, inputs: dict[str, Any]) -> tuple[Tensor, Head]:
-    """Hidden states `(b, T, H)` of the completions, inside the engine's forward of the teacher, and its head."""
-    teacher = trainer.accelerator.unwrap_model(module)
-    return trainer.run_inside(module, teacher_pass, teacher, inputs), read_head(teacher)
-
-
-def score_in_parts(trainer, teacher: Teacher, batch: dict[str, Any], rows: Tensor | None) -> Tensor:
-    """Hidden states `(b, T, H)` of a teacher's rows, `teacher_rows_ahead` rows of the batch per forward.
-
-    A sharded teacher runs equally often on all ranks: with a row of another teacher where it has none.
-    """
-    parts = []
-    everything = torch.arange(len(batch["completion_ids"]), device=batch["completion_ids"].device)
-    with teacher.scoring(trainer.model_wrapped) as module, trainer.accelerator.autocast():
-        for part in everything.split(trainer.args.teacher_rows_ahead):
-            own = part if rows is None else part[rows[part]]
-            if len(own) or is_sharded(trainer):
-                hidden_states, _ = forward(trainer, module, select(batch, own if len(own) else part[:1]))
-                parts.append(hidden_states[: len(own)])
-    return torch.cat(parts)
-
-
-def read_ahead(trainer, teacher, inputs: dict[str, Any], rows: Tensor | None) -> Scores:
-    """The scores that `score_ahead` left in the batch for one teacher."""
-    take = Scores(rows).select
-    if isinstance(teacher, ServedTeacher):
-        head = teacher.head
-    else:
-        head = read_head(trainer.accelerator.unwrap_model(teacher.model))
-    if head is None:
-        return LogProbs(rows, *(take(inputs[name]) for name in LOG_PROBS))
-    return HiddenStates(rows, take(inputs[HIDDEN]), head)
+from .passes import logps_pass
+from .placement import load_teacher, own_teacher
 
 
 def needs_student_at_start(args: OPDConfig) -> bool:
@@ -117,8 +27,7 @@ def build_reference(trainer, initial_copy: nn.Module | None) -> Teacher | None:
         reference = ModelTeacher(load_teacher(args.reference_model_name_or_path, args))
     else:
         reference = own_teacher(trainer, kind="base", rate=0.0, initial_copy=copy.deepcopy(initial_copy))
-    if reference.model is not None:
-        reference.model = prepare_teacher(trainer, reference)
+    reference.prepare(trainer)
     return reference
 
 
@@ -136,7 +45,7 @@ def token_logps(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
         if known:
             entries["sampling_logps"] = known[0]
         elif args.gradient_accumulation_steps % (args.steps_per_generation * trainer.num_iterations):
-            entries["sampling_logps"] = score_tokens(trainer, Teacher(), batch)
+            entries["sampling_logps"] = score_tokens(trainer, LiveTeacher(), batch)
     return entries
 
 

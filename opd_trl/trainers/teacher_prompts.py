@@ -2,31 +2,42 @@
 
 from typing import Any
 
-from trl import GRPOTrainer
+from ..privileged import Context, TeacherView
+from .opd_config import OPDConfig
 
-from ..privileged import Context, TeacherView, check_lengths
+
+def teacher_view(args: OPDConfig) -> TeacherView:
+    """What the arguments say of the privileged context: which builder makes a prompt of it, and where it stands."""
+    return TeacherView(
+        builder=args.privileged_builder,
+        template=args.privileged_template,
+        column=args.privileged_context_column,
+        text=args.privileged_context,
+        file=args.privileged_context_file,
+    )
 
 
 class TeacherPrompts:
     """Renders what the teacher reads where it is not what the student reads.
 
     Args:
-        trainer: renders prompts, with its tools and its chat template.
+        trainer: an OPDTrainer with its teachers; renders prompts, with its tools and its chat template.
         view: builds prompts with the privileged context; None where there is none.
-        template_kwargs: chat-template arguments of the teacher's prompts; None for the student's.
-        limit: longest prompt in tokens, or None.
+
+    Attributes:
+        template_kwargs: chat-template arguments of the teacher's prompts.
+        limit: longest prompt in tokens that every teacher can read and the arguments allow; None where there is none.
     """
 
-    def __init__(
-        self,
-        trainer: GRPOTrainer,
-        *,
-        view: TeacherView | None,
-        template_kwargs: dict[str, Any] | None,
-        limit: int | None,
-    ):
-        self.trainer, self.view, self.limit = trainer, view, limit
-        self.template_kwargs = trainer.chat_template_kwargs if template_kwargs is None else template_kwargs
+    def __init__(self, trainer, view: TeacherView | None):
+        self.trainer, self.view = trainer, view
+        kwargs = trainer.args.teacher_chat_template_kwargs
+        self.template_kwargs = trainer.chat_template_kwargs if kwargs is None else kwargs
+        windows = [teacher.window for teacher in trainer.teachers.values() if teacher.window is not None]
+        limits = [window - trainer.max_completion_length for window in windows]
+        if trainer.args.max_teacher_prompt_length is not None:
+            limits.append(trainer.args.max_teacher_prompt_length)
+        self.limit = min(limits, default=None)
 
     @property
     def differ(self) -> bool:
@@ -62,3 +73,14 @@ class TeacherPrompts:
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
             self.token_ids(rows, [f"row {start + i} of the train set" for i in range(len(rows))])
+
+
+def check_lengths(prompt_ids: list[list[int]], names: list[str], *, limit: int | None) -> None:
+    """Raise ValueError for the first teacher prompt longer than `limit` tokens; None is no limit."""
+    for ids, name in zip(prompt_ids, names, strict=True):
+        if limit is not None and len(ids) > limit:
+            raise ValueError(
+                f"the teacher's prompt in {name} has {len(ids)} tokens, at most {limit} fit. Shorten its privileged "
+                "context, filter the row out, or raise max_teacher_prompt_length (within the teacher's context window "
+                "less max_completion_length). It is never cut in silence."
+            )

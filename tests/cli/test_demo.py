@@ -7,14 +7,15 @@ import pytest
 from matplotlib.image import imread
 
 from opd_trl.cli import demo
-from opd_trl.reproduce import demo_model
+from opd_trl.reproduce import demo_model, demo_run
+from opd_trl.scripts.recipe_files import find_recipe
 from tests import tiny
 
 
 @pytest.fixture
 def keep_global_state(monkeypatch):
     """The demo silences libraries for its own process."""
-    monkeypatch.setattr(demo, "silence_libraries", lambda: None)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
 
 
 def test_the_demo_trains_judges_and_writes_what_it_promises(tmp_path, monkeypatch, capsys, keep_global_state):
@@ -37,7 +38,7 @@ def test_the_demo_trains_judges_and_writes_what_it_promises(tmp_path, monkeypatc
 
 
 def test_training_and_held_out_questions_are_apart_and_as_many_as_promised():
-    folder = demo.find_recipe(demo.RECIPE).parent / "demo"
+    folder = find_recipe(demo_run.RECIPE).parent / "demo"
     train, test = (
         [json.loads(line)["prompt"][0]["content"].lower() for line in (folder / name).read_text().splitlines()]
         for name in ("train.jsonl", "test.jsonl")
@@ -52,9 +53,9 @@ def test_training_and_held_out_questions_are_apart_and_as_many_as_promised():
 def test_the_worked_examples_follow_the_rule_that_is_judged():
     from opd_trl.evaluation import one_sentence
 
-    context = json.loads((demo.find_recipe(demo.RECIPE).parent / "demo" / "privileged_context.json").read_text())
+    context = json.loads((find_recipe(demo_run.RECIPE).parent / "demo" / "privileged_context.json").read_text())
     answers = [turn["content"] for turn in context if turn["role"] == "assistant"]
-    assert all(one_sentence(demo.START)(answer) for answer in answers)
+    assert all(one_sentence(demo_run.START)(answer) for answer in answers)
 
 
 def wheel(folder, member: str) -> str:

@@ -134,9 +134,9 @@ def test_trl_keeps_the_last_generation_batch_until_the_next_is_scored(
 ):
     seen, score_ahead = [], opd_trl.trainers.opd_trainer.score_ahead
 
-    def spy(trainer, batch):
+    def spy(trainer, teachers, batch):
         seen.append([key for part in trainer._buffered_inputs or [] for key in part if key == "teacher_hidden_states"])
-        return score_ahead(trainer, batch)
+        return score_ahead(trainer, teachers, batch)
 
     monkeypatch.setattr(opd_trl.trainers.opd_trainer, "score_ahead", spy)
     opd_trainer(tmp_path, student_path, teacher_path, max_steps=2, teacher_batch_size=2).train()

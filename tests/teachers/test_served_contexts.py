@@ -4,7 +4,6 @@ import pytest
 
 from opd_trl.preflight.context_check import probe_contexts
 from opd_trl.preflight.rollouts import Rollout, roll_out
-from opd_trl.trainers.scoring import score_ahead
 from tests import tiny
 from tests.trainers.build import opd_trainer
 
@@ -22,7 +21,7 @@ def test_a_server_that_sends_hidden_states_is_tested_and_one_that_sends_top_k_is
     rollouts = roll_out(local, list(dataset))
 
     def probe(trainer):
-        own = [Rollout(x.rows, x.batch | score_ahead(trainer, x.batch)) for x in rollouts]
+        own = [Rollout(x.rows, x.batch | trainer.score_ahead(x.batch)) for x in rollouts]
         return probe_contexts(trainer, own)
 
     expected, figures = probe(local), probe(served)

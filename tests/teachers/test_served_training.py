@@ -8,7 +8,6 @@ from transformers import TrainerCallback
 
 from opd_trl import OPDConfig
 from opd_trl.teachers import TeacherServerError
-from opd_trl.trainers.scoring import score_ahead
 from tests import tiny
 from tests.serving.server import serve
 from tests.teachers.conftest import proxy
@@ -91,7 +90,7 @@ def test_rows_without_a_token_to_score_are_not_sent(tmp_path, student_path, serv
         for row in set(range(4)) - set(ended):
             batch["completion_mask"][row] = batch["loss_mask"][row] = 0
         inject(url, "", 0)
-        batch |= score_ahead(trainer, batch)
+        batch |= trainer.score_ahead(batch)
         losses.append(trainer._compute_loss(trainer.model, batch))
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=1e-6)
     assert seen(url)["requests"] == min(1, len(ended))

@@ -17,7 +17,6 @@ from transformers import (
 
 from opd_trl.losses import chunked_support_log_probs
 from opd_trl.models.forward import completion_hidden_states, read_head
-from opd_trl.trainers.scoring import score_micro_batch
 from tests import tiny
 from tests.trainers.build import fixed_batch, lora_config, opd_trainer, opsd_trainer
 
@@ -112,7 +111,7 @@ def test_a_head_saved_with_the_adapter_is_the_students_alone(tmp_path, student_p
     student = trainer.model.get_base_model().get_output_embeddings().modules_to_save["default"].weight
     with torch.no_grad():
         student.add_(1.0)
-    head = score_micro_batch(trainer, trainer.model, batch)[""].head
+    head = trainer.teacher_scores(trainer.model, batch)[""].head
     assert not torch.equal(head.weight, student)
     trainer._compute_loss(trainer.model, batch).backward()
     assert student.grad.abs().max() > 0

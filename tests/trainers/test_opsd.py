@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from opd_trl.teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher, Teacher
-from opd_trl.trainers.scoring import score_micro_batch
+from opd_trl.teachers import AdaptersOffTeacher, AdapterTeacher, LiveTeacher, ModelTeacher
 from tests import tiny
 from tests.trainers.build import fixed_batch, lora_config, opsd_trainer
 
@@ -28,10 +27,10 @@ def test_the_base_teacher_stays_at_step_0(tmp_path, student_path):
     for lora in (True, False):
         trainer = opsd_trainer(tmp_path, student_path, lora=lora, max_steps=3)
         batch = fixed_batch(trainer)
-        before = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
+        before = trainer.teacher_scores(trainer.model, batch)[""].hidden_states
         trainer.train()
         trainer.model.train()
-        after = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
+        after = trainer.teacher_scores(trainer.model, batch)[""].hidden_states
         torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
@@ -49,7 +48,7 @@ def test_a_full_fine_tuned_student_gets_a_frozen_copy(tmp_path, student_path):
 
 def test_a_live_teacher_is_the_student(tmp_path, student_path):
     trainer = opsd_trainer(tmp_path, student_path, teacher_model_kind="live", max_steps=2)
-    assert type(trainer.teacher) is Teacher
+    assert type(trainer.teacher) is LiveTeacher
     trainer.train()
 
 
@@ -70,10 +69,10 @@ def test_a_trained_adapter_is_kept_as_the_step_0_teacher(tmp_path, student_path)
         name.removeprefix("teacher_"): batch[name] for name in ("teacher_prompt_ids", "teacher_prompt_mask")
     }
     assert trainer._compute_loss(trainer.model, batch | same_prompt) == 0  # teacher and student are one at step 0
-    before = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
+    before = trainer.teacher_scores(trainer.model, batch)[""].hidden_states
     trainer.train()
     trainer.model.train()
-    after = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
+    after = trainer.teacher_scores(trainer.model, batch)[""].hidden_states
     torch.testing.assert_close(before, after, rtol=0, atol=0)
 
 
@@ -161,8 +160,8 @@ def test_scoring_uses_no_dropout_and_leaves_the_student_as_it_was(tmp_path, stud
     next(p for n, p in trainer.model.named_parameters() if "lora_A.default" in n).requires_grad_(False)
     modes = [module.training for module in trainer.model.modules()]
     flags = [p.requires_grad for p in trainer.model.parameters()]
-    first = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
-    second = score_micro_batch(trainer, trainer.model, batch)[""].hidden_states
+    first = trainer.teacher_scores(trainer.model, batch)[""].hidden_states
+    second = trainer.teacher_scores(trainer.model, batch)[""].hidden_states
     assert torch.equal(first, second)
     assert not first.requires_grad
     assert [module.training for module in trainer.model.modules()] == modes
@@ -179,7 +178,7 @@ def test_scoring_does_not_checkpoint_activations_where_the_students_forward_does
             original = module._gradient_checkpointing_func
             module._gradient_checkpointing_func = lambda *a, f=original, **k: calls.append(1) or f(*a, **k)
     trainer.model.train()
-    score_micro_batch(trainer, trainer.model, batch)
+    trainer.teacher_scores(trainer.model, batch)
     assert calls == []
     trainer._compute_loss(trainer.model, batch)
     assert len(calls) == 2  # the student's two layers

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from opd_trl.teachers import teachers
-from opd_trl.trainers import scoring
+from opd_trl.teachers import base, model_teacher
 from tests import tiny
 from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
 
@@ -19,9 +18,9 @@ def test_scoring_ahead_gives_the_loss_of_scoring_with_the_micro_batch(
     tmp_path, student_path, teacher_path, rows_at_once, monkeypatch
 ):
     forwards = []
-    teacher_pass = scoring.teacher_pass
+    teacher_pass = base.teacher_pass
     monkeypatch.setattr(
-        scoring,
+        base,
         "teacher_pass",
         lambda teacher, rows: forwards.append(len(rows["prompt_ids"])) or teacher_pass(teacher, rows),
     )
@@ -50,8 +49,10 @@ def test_a_run_that_scores_ahead_ends_with_the_same_weights(tmp_path, student_pa
 def test_an_offloaded_teacher_is_moved_for_every_generation_batch_and_moved_back(
     tmp_path, student_path, teacher_path, monkeypatch
 ):
-    moves, move_body = [], teachers.move_body
-    monkeypatch.setattr(teachers, "move_body", lambda model, device: moves.append(device) or move_body(model, device))
+    moves, move_body = [], model_teacher.move_body
+    monkeypatch.setattr(
+        model_teacher, "move_body", lambda model, device: moves.append(device) or move_body(model, device)
+    )
     trainer = opd_trainer(tmp_path, student_path, teacher_path, teacher_offload="cpu", max_steps=2)
     trainer.teacher.works_on = torch.device("cpu", 0)  # the accelerator's stand-in: another device by name
     trainer.train()
@@ -62,7 +63,7 @@ def test_an_offloaded_teacher_is_moved_for_every_generation_batch_and_moved_back
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_head_of_an_offloaded_teacher_stays_where_the_loss_reads_it(tied):
     model = tiny.build_model(tie_word_embeddings=tied)
-    moved = {x.data_ptr() for x in teachers.body(model)}
+    moved = {x.data_ptr() for x in model_teacher.body(model)}
     stays = {name for name, x in model.named_parameters(remove_duplicate=False) if x.data_ptr() not in moved}
     assert stays == {"lm_head.weight"} | ({"model.embed_tokens.weight"} if tied else set())
     assert len(list(model.buffers())) > 0

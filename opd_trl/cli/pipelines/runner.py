@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import yaml
@@ -269,8 +270,6 @@ def differences(what: str, before: dict[str, Digest | None], now: dict[str, Dige
 
 def last_checkpoint(stage: Stage) -> str | None:
     """The last whole checkpoint of a training stage."""
-    from types import SimpleNamespace
-
     from ...scripts.checkpoints import checkpoint_of
 
     folder = str(stage.values["output_dir"])

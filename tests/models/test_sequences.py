@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_trl.privileged import check_lengths, completion_positions, join, left_pad
+from opd_trl.models.sequences import completion_positions, join, left_pad
+from opd_trl.trainers.teacher_prompts import check_lengths
 
 
 sequences = st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=6), min_size=1, max_size=5)

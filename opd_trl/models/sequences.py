@@ -1,4 +1,4 @@
-"""The teacher's view of the batch: its own prompt, then exactly the student's completion ids."""
+"""Prompts and completions as padded tensors: side by side, and which hidden states predict the completion."""
 
 import torch
 from torch import Tensor
@@ -30,14 +30,3 @@ def join(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
 def completion_positions(hidden_states: Tensor, num_completion_tokens: int) -> Tensor:
     """Hidden states `(B, P + T, H)` that predict the T completion tokens: `(B, T, H)`, one position earlier."""
     return hidden_states[:, -num_completion_tokens - 1 : -1]
-
-
-def check_lengths(prompt_ids: list[list[int]], names: list[str], *, limit: int | None) -> None:
-    """Raise ValueError for the first teacher prompt longer than `limit` tokens; None is no limit."""
-    for ids, name in zip(prompt_ids, names, strict=True):
-        if limit is not None and len(ids) > limit:
-            raise ValueError(
-                f"the teacher's prompt in {name} has {len(ids)} tokens, at most {limit} fit. Shorten its privileged "
-                "context, filter the row out, or raise max_teacher_prompt_length (within the teacher's context window "
-                "less max_completion_length). It is never cut in silence."
-            )

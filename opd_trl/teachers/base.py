@@ -1,0 +1,187 @@
+"""What every teacher can do: the one interface behind which models, adapters and servers stand."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..models.forward import Head, completion_hidden_states, multimodal_inputs, read_head
+from ..models.sequences import join
+from ..models.sharding import is_sharded
+from .scores import HIDDEN, HiddenStates, Scores, select
+
+
+class Host(Protocol):
+    """What a teacher reads of the trainer that it works for; `OPDTrainer` is one."""
+
+    accelerator: Any
+    args: Any
+    state: Any
+    tokenizer: Any
+    model: nn.Module  #: the student
+    model_wrapped: nn.Module  #: the student as the engine wrapped it (DDP, DeepSpeed, FSDP)
+    is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
+
+    def run_inside(self, wrapped: nn.Module, function, *args: Any, **kwargs: Any) -> Any:
+        """Call `function` inside the engine's forward of a wrapped model, so that sharded weights are there."""
+
+
+class Teacher:
+    """Scores the student's completions. A kind of teacher overrides what is different about it.
+
+    A teacher scores each micro-batch together with the student (`score`), or whole generation batches ahead of it
+    (`score_ahead`, then `read_ahead` for each micro-batch). The order of the calls: `check_placement` and `prepare`
+    once, then scores, then `update` after each optimizer step, `save` and `load` with each checkpoint.
+
+    Attributes:
+        model: a model of its own; None where it is the student's module, or lies elsewhere.
+        moves: does `update` change it, so that a checkpoint must hold it?
+        can_write: can it write answers of its own in this process?
+        num_rows: rows of its LM head that are compared with the student's; set by `prepare`.
+        window: longest prompt and completion together, in tokens; None where it has no limit. Set by `prepare`.
+    """
+
+    model: nn.Module | None = None
+    moves: bool = False
+    can_write: bool = True
+    num_rows: int = 0
+    window: int | None = None
+
+    def check_placement(self, host: Host) -> None:
+        """Raise ValueError for what this kind of teacher cannot do under the engine and the settings of the host."""
+        if host.args.teacher_rows_ahead is not None:
+            self._refuse_scoring_ahead(host, "is the student with other adapters")
+
+    def prepare(self, host: Host) -> None:
+        """Get ready to score: hand a model of its own to the engine, and learn `num_rows` and `window`."""
+        student = host.model.config.get_text_config()
+        self.num_rows, self.window = student.vocab_size, getattr(student, "max_position_embeddings", None)
+
+    def source(self, host: Host) -> str:
+        """Where it comes from, as the run log names it: a path, an address, how it is made of the student."""
+        return f"the student ({host.args.teacher_model_kind})"
+
+    def scoring(self, student: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Context that yields the module which scores, without gradients and dropout.
+
+        Args:
+            student: as the engine wrapped it, since only calling that keeps sharded weights right.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no module in this process.")
+
+    def scores_ahead(self, host: Host) -> bool:
+        """Does it score whole generation batches, ahead of the student's micro-batches?"""
+        return host.args.teacher_rows_ahead is not None
+
+    def score(self, host: Host, student: nn.Module, batch: dict[str, Any], rows: Tensor | None) -> Scores:
+        """Scores of its rows of a micro-batch.
+
+        Args:
+            host: the trainer.
+            student: as the engine wrapped it.
+            batch: the micro-batch.
+            rows: `(B,)` bool, its rows; None for all.
+        """
+        with self.scoring(student) as module, host.accelerator.autocast():
+            if rows is None:
+                return HiddenStates(None, *self._forward(host, module, batch))
+            # A sharded teacher runs on every rank: with a row of another teacher where it has none.
+            part = select(batch, rows if rows.any() else slice(1))
+            hidden_states, head = self._forward(host, module, part)
+            return HiddenStates(rows, hidden_states[: rows.sum()], head)
+
+    @torch.no_grad()
+    def score_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> dict[str, Tensor]:
+        """Scores of its rows of a generation batch, as entries `(b, T, ...)` of that batch.
+
+        `teacher_rows_ahead` rows go into a forward. A sharded teacher runs equally often on all ranks: with a row of
+        another teacher where it has none.
+        """
+        parts = []
+        everything = torch.arange(len(batch["completion_ids"]), device=batch["completion_ids"].device)
+        with self.scoring(host.model_wrapped) as module, host.accelerator.autocast():
+            for part in everything.split(host.args.teacher_rows_ahead):
+                own = part if rows is None else part[rows[part]]
+                if len(own) or is_sharded(host):
+                    hidden_states, _ = self._forward(host, module, select(batch, own if len(own) else part[:1]))
+                    parts.append(hidden_states[: len(own)])
+        return {HIDDEN: torch.cat(parts)}
+
+    def read_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> Scores:
+        """What `score_ahead` left in the batch for its rows."""
+        head = read_head(host.accelerator.unwrap_model(self.model))
+        return HiddenStates(rows, Scores(rows).select(batch[HIDDEN]), head)
+
+    def update(self, student: nn.Module) -> None:
+        """Move towards the student (unwrapped). A teacher that never moves does nothing."""
+
+    def save(self, host: Host, folder: Path) -> None:
+        """Save what `update` has made of it, where the student's checkpoint does not hold it already."""
+
+    def load(self, host: Host, folder: Path) -> None:
+        """Take up what a checkpoint holds of it. All ranks must call it."""
+
+    def _forward(self, host: Host, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Head]:
+        """Hidden states `(b, T, H)` of the completions, inside the engine's forward, and the head that reads them."""
+        plain = host.accelerator.unwrap_model(module)
+        return host.run_inside(module, teacher_pass, plain, batch), read_head(plain)
+
+    def _refuse_scoring_ahead(self, host: Host, why: str) -> None:
+        fields = "teacher_offload" if host.args.teacher_offload else "teacher_batch_size"
+        raise ValueError(
+            f"{fields} needs a teacher with frozen weights of its own, and this one {why}. Leave it unset: such a "
+            "teacher scores the student's micro-batches."
+        )
+
+
+def teacher_pass(teacher: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """Hidden states `(B, T, H)` of the completion after the teacher's own prompt, or else after the student's.
+
+    Runs in `Teacher.scoring`, inside the engine's forward of `teacher` (unwrapped).
+    """
+    own_prompt = "teacher_prompt_ids" in inputs
+    prefix = "teacher_" if own_prompt else ""
+    input_ids, attention_mask = join(
+        inputs[f"{prefix}prompt_ids"],
+        inputs[f"{prefix}prompt_mask"],
+        inputs["completion_ids"],
+        inputs["completion_mask"],
+    )
+    hidden_states, _ = completion_hidden_states(
+        teacher,
+        input_ids,
+        attention_mask,
+        inputs["completion_ids"].size(1),
+        multimodal={} if own_prompt else multimodal_inputs(inputs),
+    )
+    return hidden_states
+
+
+@contextmanager
+def scoring_mode(module: nn.Module) -> Iterator[nn.Module]:
+    """Put `module` in evaluation mode without gradients, and give every submodule its own mode back.
+
+    Evaluation mode switches dropout off and, in transformers, activation checkpointing too. Flags are restored one by
+    one, since the module may be the student in the middle of training, with parts that its user froze.
+    """
+    training = [(part, part.training) for part in module.modules()]
+    requires_grad = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield module
+    finally:
+        for part, flag in training:
+            part.training = flag
+        for parameter, flag in requires_grad:
+            parameter.requires_grad_(flag)
+
+
+def path_of(host: Host, model: nn.Module) -> str:
+    """Path or hub id that a model was loaded from, or its class."""
+    plain = host.accelerator.unwrap_model(model)
+    return getattr(plain.config, "_name_or_path", "") or type(plain).__name__
