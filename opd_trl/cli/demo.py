@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     os.environ["TQDM_DISABLE"] = "1"
     from rich.console import Console
 
-    from ..reproduce.demo_model import DemoError
+    from ..reproduce.demo_model import DemoError, prepare_model
     from ..reproduce.demo_run import RECIPE, run
     from ..scripts.quiet import quiet_libraries
 
