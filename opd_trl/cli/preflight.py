@@ -56,6 +56,7 @@ WORDS = {
     "ok": "Nothing stands against this run.",
     "fix": "This run will work, but not as well as it could.",
     "stop": "This run cannot work as it is.",
+    "not run": "No check could run.",
 }
 
 
