@@ -11,14 +11,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ..losses.comparison import NextToken
 from ..losses.spread import DIVERGENCES, context_spread
-from ..teachers.scores import HiddenStates
 from .clustered import WIDTH
 from .context_draw import Draw, TeacherIds, draw_contexts, row_gains, teacher_prompts, text_of, under
 from .context_figures import ContextFigures, ContextTokens, context_figures, findings_of
 from .findings import Finding
-from .rollouts import Rollout, next_token, quarters_of, score
+from .rollouts import Rollout, quarters_of, score, teacher_next_tokens
 from .state import Preflight
 
 
@@ -120,7 +118,7 @@ def probe_contexts(
 
 
 def refuse_untestable(trainer, contexts: int) -> None:
-    """Raise ValueError where there is no context to test."""
+    """Raise ValueError where no context can be tested: none is given, siblings are, or there is none to compare."""
     if trainer.teacher_prompts.view is None:
         raise ValueError(
             "there is no privileged context to test: the teacher reads the student's own prompt. Give one with "
@@ -145,12 +143,12 @@ def objective_of(args) -> dict[str, Any]:
 def score_tokens(
     trainer, rollout: Rollout, draw: Draw, prompts: TeacherIds, objective: dict[str, Any]
 ) -> list[ContextTokens]:
-    """Split the divergence at the kept tokens of a rollout, for each teacher that has rows in it."""
+    """Split the divergence at the kept tokens of a rollout; one part for each teacher that has rows in it."""
     bare = [prompts.empty] if prompts.alone is None else [prompts.empty, prompts.alone]
     numbers, scores, parts = torch.tensor(draw.of(rollout.rows)), [], []
     for scored in score(trainer, rollout):  # it refuses teachers of which too little is known
         scores = scores or [under(trainer, rollout.batch, ids) for ids in (*prompts.columns[1:], *bare)]
-        found = [next_tokens(trainer, rollout, x[scored.teacher_name]) for x in scores]
+        found = [teacher_next_tokens(trainer, rollout, x[scored.teacher_name]) for x in scores]
         others, (empty, *alone) = found[: len(prompts.columns) - 1], found[len(prompts.columns) - 1 :]
         spread = context_spread(scored.student, [scored.teacher, *others], **objective)
         alone_and_empty = context_spread(scored.student, [empty, *alone], **objective).per_context
@@ -170,12 +168,6 @@ def score_tokens(
             )
         )
     return parts
-
-
-def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
-    """A teacher's distributions at its kept tokens, as `rollouts.score` reads them."""
-    hidden_states = teacher.hidden_states[..., : teacher.head.weight.size(-1)][teacher.select(rollout.kept)]
-    return next_token(hidden_states, teacher.head.rows(trainer.num_rows), trainer.loss_options["temperature"])
 
 
 def joined(parts: Sequence[ContextTokens]) -> ContextTokens:

@@ -1,4 +1,4 @@
-"""Look at a trainer without training: rollouts of its student, and both models' distributions on them."""
+"""Rollouts of a trainer's student, and what both models say at every token of them. Nothing is trained."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scored:
-    """Both models at the N kept tokens that one teacher answers for.
+    """Both models at the N kept tokens of the rows that one teacher answers for.
 
     Attributes:
         teacher_name: empty for a single teacher.
@@ -84,12 +84,12 @@ def roll_out(trainer, rows: list[dict[str, Any]], *, on_batch: Callable[[], None
 
 
 def batch_size(trainer) -> int:
-    """Rows of a batch; each is answered `num_generations_eval` times, as rewards and siblings need it."""
+    """How many rows make a batch; each is answered `num_generations_eval` times, as rewards and siblings need it."""
     return max(1, trainer.args.per_device_train_batch_size // trainer.num_generations_eval)
 
 
 def num_batches(trainer, rows: list[dict[str, Any]]) -> int:
-    """Batches in which `roll_out` answers rows."""
+    """In how many batches `roll_out` answers rows."""
     return -(-len(rows) // batch_size(trainer))
 
 
@@ -119,11 +119,7 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
         temperature = trainer.loss_options["temperature"]
         with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
             student = next_token(teacher.select(hidden_states)[kept], student_head.rows(trainer.num_rows), temperature)
-            of_teacher = next_token(
-                teacher.hidden_states[..., : teacher.head.weight.size(-1)][kept],
-                teacher.head.rows(trainer.num_rows),
-                temperature,
-            )
+            of_teacher = teacher_next_tokens(trainer, rollout, teacher)
             everywhere = kept if teacher.rows is None else rollout.kept & teacher.rows[:, None]
             yield Scored(name, student, of_teacher, Tokens(torch.ones_like(ids).float(), ids, **values), everywhere)
 
@@ -138,14 +134,21 @@ def quarters_of(kept: Tensor) -> Tensor:
     return (4 * place // length)[kept]
 
 
+def teacher_next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
+    """What a teacher says at the kept tokens of the rows that it answers for, at the temperature of the loss."""
+    # Hidden states of several teachers are padded with zeros to the widest of them.
+    hidden_states = teacher.hidden_states[..., : teacher.head.weight.size(-1)][teacher.select(rollout.kept)]
+    return next_token(hidden_states, teacher.head.rows(trainer.num_rows), trainer.loss_options["temperature"])
+
+
 def next_token(hidden_states: Tensor, head: Head, temperature: float) -> NextToken:
-    """Distributions at the loss temperature."""
+    """Next-token distributions of hidden states under a head, at the temperature of the loss."""
     transform = LogitTransform(temperature, head.logit_scale, head.final_logit_softcapping)
     return NextToken(hidden_states, head.weight.detach(), head.bias, transform)
 
 
 def student_hidden_states(trainer, batch: dict[str, Any]) -> Tensor:
-    """`(B, T, H)` of the completions after the student's prompt."""
+    """The student's hidden states `(B, T, H)` at the completions of a batch, after the student's prompts."""
     input_ids, attention_mask = join(
         batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"]
     )
