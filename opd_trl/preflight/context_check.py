@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ..losses.comparison import NextToken
 from ..losses.spread import DIVERGENCES, context_spread
+from ..teachers.scores import HiddenStates
 from .clustered import WIDTH
 from .context_draw import Draw, TeacherIds, draw_contexts, row_gains, teacher_prompts, text_of, under
 from .context_figures import ContextFigures, ContextTokens, context_figures, findings_of
 from .findings import Finding
-from .rollouts import Rollout, quarters_of, score, teacher_next_tokens
+from .rollouts import Rollout, next_token, quarters_of, score
 from .state import Preflight
 
 
@@ -148,7 +150,7 @@ def score_tokens(
     numbers, scores, parts = torch.tensor(draw.of(rollout.rows)), [], []
     for scored in score(trainer, rollout):  # it refuses teachers of which too little is known
         scores = scores or [under(trainer, rollout.batch, ids) for ids in (*prompts.columns[1:], *bare)]
-        found = [teacher_next_tokens(trainer, rollout, x[scored.teacher_name]) for x in scores]
+        found = [next_tokens(trainer, rollout, x[scored.teacher_name]) for x in scores]
         others, (empty, *alone) = found[: len(prompts.columns) - 1], found[len(prompts.columns) - 1 :]
         spread = context_spread(scored.student, [scored.teacher, *others], **objective)
         alone_and_empty = context_spread(scored.student, [empty, *alone], **objective).per_context
@@ -168,6 +170,12 @@ def score_tokens(
             )
         )
     return parts
+
+
+def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
+    """A teacher's distributions at its kept tokens, as `rollouts.score` reads them."""
+    hidden_states = teacher.hidden_states[..., : teacher.head.weight.size(-1)][teacher.select(rollout.kept)]
+    return next_token(hidden_states, teacher.head.rows(trainer.num_rows), trainer.loss_options["temperature"])
 
 
 def joined(parts: Sequence[ContextTokens]) -> ContextTokens:

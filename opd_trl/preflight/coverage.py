@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 
-from .findings import MODES_REMEDY, OURS, Finding, finds_missing_modes
+from .findings import OURS, Finding
 from .state import Preflight
 
 
 # Teacher's probability outside the student's TopK: as a mean, and at the worst of the first positions.
 UNCOVERED, UNCOVERED_AT_ONE_PLACE = 0.2, 0.5
+
+MODES_REMEDY = "divergence: forward_kl or mixed, with loss_support: union; or SFT on the teacher's text first"
 
 
 def run(preflight: Preflight) -> list[Finding]:
@@ -47,3 +49,15 @@ def judge_coverage(outside: float, by_place: Sequence[float], *, top_k: int, div
         return Finding(name, "ok", figure, sentence, threshold, value=value)
     sentence = "The teacher wants tokens that the student hardly ever gives, and this loss is nearly blind to them."
     return Finding(name, "fix", figure, sentence, threshold, MODES_REMEDY, value)
+
+
+def finds_missing_modes(divergence: str, support: str) -> bool:
+    """Can the loss raise a token that the student almost never gives?
+
+    In the reverse KL and the JSD every term of the gradient carries the student's probability of its token; the
+    forward KL's carries the teacher's, if the support holds the token.
+
+    >>> finds_missing_modes("mixed", "union"), finds_missing_modes("jsd", "full")
+    (True, False)
+    """
+    return divergence in ("forward_kl", "mixed") and support in ("teacher", "union", "full")

@@ -1,4 +1,7 @@
-"""What a check of the pre-flight says of a figure: its verdict, a sentence, and the line of the recipe to change."""
+"""What a check of the pre-flight says of a figure: its verdict, a sentence, and the line of the recipe to change.
+
+No torch in here: the list of checks reads it, and the help reads that.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -52,18 +55,3 @@ def number(value: float | None, form: str = ".3f") -> str:
     ('0.500', '-')
     """
     return "-" if value is None else format(value, form)
-
-
-def finds_missing_modes(divergence: str, support: str) -> bool:
-    """Can the loss raise a token that the student almost never gives?
-
-    In the reverse KL and the JSD every term of the gradient carries the student's probability of its token; the
-    forward KL's carries the teacher's, if the support holds the token.
-
-    >>> finds_missing_modes("mixed", "union"), finds_missing_modes("jsd", "full")
-    (True, False)
-    """
-    return divergence in ("forward_kl", "mixed") and support in ("teacher", "union", "full")
-
-
-MODES_REMEDY = "divergence: forward_kl or mixed, with loss_support: union; or SFT on the teacher's text first"

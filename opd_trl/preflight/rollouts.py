@@ -119,7 +119,11 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
         temperature = trainer.loss_options["temperature"]
         with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
             student = next_token(teacher.select(hidden_states)[kept], student_head.rows(trainer.num_rows), temperature)
-            of_teacher = teacher_next_tokens(trainer, rollout, teacher)
+            of_teacher = next_token(
+                teacher.hidden_states[..., : teacher.head.weight.size(-1)][kept],
+                teacher.head.rows(trainer.num_rows),
+                temperature,
+            )
             everywhere = kept if teacher.rows is None else rollout.kept & teacher.rows[:, None]
             yield Scored(name, student, of_teacher, Tokens(torch.ones_like(ids).float(), ids, **values), everywhere)
 
@@ -134,15 +138,8 @@ def quarters_of(kept: Tensor) -> Tensor:
     return (4 * place // length)[kept]
 
 
-def teacher_next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
-    """What a teacher says at the kept tokens of the rows that it answers for, at the temperature of the loss."""
-    # Hidden states of several teachers are padded with zeros to the widest of them.
-    hidden_states = teacher.hidden_states[..., : teacher.head.weight.size(-1)][teacher.select(rollout.kept)]
-    return next_token(hidden_states, teacher.head.rows(trainer.num_rows), trainer.loss_options["temperature"])
-
-
 def next_token(hidden_states: Tensor, head: Head, temperature: float) -> NextToken:
-    """Next-token distributions of hidden states under a head, at the temperature of the loss."""
+    """Distributions at the loss temperature."""
     transform = LogitTransform(temperature, head.logit_scale, head.final_logit_softcapping)
     return NextToken(hidden_states, head.weight.detach(), head.bias, transform)
 

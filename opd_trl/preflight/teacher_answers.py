@@ -13,7 +13,8 @@ from ..models.sampling import Completion, Sampling
 from ..models.transformers_engine import TransformersEngine
 from ..privileged import left_pad
 from ..teachers.served import ServedTeacher
-from .findings import MODES_REMEDY, OURS, PAPER, Finding, finds_missing_modes
+from .coverage import MODES_REMEDY, finds_missing_modes
+from .findings import OURS, PAPER, Finding
 from .rollouts import Rollout, student_hidden_states, unpadded
 from .state import Preflight
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from opd_trl.preflight import coverage, findings, prefixes, teacher_answers, templates
+from opd_trl.preflight import coverage, prefixes, teacher_answers, templates
 from opd_trl.preflight.findings import Finding, worst
 
 
@@ -78,7 +78,7 @@ def test_the_worst_place_is_named():
     ],
 )
 def test_only_a_forward_part_on_the_teachers_tokens_finds_what_the_student_never_gives(divergence, support, finds):
-    assert findings.finds_missing_modes(divergence, support) == finds
+    assert coverage.finds_missing_modes(divergence, support) == finds
 
 
 def test_the_worst_verdict_counts_and_what_was_not_run_does_not():
