@@ -86,16 +86,18 @@ def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | Non
     from ..data.files import DataError
     from ..evaluation import parse_rule
     from ..preflight import inspection
-    from ..scripts.subject import build, read_subject
+    from ..scripts import recipe_command, subject
 
-    subject = read_subject(with_teacher(argv), OWN_FLAGS, prog=PROG, defaults=DEFAULTS)
-    flags = subject.own
+    command = recipe_command.training_command(recipe_command.peek(argv))
+    argv = argv if command == "opd" else with_teacher(argv)
+    asked = subject.read_subject(argv, OWN_FLAGS, prog=PROG, defaults=DEFAULTS)
+    flags = asked.own
     rules = [parse_rule(rule) for rule in flags.rule]
     if flags.contexts < 2:
         raise ValueError(f"--contexts must be >= 2, got {flags.contexts}: the row's own and others.")
     with contextlib.ExitStack() as stack:
         try:
-            trainer = stack.enter_context(build(subject))
+            trainer = stack.enter_context(subject.build(asked))
         except DataError:
             raise
         except ValueError as error:
@@ -112,15 +114,11 @@ def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | Non
 
 
 def with_teacher(argv: list[str]) -> list[str]:
-    """A command line in which the first `--teacher` is the recipe's teacher, where that has none."""
-    from ..scripts.recipe_command import peek, training_command
-
+    """The command line of a recipe that names no teacher: the first `--teacher`, if any, becomes its teacher."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--teacher", action="append", nargs="?", default=[])
     teachers = [teacher for teacher in parser.parse_known_args(argv)[0].teacher if teacher]
-    if not teachers or training_command(peek(argv)) == "opd":
-        return argv
-    return [*argv, "--teacher_model_name_or_path", teachers[0]]
+    return [*argv, "--teacher_model_name_or_path", teachers[0]] if teachers else argv
 
 
 def show(figures: dict[str, Any], console: Console) -> None:

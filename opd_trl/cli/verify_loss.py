@@ -10,6 +10,7 @@ from .terminal import progress, run_check, verdict
 
 PROG = "opd-trl verify-loss"
 OWN_FLAGS: dict[str, dict[str, Any]] = {"top_ks": {"type": int, "nargs": "+"}}
+DEFAULTS = {"prompts": 16}
 #: Divergences as people say them.
 NAMES = {"reverse_kl": "reverse KL", "forward_kl": "forward KL", "jsd": "JSD", "mixed": "mixed divergence"}
 
@@ -56,12 +57,11 @@ def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | Non
         ValueError: what is given cannot be checked.
     """
     from ..preflight.inspection import verify_loss
-    from ..preflight.loss_check import TOP_KS
     from ..scripts.subject import build, read_subject
 
-    subject = read_subject(argv, OWN_FLAGS, prog=PROG, defaults={"prompts": 16, "top_ks": list(TOP_KS)})
+    subject = read_subject(argv, OWN_FLAGS, prog=PROG, defaults=DEFAULTS)
     flags = subject.own
-    wrong = [k for k in flags.top_ks if k < 1]
+    wrong = [k for k in flags.top_ks or () if k < 1]
     if wrong:
         raise ValueError(f"--top-ks must be >= 1, got {wrong[0]}.")
     with build(subject) as trainer:

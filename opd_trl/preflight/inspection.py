@@ -11,6 +11,7 @@ from ..evaluation.math import math_accuracy
 from . import checks
 from .findings import Finding, worst
 from .loss import check_loss, figures_of
+from .loss_check import TOP_KS
 from .rollouts import num_batches, roll_out, take_rows
 from .state import Bar, Judge, Preflight, no_bar
 
@@ -107,13 +108,13 @@ def judge_of_rewards(trainer) -> Judge | None:
     return lambda texts, rows: [score or 0.0 for score in math_accuracy(texts, [row["answer"] for row in rows])]
 
 
-def verify_loss(trainer, *, prompts: int, top_ks: Sequence[int], bar: Bar = no_bar) -> dict[str, Any]:
+def verify_loss(trainer, *, prompts: int, top_ks: Sequence[int] | None = None, bar: Bar = no_bar) -> dict[str, Any]:
     """Compare the gradient of a trainer's loss, and of every other form of it, with the exact one.
 
     Args:
         trainer: an OPDTrainer, which trains nothing.
         prompts: rows of its data set that the student answers.
-        top_ks: K of the other forms.
+        top_ks: K of the other forms; None: `TOP_KS`.
         bar: shows progress.
 
     Returns:
@@ -125,5 +126,5 @@ def verify_loss(trainer, *, prompts: int, top_ks: Sequence[int], bar: Bar = no_b
     state = Preflight(trainer, prompts=prompts, bar=bar)
     answered = let_student_answer(state)
     with state.over_batches("Gradients of every form") as done:
-        found = check_loss(trainer, state.rollouts, top_ks=top_ks, on_batch=done)
+        found = check_loss(trainer, state.rollouts, top_ks=top_ks or TOP_KS, on_batch=done)
     return figures_of(found, trainer.args, prompts=answered)
