@@ -5,9 +5,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from ..teachers import ModelTeacher, shared_rows
 from ..trainers.input_checks import check_teacher
-from ..trainers.placement import load_teacher, prepare_teacher
+from ..trainers.placement import model_teacher
 from .findings import Finding, number
 from .pairs import pair_figures
 from .state import Preflight
@@ -58,12 +57,9 @@ def figures_of(preflight: Preflight, path: str) -> dict[str, Any]:
         check_teacher(trainer.model, path, trainer.args, trainer.tokenizer, None)
     except (ValueError, OSError) as error:
         return row | {"refused": str(error)}
-    teacher = ModelTeacher(load_teacher(path, trainer.args))
-    config = teacher.model.config.get_text_config()
-    student_rows = trainer.model.config.get_text_config().vocab_size
-    trainer.num_rows = shared_rows(student_rows, config.vocab_size, trainer.tokenizer.get_vocab())
-    teacher.model = prepare_teacher(trainer, teacher)
-    trainer.teachers = {"": teacher}
+    teacher = model_teacher(path, trainer.args)
+    teacher.prepare(trainer)
+    trainer.num_rows, trainer.teachers = teacher.num_rows, {"": teacher}
     with preflight.over_batches(f"{path} on the student's text") as done:
         pairs = pair_figures(trainer, rollouts, on_batch=done)
     with preflight.over_batches(f"{path} answers") as done:

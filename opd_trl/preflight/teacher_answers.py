@@ -12,7 +12,6 @@ from ..models.forward import read_head, token_log_probs
 from ..models.sampling import Completion, Sampling
 from ..models.sequences import left_pad
 from ..models.transformers_engine import TransformersEngine
-from ..teachers.served import ServedTeacher
 from .coverage import MODES_REMEDY, finds_missing_modes
 from .findings import OURS, PAPER, Finding
 from .rollouts import Rollout, student_hidden_states, unpadded
@@ -160,7 +159,7 @@ def teacher_answers(
     Raises:
         ValueError: a served teacher, which scores and does not write.
     """
-    if isinstance(trainer.teacher, ServedTeacher):
+    if not trainer.teacher.can_write:
         raise ValueError("a served teacher scores and writes nothing here. Name its model: --teacher PATH.")
     sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
     tokenizer, answers = trainer.tokenizer, Answers([], [], [], [])

@@ -60,7 +60,7 @@ def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
 def teacher_tokenizer(trainer) -> PreTrainedTokenizerBase | None:
     """The separate teacher's own tokenizer; None where the teacher is the student, or has no path to load it from."""
     path = getattr(getattr(trainer.teacher.model, "config", None), "_name_or_path", None)
-    if hasattr(trainer.args, "teacher_model_kind") or not path:
+    if trainer.args.teaches_itself or not path:
         return None
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trainer.args.trust_remote_code)
