@@ -3,9 +3,11 @@
 import pytest
 import torch
 from datasets import IterableDataset
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
+from tests.trainers.build import fixed_batch, lora_config, opd_trainer, opsd_trainer
 
 
 def count_forwards(module) -> list[int]:
@@ -184,6 +186,23 @@ def test_a_streamed_data_set_brings_its_privileged_context_too(tmp_path, student
     trainer = opd_trainer(tmp_path, student_path, teacher_path, dataset=stream, max_steps=2)
     assert "teacher_prompt_ids" in fixed_batch(trainer, rows[:4])
     trainer.train()
+
+
+def test_resuming_restores_an_adapter_that_the_user_brought_beside_trls_reference(
+    tmp_path, student_path, teacher_path
+):
+    def trainer():
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(student_path), lora_config())
+        return opd_trainer(tmp_path, model, teacher_path, beta=0.1, max_steps=2, save_strategy="steps", save_steps=2)
+
+    first, resumed = trainer(), trainer()
+    first.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert set(resumed.model.peft_config) == {"default", "ref"}
+    trained = {name for name, p in first.model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in resumed.model.named_parameters() if p.requires_grad}
+    for name, parameter in first.model.named_parameters():
+        assert torch.equal(parameter, resumed.model.get_parameter(name)), name
 
 
 class Dice:
