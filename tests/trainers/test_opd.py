@@ -223,6 +223,7 @@ def test_an_environment_with_its_own_reward_needs_no_reward_function(
     tmp_path, student_path, teacher_path, monkeypatch
 ):
     monkeypatch.setattr("trl.trainer.grpo_trainer.supports_tool_calling", lambda _: True)  # the tiny template has none
+    monkeypatch.setattr("trl.trainer.grpo_trainer.is_jmespath_available", lambda: True)  # transformers below 5.13
     monkeypatch.setattr("trl.trainer.grpo_trainer.add_response_schema", lambda tokenizer: tokenizer)
     monkeypatch.setattr("trl.trainer.grpo_trainer.is_chat_template_prefix_preserving", lambda _: True)
     trainer = opd_trainer(
