@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..losses.divergences import DIVERGENCES, divergence_named
+
 
 PAPER = "arXiv 2605.11182"
 OURS = "ours"
@@ -54,7 +56,8 @@ def finds_missing_modes(divergence: str, support: str) -> bool:
     >>> finds_missing_modes("mixed", "union"), finds_missing_modes("jsd", "full")
     (True, False)
     """
-    return divergence in ("forward_kl", "mixed") and support in ("teacher", "union", "full")
+    return divergence_named(divergence).finds_missing_modes and support in ("teacher", "union", "full")
 
 
-MODES_REMEDY = "divergence: forward_kl or mixed, with loss_support: union; or SFT on the teacher's text first"
+FINDERS = " or ".join(name for name, entry in DIVERGENCES.items() if entry.finds_missing_modes)
+MODES_REMEDY = f"divergence: {FINDERS}, with loss_support: union; or SFT on the teacher's text first"

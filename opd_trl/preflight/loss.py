@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..losses import chunked_support_loss
-from ..losses.objective import Objective
+from ..losses.fused import distillation_loss
+from ..losses.next_token import NextToken
+from ..losses.objective import Objective, Tokens
 from . import findings
 from .findings import Finding
 from .flight import Flight
@@ -63,9 +64,7 @@ def check_loss(
     Raises:
         ValueError: a served teacher that sends TopK log-probabilities alone, or no token that the loss is taken on.
     """
-    options = trainer.loss_options
-    configured = Objective(**{field.name: options[field.name] for field in dataclasses.fields(Objective)})
-    check = LossCheck(forms_of(configured, top_ks=top_ks, vocab_size=trainer.num_rows))
+    check = LossCheck(forms_of(trainer.objective, top_ks=top_ks, vocab_size=trainer.num_rows))
     total = sum(int(rollout.kept.sum()) for rollout in rollouts)
     if total == 0:
         raise ValueError("the student's completions have no token that the loss is taken on. Look at its answers.")
@@ -77,7 +76,7 @@ def check_loss(
                 part = thin_out(scored, max_tokens / total)
                 gradients = check.add(detached(part), part.teacher, part.tokens)
                 graphs.append((part.student.hidden_states, gradients))
-                loss, gradient = as_its_own_teacher(part, options)
+                loss, gradient = as_its_own_teacher(part, trainer.objective)
                 twin_loss, twin_gradient = twin_loss + loss, max(twin_gradient, gradient)
             on_batch()
         cosines = block_cosines(graphs, list(block.values()), [form.key for form in check.forms])
@@ -103,7 +102,7 @@ def thin_out(scored: Scored, share: float) -> Scored:
         scored,
         student=scored.student.select(at),
         teacher=scored.teacher.select(at),
-        tokens=type(scored.tokens)(*(None if x is None else x[at] for x in scored.tokens)),
+        tokens=scored.tokens.rows(at),
     )
 
 
@@ -112,27 +111,13 @@ def detached(scored: Scored):
     return dataclasses.replace(scored.student, hidden_states=scored.student.hidden_states.detach())
 
 
-def as_its_own_teacher(scored: Scored, options: dict) -> tuple[float, float]:
+def as_its_own_teacher(scored: Scored, objective: Objective) -> tuple[float, float]:
     """Sum of the loss, and largest gradient, of the code that trains where the student is its own teacher."""
     hidden_states = scored.student.hidden_states.detach().requires_grad_()
-    student, conventions = scored.student, {}
-    for role in ("student", "teacher"):
-        conventions |= {
-            f"{role}_lm_head_bias": student.bias,
-            f"{role}_logit_scale": student.transform.logit_scale,
-            f"{role}_final_logit_softcapping": student.transform.final_logit_softcapping,
-        }
+    student = NextToken(hidden_states, scored.student.head)
+    tokens = Tokens(scored.tokens.weights, scored.tokens.ids)
     with torch.enable_grad():
-        loss, _ = chunked_support_loss(
-            hidden_states,
-            student.weight,
-            hidden_states.detach(),
-            student.weight,
-            scored.tokens.weights,
-            completion_ids=scored.tokens.ids,
-            **conventions,
-            **options | {"extrapolation": 1.0},
-        )
+        loss, _ = distillation_loss(student, student, tokens, dataclasses.replace(objective, extrapolation=1.0))
         (gradient,) = torch.autograd.grad(loss, hidden_states)
     return loss.item(), gradient.abs().max().item()
 
