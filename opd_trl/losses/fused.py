@@ -108,9 +108,10 @@ class FusedHeadLoss(torch.autograd.Function):
                     if by_logits is not None:
                         gradient.put(block, by_logits, logits)
                 total += torch.stack(losses).sum()
+                del teacher, logits, by_logits  # the teacher's logits make room for the products of the gradient
                 if any(wanted):
                     gradients.add(rows, gradient.whole(), hidden_states[rows], weight)
-                del raw, teacher, gradient, logits, by_logits  # before the next chunk is projected
+                del raw, gradient  # before the next chunk is projected
         ctx.grads = gradients.in_dtypes_of_inputs()
         outputs = [torch.cat(parts) for parts in zip(*stats, strict=True)]
         ctx.mark_non_differentiable(*outputs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .divergences import DIVERGENCES, check_beta, divergence_named, expected, forward_kl, reverse_kl
-from .head import Head, chunk_size_for, chunks
+from .head import chunk_size_for, chunks
 from .next_token import NextToken
 
 
@@ -74,6 +74,7 @@ def context_spread(
 
     Example:
         >>> import torch
+        >>> from opd_trl.losses.head import Head
         >>> head = Head(torch.eye(2))
         >>> student = NextToken(torch.zeros(1, 2), head)
         >>> left, right = (NextToken(torch.tensor([x]).log(), head) for x in ([0.9, 0.1], [0.1, 0.9]))
