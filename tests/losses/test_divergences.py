@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_trl.losses import forward_kl, generalized_jsd, reverse_kl, support_divergence
+from opd_trl.losses.divergences import DIVERGENCES
 
 
 FUNCTIONS = {
@@ -21,7 +22,7 @@ FUNCTIONS = {
 }
 ON_SUPPORT = {
     f"{divergence} {tail}": {"divergence": divergence, "tail": tail}
-    for divergence in ("reverse_kl", "forward_kl", "jsd", "mixed")
+    for divergence in DIVERGENCES
     for tail in ("drop", "bucket", "renormalize")
 }
 every_function = pytest.mark.parametrize("name", FUNCTIONS)

@@ -10,6 +10,7 @@ from peft import PromptTuningConfig, get_peft_model
 
 from opd_trl import OPDConfig, OPDTrainer, OPSDConfig
 from opd_trl.losses import support_divergence
+from opd_trl.losses.divergences import DIVERGENCES
 from opd_trl.trainers.config_checks import tail_bias
 from tests import tiny
 from tests.trainers.build import lora_config, opd_trainer, opsd_trainer, settings
@@ -118,7 +119,7 @@ def test_a_forward_kl_without_its_tail_is_allowed_with_a_warning_that_names_the_
         OPDConfig(**settings(tmp_path, divergence="forward_kl", loss_tail="drop"))
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "mixed", "jsd"])
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("stop_gradient", [True, False])
 @pytest.mark.filterwarnings("ignore::UserWarning")
