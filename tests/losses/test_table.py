@@ -121,8 +121,7 @@ def test_a_token_that_the_student_almost_never_gives_is_raised_by_those_entries_
     log_q = torch.tensor([[0.25, 0.25, 0.5]], dtype=torch.float64).log()
     loss = support_divergence(z.log_softmax(-1), log_q, divergence=name, tail="drop")
     push = -torch.autograd.grad(loss.sum(), z)[0][0, 2].item()
-    assert (push > 0.1) == DIVERGENCES[name].finds_missing_modes
-    assert push > 0.1 or abs(push) < 1e-6
+    assert (push > 1e-3) == DIVERGENCES[name].finds_missing_modes
 
 
 def model(seed, positions=3):
