@@ -10,7 +10,11 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --quiet
 VLLM_INSTALL := $(VLLM_PIP) install --progress-bar off -c tests/vllm/constraints.txt
 
-.PHONY: install demo test test-vllm lint check recipes docs matrix bench bench-gpu clean
+# The two ends of the ranges in setup.cfg have an environment each: torch with CUDA, about 7 GB.
+FLOOR_VENV ?= .venv-floor
+LATEST_VENV ?= .venv-latest
+
+.PHONY: install demo test test-floor test-latest test-vllm lint check recipes docs matrix bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +28,23 @@ demo: install
 
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+# The tests with the lowest versions that setup.cfg promises.
+test-floor: $(FLOOR_VENV)/.installed
+	HF_HUB_OFFLINE=1 $(FLOOR_VENV)/bin/python -m pytest -q -n $(WORKERS)
+
+$(FLOOR_VENV)/.installed: setup.cfg tests/ranges/floor.py
+	test -x $(FLOOR_VENV)/bin/python || $(PYTHON) -m venv $(FLOOR_VENV)
+	$(FLOOR_VENV)/bin/python tests/ranges/floor.py > $(FLOOR_VENV)/constraints.txt
+	$(FLOOR_VENV)/bin/python -m pip install --quiet --progress-bar off -c $(FLOOR_VENV)/constraints.txt -e ".[dev,demo]"
+	touch $@
+
+# The tests with the newest versions in the package index, looked up at each call.
+test-latest:
+	test -x $(LATEST_VENV)/bin/python || $(PYTHON) -m venv $(LATEST_VENV)
+	$(LATEST_VENV)/bin/python -m pip install --quiet --progress-bar off --upgrade --upgrade-strategy eager \
+		-e ".[dev,demo]"
+	HF_HUB_OFFLINE=1 $(LATEST_VENV)/bin/python -m pytest -q -n $(WORKERS)
 
 # A teacher behind a real vLLM server on the CPU: parity, losses, refusals, a run that learns. 5 to 7 minutes on two
 # cores, and 3 for the installation.

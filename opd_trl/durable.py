@@ -69,7 +69,8 @@ def cut_unfinished_line(path: Path) -> bool:
                 end = start + found + 1
                 break
             end = start
-        file.truncate(end)
+        if end < size:
+            file.truncate(end)
     return end < size
 
 

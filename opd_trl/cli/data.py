@@ -228,7 +228,6 @@ def main(argv: list[str]) -> int:
     """Run `opd-trl data`."""
     args = make_parser().parse_args(argv)
     from ..data import jobs
-    from ..data.files import DataError
 
     work: dict[str, Callable[[], None]] = {
         "list": lambda: run_list(args),
@@ -239,7 +238,7 @@ def main(argv: list[str]) -> int:
     }
     try:
         work[args.command]()
-    except DataError as error:
+    except ValueError as error:  # DataError among them
         print(f"opd-trl data {args.command}: error: {error}", file=sys.stderr)
         return 2
     return 0

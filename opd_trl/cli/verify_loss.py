@@ -1,5 +1,19 @@
 """`opd-trl verify-loss`: does the configured loss lead to the teacher, on your own models and prompts?"""
 
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from .terminal import progress, run_check, verdict
+
+
+PROG = "opd-trl verify-loss"
+OWN_FLAGS: dict[str, dict[str, Any]] = {"top_ks": {"type": int, "nargs": "+"}}
+DEFAULTS = {"prompts": 16}
+#: Divergences as people say them.
+NAMES = {"reverse_kl": "reverse KL", "forward_kl": "forward KL", "jsd": "JSD", "mixed": "mixed divergence"}
+
 HELP = """\
 usage: opd-trl verify-loss --config RECIPE [--prompts N] [--top-ks K ...] [--json FILE] [--FIELD VALUE ...]
 
@@ -33,7 +47,55 @@ def main(argv: list[str]) -> int:
     if not argv or {"-h", "--help"} & set(argv):
         print(HELP, end="")
         return 0
-    from .checking.loss import PROG, show, verify_loss
-    from .terminal import run_check
+    return run_check(PROG, argv, check, show)
 
-    return run_check(PROG, argv, verify_loss, show)
+
+def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | None]:
+    """Run the check of a command line; return its figures and the file to write them to.
+
+    Raises:
+        ValueError: what is given cannot be checked.
+    """
+    from ..preflight.inspection import verify_loss
+    from ..scripts.subject import build, read_subject
+
+    subject = read_subject(argv, OWN_FLAGS, prog=PROG, defaults=DEFAULTS)
+    flags = subject.own
+    wrong = [k for k in flags.top_ks or () if k < 1]
+    if wrong:
+        raise ValueError(f"--top-ks must be >= 1, got {wrong[0]}.")
+    with build(subject) as trainer:
+        figures = verify_loss(
+            trainer,
+            prompts=flags.prompts,
+            top_ks=flags.top_ks,
+            bar=lambda title, total: progress(title, total, console),
+        )
+    return figures, flags.json
+
+
+def show(figures: dict[str, Any], console: Console) -> None:
+    """Print heading, table, the student as its own teacher, and the advice."""
+    from ..preflight.loss import rows_table
+
+    name, size = figures["block"]
+    console.print(
+        f"{figures['num_tokens']} positions of {figures['prompts']} prompts, answered by the student. Exact: the "
+        f"{NAMES[figures['divergence']]} over the whole vocabulary, {figures['exact_loss']:.4f} nats a "
+        f"token.\nParameter block: {name} ({size:,} numbers).\nConfigured: {figures['configured']}.\n",
+        highlight=False,
+    )
+    console.print(rows_table(figures["rows"]))
+    console.print(
+        "\ncosine, norm: of the gradient against the exact one. bias: what is left of it where the teacher equals the "
+        "student (the '+1' of a dropped tail), over the exact norm; a right loss has 0. outside: probability off the "
+        "support.",
+        style="dim",
+        highlight=False,
+    )
+    console.print(
+        f"\nThe student as its own teacher, through the code that trains: loss {figures['twin_loss']:.1e}, largest "
+        f"gradient {figures['twin_gradient']:.1e}.",
+        highlight=False,
+    )
+    console.print(f"\n{verdict(figures['verdict'])}: {figures['advice']}", highlight=False)

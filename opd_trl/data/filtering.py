@@ -88,7 +88,7 @@ def repeated_block(text: str, *, block_chars: int = 100, times: int = 5) -> bool
     often = np.unique(ordered[times - 1 :][ordered[times - 1 :] == ordered[: len(ordered) - times + 1]])
     if len(often) == 0:
         return False
-    positions = np.flatnonzero(np.isin(hashes, often))
+    positions = np.flatnonzero(np.isin(hashes, often, kind="sort"))  # 64-bit hashes: the default fails in numpy 2.0.0
     positions = positions[np.argsort(hashes[positions], kind="stable")]
     groups = np.split(positions, np.flatnonzero(np.diff(hashes[positions])) + 1)
     return any(_apart(text, group, block_chars, times) for group in groups)

@@ -85,7 +85,12 @@ def load_engine(
 
 
 def load_model(
-    model: str, *, adapter: str | None = None, revision: str | None = None, dtype: str, device: str | None = None
+    model: str,
+    *,
+    adapter: str | None = None,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
 ) -> Any:
     """A causal language model, with its adapter, not merged.
 

@@ -1,5 +1,6 @@
 """Where a result comes from: model, versions, commit, machine, date."""
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -8,13 +9,16 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import opd_trl
 
 
-PACKAGES = ("torch", "transformers", "trl", "peft", "vllm", "math-verify", "if-verifiable", "langdetect", "numpy")
+#: Packages that decide about the numbers of a training run, and those of an evaluation.
+TRAINING = ("trl", "transformers", "torch", "peft", "accelerate", "datasets", "vllm", "deepspeed")
+EVALUATION = ("torch", "transformers", "trl", "peft", "vllm", "math-verify", "if-verifiable", "langdetect", "numpy")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
 # Of a weight file's start and end; the whole of a large model would take minutes.
 PROBE = 2**20
@@ -60,25 +64,24 @@ def identify(model: str) -> dict[str, str]:
     return {"path": model}
 
 
+def versions(packages: Sequence[str] = TRAINING) -> dict[str, str]:
+    """Versions of this package, of Python, and of those packages that are installed."""
+    found = {"opd_trl": opd_trl.__version__, "python": platform.python_version()}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def conditions() -> dict[str, Any]:
     """Versions, commit, command, machine and date."""
     return {
-        "versions": {"opd_trl": opd_trl.__version__, "python": platform.python_version(), **_versions()},
+        "versions": versions(EVALUATION),
         "git_commit": _commit(),
         "command": shlex.join(["opd-trl", *sys.argv[1:]]) if sys.argv else "",
         "machine": _machine(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _commit() -> str | None:

@@ -1,1 +1,4 @@
-"""Floor 3: look at a trainer that does not train. Rollouts of its student, and what they say before a step is made."""
+"""Floor 5: a trainer in, findings out, before a step is trained.
+
+`checks.py` lists the checks, `inspection.py` runs them. Each has a file with its figures, thresholds and words.
+"""

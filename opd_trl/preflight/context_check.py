@@ -1,20 +1,61 @@
-"""The privileged-context test on a trainer: the same rollouts under the own, another, no and the bare context."""
+"""The check `context`: the same text of the student under the row's own, another, no and the bare privileged context.
 
-import dataclasses
+How contexts are drawn stands in `context_draw.py`; figures, thresholds and words in `context_figures.py`.
+"""
+
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 import torch
+from rich.table import Table
 
 from ..losses.divergences import DIVERGENCES
 from ..losses.next_token import NextToken
 from ..losses.spread import context_spread
 from ..teachers.scores import HiddenStates
+from .clustered import WIDTH
 from .context_draw import Draw, TeacherIds, draw_contexts, row_gains, teacher_prompts, text_of, under
-from .context_figures import ContextFigures, ContextTokens, context_figures, findings
-from .flight import Flight
+from .context_figures import ContextFigures, ContextTokens, context_figures, findings_of
+from .findings import Finding
 from .rollouts import Rollout, quarters_of, score
+from .state import Preflight
+
+
+# What the teacher reads, as the table words it.
+KINDS = {
+    "own": "the row's own context",
+    "other": "another row's",
+    "empty": "none",
+    "alone": "the context without the question",
+    "moved": "teacher without against teacher with its own",
+}
+
+
+def run(preflight: Preflight) -> list[Finding]:
+    """The PI test, where the teacher reads a privileged context."""
+    trainer = preflight.trainer
+    if trainer.teacher_prompts.view is None:
+        return []
+    with preflight.over_batches("The teacher under other contexts") as done:
+        figures = probe_contexts(
+            trainer, preflight.rollouts, contexts=preflight.contexts, seed=trainer.args.seed, on_batch=done
+        )
+    preflight.details["context"] = asdict(figures)
+    return findings_of(figures)
+
+
+def table(figures: dict[str, Any]) -> Table | None:
+    """The student's divergence to the teacher under each kind of context."""
+    if "context" not in figures:
+        return None
+    grid = Table("the teacher reads", "nats a token", "± (95 %)", box=None, pad_edge=False)
+    for kind, said in KINDS.items():
+        if figures["context"][kind] is not None:
+            value, error = figures["context"][kind]
+            grid.add_row(said, f"{value:.4f}", f"{WIDTH * error:.4f}")
+    return grid
 
 
 def probe_contexts(
@@ -54,7 +95,7 @@ def probe_contexts(
         ValueError: no privileged context, one that is made while training (`sibling_context`), fewer than two contexts
             or prompts, a served teacher that sends TopK log-probabilities alone.
     """
-    check(trainer, contexts)
+    refuse_untestable(trainer, contexts)
     draw = draw_contexts(trainer, rollouts, contexts, seed)
     tokenizer, objective = trainer.tokenizer, objective_of(trainer.args)
     parts: list[ContextTokens] = []
@@ -79,8 +120,8 @@ def probe_contexts(
     )
 
 
-def check(trainer, contexts: int) -> None:
-    """Raise ValueError where there is no context to test."""
+def refuse_untestable(trainer, contexts: int) -> None:
+    """Raise ValueError where no context can be tested: none is given, siblings are, or there is none to compare."""
     if trainer.teacher_prompts.view is None:
         raise ValueError(
             "there is no privileged context to test: the teacher reads the student's own prompt. Give one with "
@@ -96,7 +137,7 @@ def check(trainer, contexts: int) -> None:
 
 
 def objective_of(args) -> dict[str, Any]:
-    """Which divergence is split."""
+    """Which divergence is split into what can be learned and what cannot."""
     # The sampled token estimates the reverse KL, whatever `divergence` says.
     can_split = DIVERGENCES[args.divergence].splits_by_context and args.loss_support != "sampled"
     return {"divergence": args.divergence if can_split else "reverse_kl", "beta": args.divergence_beta}
@@ -105,7 +146,7 @@ def objective_of(args) -> dict[str, Any]:
 def score_tokens(
     trainer, rollout: Rollout, draw: Draw, prompts: TeacherIds, objective: dict[str, Any]
 ) -> list[ContextTokens]:
-    """Split the divergence at the kept tokens of a rollout, for each teacher that has rows in it."""
+    """Split the divergence at the kept tokens of a rollout; one part for each teacher that has rows in it."""
     bare = [prompts.empty] if prompts.alone is None else [prompts.empty, prompts.alone]
     numbers, scores, parts = torch.tensor(draw.of(rollout.rows)), [], []
     objective = objective | {"temperature": trainer.objective.temperature}
@@ -134,33 +175,17 @@ def score_tokens(
 
 
 def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
-    """A teacher's distributions at its kept tokens."""
+    """A teacher's distributions at its kept tokens, as `rollouts.score` reads them."""
     return teacher.at(teacher.select(rollout.kept), trainer.num_rows)
 
 
 def joined(parts: Sequence[ContextTokens]) -> ContextTokens:
     """The tokens of several rollouts and teachers as one."""
     columns = {}
-    for field in dataclasses.fields(ContextTokens):
+    for field in fields(ContextTokens):
         values = [getattr(part, field.name) for part in parts]
         if field.name == "contexts":
             columns[field.name] = values[0]
         else:
             columns[field.name] = None if any(value is None for value in values) else torch.cat(values)
     return ContextTokens(**columns)
-
-
-def contexts(flight: Flight) -> None:
-    """Mechanism 3: the PI test, where the teacher reads a privileged context."""
-    if flight.trainer.teacher_prompts.view is None:
-        return
-    with flight.over_batches("The teacher under other contexts") as done:
-        found = probe_contexts(
-            flight.trainer,
-            flight.rollouts,
-            contexts=flight.contexts,
-            seed=flight.trainer.args.seed,
-            on_batch=done,
-        )
-    flight.findings += findings(found)
-    flight.details["context"] = dataclasses.asdict(found)

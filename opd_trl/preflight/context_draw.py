@@ -1,4 +1,4 @@
-"""Which privileged contexts a prompt is scored with, and the teacher's prompts of each: no model in here."""
+"""For the check `context`: which contexts each prompt is scored with, and what the teacher says after each."""
 
 import json
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ class Draw:
     number: dict[str, int]
 
     def of(self, rows: Sequence[dict[str, Any]]) -> list[int]:
-        """The number of each row."""
+        """The number k of the prompt of each row."""
         return [self.number[identity(row)] for row in rows]
 
     def contexts(self, numbers: Sequence[int], column: int) -> list[Context]:
-        """The contexts of one column."""
+        """The contexts that prompts of these numbers have in one column of the draw."""
         return [self.own[self.columns[k, column]] for k in numbers]
 
 
@@ -58,7 +58,7 @@ def draw_contexts(trainer, rollouts: Sequence[Rollout], contexts: int, seed: int
 
 
 def identity(row: dict[str, Any]) -> str:
-    """What makes two rows the same: all of their columns."""
+    """A text that two rows share only if they are the same in every column."""
     return json.dumps(row, sort_keys=True, default=str)
 
 

@@ -260,28 +260,22 @@ def does_nothing(figures: ContextFigures) -> bool:
     return figures.moved.value < NOTHING_TO_LEARN
 
 
-def findings(figures: ContextFigures) -> list[Finding]:
-    """Both verdicts as a pre-flight shows them."""
+def findings_of(figures: ContextFigures) -> list[Finding]:
+    """Both verdicts as a pre-flight shows them, each with its figure, threshold and remedy."""
     word, sentence = judge(figures)
     if does_nothing(figures):
-        figure, threshold = f"{figures.moved.value:.1e} nats a token", f"above {NOTHING_TO_LEARN} ({OURS})"
-        found = [
-            Finding("context", "what it changes", word, figure, sentence, threshold, EMPTY_REMEDY, figures.moved.value)
-        ]
+        name, change, value = "what it changes", EMPTY_REMEDY, figures.moved.value
+        figure, threshold = f"{value:.1e} nats a token", f"above {NOTHING_TO_LEARN} ({OURS})"
     else:
-        figure = (
-            f"{figures.share.value:.3f} ± {WIDTH * figures.share.error:.3f} of {figures.total.value:.4f} nats a token"
-        )
+        name, change, (value, error) = "cannot be learned", "" if word == "ok" else REMEDY, figures.share
+        figure = f"{value:.3f} ± {WIDTH * error:.3f} of {figures.total.value:.4f} nats a token"
         threshold = f"below {SHARED_RULE}, hopeless from {PER_INSTANCE} ({OURS}; mechanism 3, {PAPER})"
-        change = "" if word == "ok" else REMEDY
-        found = [
-            Finding("context", "cannot be learned", word, figure, sentence, threshold, change, figures.share.value)
-        ]
+    found = [Finding(name, word, figure, sentence, threshold, change, value)]
     rows = judge_rows(figures)
     if rows is not None:
         word, sentence = rows
         gain = max((x for x in (figures.prompt_gain, figures.answer_gain) if x is not None), key=lambda x: x.value)
         figure, threshold = f"{gain.value:+.3f} nats a token", f"above {BEYOND_CHANCE:g} standard errors ({OURS})"
         change = "" if word == "ok" else ROWS_REMEDY
-        found.append(Finding("context", "belongs to its row", word, figure, sentence, threshold, change, gain.value))
+        found.append(Finding("belongs to its row", word, figure, sentence, threshold, change, gain.value))
     return found

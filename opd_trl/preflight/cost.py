@@ -1,16 +1,32 @@
-"""What a step costs here: seconds by phase and peak memory, from one micro-batch."""
+"""What does a step cost on this machine? Seconds by phase and peak memory, measured on one micro-batch."""
 
-import dataclasses
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
 from .findings import Finding
-from .flight import Flight
 from .rollouts import Rollout
+from .state import Preflight
+
+
+def run(preflight: Preflight) -> list[Finding]:
+    """Measure a step. The finding is always ok: what is too slow only the user knows."""
+    cost = measure_step(
+        preflight.trainer,
+        preflight.rollouts[0],
+        generation_seconds=preflight.generation_seconds,
+        generated=preflight.num_completions,
+    )
+    preflight.details["cost"] = asdict(cost) | {"total": cost.total, "teacher_share": cost.teacher_share}
+    figure = (
+        f"{cost.total:.1f} s for {cost.completions} completions: generation {cost.generation:.1f}, teacher "
+        f"{cost.teacher:.1f}, student {cost.student:.1f}; peak {cost.peak_gib:.1f} GiB"
+    )
+    sentence = f"The teacher takes {cost.teacher_share:.0%} of a step (one process, {cost.device}, no optimizer)."
+    return [Finding("a step", "ok", figure, sentence, value=cost.total)]
 
 
 @dataclass(frozen=True)
@@ -19,9 +35,9 @@ class StepCost:
 
     Attributes:
         generation, teacher, student: seconds; `student` is forward, loss and backward.
-        completions: of a step.
-        peak_gib: of the accelerator, or of this process where there is none.
-        device: its name.
+        completions: how many a step trains on.
+        peak_gib: most memory so far, of the accelerator, or of this process where there is none.
+        device: name of the accelerator, or `CPU`.
     """
 
     generation: float
@@ -33,6 +49,7 @@ class StepCost:
 
     @property
     def total(self) -> float:
+        """Seconds of the whole step."""
         return self.generation + self.teacher + self.student
 
     @property
@@ -50,6 +67,7 @@ def measure_step(trainer, rollout: Rollout, *, generation_seconds: float, genera
         generation_seconds, generated: what the rollouts have taken, and how many completions they are.
     """
     args, device = trainer.args, trainer.accelerator.device
+    # The loss is divided by it, and only `train()` sets it.
     trainer.current_gradient_accumulation_steps = args.gradient_accumulation_steps
     completions = args.per_device_train_batch_size * args.gradient_accumulation_steps
     share = completions / max(1, len(rollout.rows))
@@ -78,34 +96,19 @@ def measure_step(trainer, rollout: Rollout, *, generation_seconds: float, genera
     )
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Wall time of a call, its kernels included."""
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    """Wall time of a call, with the kernels that it starts on an accelerator."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     start = time.perf_counter()
-    run()
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
 
 
 def peak_gib(device: torch.device) -> float:
-    """Most memory so far: of the accelerator, or of this process."""
+    """Most memory so far, of the accelerator, or of this process where there is none."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def cost(flight: Flight) -> None:
-    """Seconds by phase and memory."""
-    generated = sum(len(rollout.rows) for rollout in flight.rollouts)
-    found = measure_step(
-        flight.trainer, flight.rollouts[0], generation_seconds=flight.generation_seconds, generated=generated
-    )
-    flight.details["cost"] = dataclasses.asdict(found) | {"total": found.total, "teacher_share": found.teacher_share}
-    figure = (
-        f"{found.total:.1f} s for {found.completions} completions: generation {found.generation:.1f}, teacher "
-        f"{found.teacher:.1f}, student {found.student:.1f}; peak {found.peak_gib:.1f} GiB"
-    )
-    sentence = f"The teacher takes {found.teacher_share:.0%} of a step (one process, {found.device}, no optimizer)."
-    flight.findings.append(Finding("cost", "a step", "ok", figure, sentence, value=found.total))

@@ -1,9 +1,10 @@
-"""What the figures of a pre-flight mean: each gets a verdict, a sentence and the line of the recipe to change."""
+"""What a check of the pre-flight says of a figure: its verdict, a sentence, and the line of the recipe to change.
+
+No torch in here: the list of checks reads it, and the help reads that.
+"""
 
 from collections.abc import Sequence
 from typing import NamedTuple
-
-from ..losses.divergences import DIVERGENCES, divergence_named
 
 
 PAPER = "arXiv 2605.11182"
@@ -14,10 +15,9 @@ NOTHING_TO_LEARN = 1e-3
 
 
 class Finding(NamedTuple):
-    """One figure of a pre-flight.
+    """One figure of a pre-flight and what it means.
 
     Attributes:
-        section: which part of the pre-flight.
         name: of the figure.
         verdict: `ok`, `fix` (it will cost quality), `stop` (it cannot work) or `not run`.
         figure: as it is shown.
@@ -25,9 +25,9 @@ class Finding(NamedTuple):
         threshold: as it is shown, with its source.
         change: the line of the recipe to change, or what to do.
         value: the figure as a number, where it is one.
+        section: under which check it is shown. The check that runs sets it, so no file of a check needs to.
     """
 
-    section: str
     name: str
     verdict: str
     figure: str
@@ -35,29 +35,23 @@ class Finding(NamedTuple):
     threshold: str = ""
     change: str = ""
     value: float | None = None
+    section: str = ""
 
 
 def worst(findings: Sequence[Finding]) -> str:
     """The worst verdict among them.
 
-    >>> worst([Finding("loss", "a", "ok", "", ""), Finding("loss", "b", "fix", "", "")])
+    >>> worst([Finding("a", "ok", "", ""), Finding("b", "fix", "", "")])
     'fix'
     """
     order = ("not run", "ok", "fix", "stop")
     return max((finding.verdict for finding in findings), key=order.index, default="ok")
 
 
-def finds_missing_modes(divergence: str, support: str) -> bool:
-    """Can the loss raise a token that the student almost never gives?
+def number(value: float | None, form: str = ".3f") -> str:
+    """A figure in a table, or a dash where there is none.
 
-    In the reverse KL and the JSD every term of the gradient carries the student's probability of its token; the
-    forward KL's carries the teacher's, if the support holds the token.
-
-    >>> finds_missing_modes("mixed", "union"), finds_missing_modes("jsd", "full")
-    (True, False)
+    >>> number(0.5), number(None)
+    ('0.500', '-')
     """
-    return divergence_named(divergence).finds_missing_modes and support in ("teacher", "union", "full")
-
-
-FINDERS = " or ".join(name for name, entry in DIVERGENCES.items() if entry.finds_missing_modes)
-MODES_REMEDY = f"divergence: {FINDERS}, with loss_support: union; or SFT on the teacher's text first"
+    return "-" if value is None else format(value, form)

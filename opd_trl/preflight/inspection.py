@@ -1,107 +1,130 @@
-"""`opd-trl preflight`: a pre-flight of what a command line would train."""
+"""The entry of this room: a trainer and plain values in, the figures of `preflight` or `verify-loss` out, as JSON.
 
-import argparse
-import contextlib
+Nothing here reads a command line or prints: `opd_trl/cli/preflight.py` and `opd_trl/cli/verify_loss.py` do.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
-
-from ..cli.checking.loss import configuration, figures_of
-from ..cli.checking.ranking import rank
-from ..cli.terminal import progress
-from ..data.files import DataError
-from ..evaluation import parse_rule
 from ..evaluation.math import math_accuracy
-from ..scripts.recipe_command import peek, training_command
-from ..scripts.subject import Subject, build, read_subject
-from .findings import Finding
-from .flight import Flight, Judge
-from .sections import SECTIONS, fly
-from .templates import first_prompts
+from . import checks
+from .findings import Finding, worst
+from .loss import check_loss, figures_of
+from .loss_check import TOP_KS
+from .rollouts import num_batches, roll_out, take_rows
+from .state import Bar, Judge, Preflight, no_bar
 
 
-PROG = "opd-trl preflight"
-OWN_FLAGS: dict[str, dict[str, Any]] = {
-    "teacher": {"action": "append", "default": []},
-    "rule": {"action": "append", "default": []},
-    "contexts": {"type": int},
-}
-DEFAULTS = {"prompts": 64, "contexts": 4}
+#: Does an answer obey? From `evaluation.parse_rule`.
+Rule = Callable[[str], bool]
 
 
-def preflight(argv: list[str], console: Console) -> tuple[dict[str, Any], Subject]:
-    """Run the checks of a command line; return their figures and the parsed command line.
+def preflight(
+    trainer,
+    *,
+    prompts: int,
+    contexts: int,
+    rules: Sequence[Rule] = (),
+    teachers: Sequence[str] = (),
+    bar: Bar = no_bar,
+) -> dict[str, Any]:
+    """Run every check on a trainer, which trains nothing; the last of them may take its teacher away.
 
-    Raises:
-        ValueError: bad input. What a trainer refuses is a finding.
+    Args:
+        trainer: an OPDTrainer.
+        prompts: rows of its data set that the student answers.
+        contexts: privileged contexts of each prompt in the PI test, the row's own included.
+        rules: what a right answer obeys; none: `math_accuracy` judges where the trainer rewards with it.
+        teachers: paths or hub ids of teachers to rank.
+        bar: shows progress.
+
+    Returns:
+        the JSON of `opd-trl preflight`: `verdict`, `completions`, `findings`, and further figures of each check.
     """
-    subject = read_subject(with_teacher(argv), OWN_FLAGS, prog=PROG, defaults=DEFAULTS)
-    check_rules(subject)
-    with contextlib.ExitStack() as stack:
-        try:
-            trainer = stack.enter_context(build(subject))
-        except DataError:
-            raise
-        except ValueError as error:
-            refused = Finding("templates", "the trainer refuses", "stop", "", str(error))
-            return report([refused], {}, prompts=0), subject
-        flight = Flight(
-            trainer,
-            prompts=subject.own.prompts,
-            contexts=subject.own.contexts,
-            judge=checker(trainer, subject.own.rule),
-            # A rule about form cannot be met by going on from an answer that has begun otherwise.
-            goes_on=not subject.own.rule,
-            bar=lambda title, total: progress(title, total, console),
-        )
-        fly(flight, SECTIONS)
-        details, completions = flight.details, sum(len(rollout.rows) for rollout in flight.rollouts)
-        if "loss" in details:
-            configured = configuration(trainer.args)
-            details["loss"] = figures_of(details["loss"], prompts=completions, configured=configured)
-        if subject.own.teacher:  # last: it takes the trainer's teacher away
-            try:
-                details["ranking"] = rank(flight, subject)
-            except ValueError as error:
-                flight.findings.append(Finding("ranking", "ranking", "not run", "", str(error)))
-        details["prompts"] = first_prompts(trainer, flight.rollouts[0])
-        return report(flight.findings, details, prompts=completions), subject
+    state = Preflight(
+        trainer,
+        prompts=prompts,
+        contexts=contexts,
+        judge=judge_by(rules) if rules else judge_of_rewards(trainer),
+        # A rule about form cannot be met by going on from an answer that has begun otherwise.
+        continue_answers=not rules,
+        teachers=teachers,
+        bar=bar,
+    )
+    run_checks(state, checks.CHECKS)
+    return report(state.findings, state.details, completions=state.num_completions)
 
 
-def with_teacher(argv: list[str]) -> list[str]:
-    """A command line in which the first `--teacher` is the recipe's teacher, where that has none."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--teacher", action="append", nargs="?", default=[])
-    teachers = [teacher for teacher in parser.parse_known_args(argv)[0].teacher if teacher]
-    if not teachers or training_command(peek(argv)) == "opd":
-        return argv
-    return [*argv, "--teacher_model_name_or_path", teachers[0]]
+def refusal(error: ValueError) -> dict[str, Any]:
+    """The figures of a pre-flight of a trainer that could not be built: one finding with the reason."""
+    finding = Finding("the trainer refuses", "stop", "", str(error), section="templates")
+    return report([finding], {}, completions=0)
 
 
-def report(findings: list[Finding], details: dict[str, Any], *, prompts: int) -> dict[str, Any]:
-    """The pre-flight as JSON."""
+def report(findings: Sequence[Finding], details: dict[str, Any], *, completions: int) -> dict[str, Any]:
+    """The JSON of a pre-flight."""
     return {
-        "verdict": findings.worst(findings),
-        "completions": prompts,
-        "findings": [finding._asdict() for finding in findings],
+        "verdict": worst(findings),
+        "completions": completions,
+        # Named first, so that whoever reads the file sees what a finding belongs to.
+        "findings": [{"section": finding.section} | finding._asdict() for finding in findings],
         **details,
     }
 
 
-def checker(trainer, own_rules: list[str]) -> Judge | None:
-    """How answers are judged: by `--rule`, or by `math_accuracy` where the recipe rewards with it; else None."""
-    rules = [parse_rule(rule) for rule in own_rules]
-    if rules:
-        return lambda texts, rows: [float(all(rule(text) for rule in rules)) for text in texts]
+def run_checks(state: Preflight, wanted: Iterable[checks.Check]) -> None:
+    """Let the student answer and run checks on what it wrote, each adding its findings to those before."""
+    let_student_answer(state)
+    for check in wanted:
+        state.findings += check.run(state)
+
+
+def let_student_answer(state: Preflight) -> int:
+    """Fill in the rollouts and how long they took; return how many prompts they answer."""
+    trainer = state.trainer
+    rows = take_rows(trainer.train_dataset, state.prompts, seed=trainer.args.seed)
+    start = time.perf_counter()
+    with state.bar("The student answers", num_batches(trainer, rows)) as done:
+        state.rollouts = roll_out(trainer, rows, on_batch=done)
+    state.generation_seconds = time.perf_counter() - start
+    return len(rows)
+
+
+def judge_by(rules: Sequence[Rule]) -> Judge:
+    """A judge by which an answer is right if it obeys all rules.
+
+    >>> judge_by([str.isupper, str.isalpha])(["YES", "no", "NO!"], [{}, {}, {}])
+    [1.0, 0.0, 0.0]
+    """
+    return lambda texts, rows: [float(all(rule(text) for rule in rules)) for text in texts]
+
+
+def judge_of_rewards(trainer) -> Judge | None:
+    """`math_accuracy` as a judge, where the trainer rewards with it and its rows hold answers; else None."""
     columns = trainer.train_dataset.column_names or []
-    if math_accuracy in trainer.reward_funcs and "answer" in columns:
-        return lambda texts, rows: [score or 0.0 for score in math_accuracy(texts, [row["answer"] for row in rows])]
-    return None
+    if math_accuracy not in trainer.reward_funcs or "answer" not in columns:
+        return None
+    return lambda texts, rows: [score or 0.0 for score in math_accuracy(texts, [row["answer"] for row in rows])]
 
 
-def check_rules(subject: Subject) -> None:
-    """Refuse flags of the check that mean nothing, before anything is loaded."""
-    for rule in subject.own.rule:
-        parse_rule(rule)
-    if subject.own.contexts < 2:
-        raise ValueError(f"--contexts must be >= 2, got {subject.own.contexts}: the row's own and others.")
+def verify_loss(trainer, *, prompts: int, top_ks: Sequence[int] | None = None, bar: Bar = no_bar) -> dict[str, Any]:
+    """Compare the gradient of a trainer's loss, and of every other form of it, with the exact one.
+
+    Args:
+        trainer: an OPDTrainer, which trains nothing.
+        prompts: rows of its data set that the student answers.
+        top_ks: K of the other forms; None: `TOP_KS`.
+        bar: shows progress.
+
+    Returns:
+        the JSON of `opd-trl verify-loss`: the fields of `LossReport`, with `verdict` and `advice`.
+
+    Raises:
+        ValueError: the loss cannot be checked, see `check_loss`.
+    """
+    state = Preflight(trainer, prompts=prompts, bar=bar)
+    answered = let_student_answer(state)
+    with state.over_batches("Gradients of every form") as done:
+        found = check_loss(trainer, state.rollouts, top_ks=top_ks or TOP_KS, on_batch=done)
+    return figures_of(found, trainer.args, prompts=answered)

@@ -1,24 +1,26 @@
-"""`verify-loss` on a trainer: every form of its loss on rollouts of its own student."""
+"""Does the loss of a trainer lead to its teacher? Every form of it on the student's own text; also `verify-loss`."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
 from ..losses.fused import distillation_loss
 from ..losses.next_token import NextToken
 from ..losses.objective import Objective, Tokens
-from . import findings
-from .findings import Finding
-from .flight import Flight
+from .findings import OURS, PAPER, Finding, number
 from .loss_check import CLOSE, TOP_KS, LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
 from .rollouts import Rollout, Scored, only_block, score
+from .state import Preflight
 
 
 # Positions that are compared; the rest of a long rollout says little more.
 MAX_TOKENS = 2048
+# K of the forms beside the configured one in a pre-flight, which has less room than `verify-loss`.
+PREFLIGHT_TOP_KS = (1, 20)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,67 @@ class LossReport:
     block: tuple[str, int]
     twin_loss: float
     twin_gradient: float
+
+
+def run(preflight: Preflight) -> list[Finding]:
+    """Compare the gradient of the configured loss with the exact one."""
+    trainer = preflight.trainer
+    with preflight.over_batches("Gradients of the loss") as done:
+        report = check_loss(trainer, preflight.rollouts, top_ks=PREFLIGHT_TOP_KS, on_batch=done)
+    preflight.details["loss"] = figures_of(report, trainer.args, prompts=preflight.num_completions)
+    word, sentence = judge(report.rows, report.exact_loss)
+    row = report.rows[0]
+    figure = f"left at the teacher {row.gradient_at_teacher:.1e}, cosine {number(row.agreement)}"
+    threshold = f"0 at the teacher ({PAPER}, eq. 12); cosine above {CLOSE} ({OURS})"
+    return [
+        Finding("gradient", word, figure, sentence, threshold, value=row.agreement),
+        judge_tail(row.tail_pull, trainer.args.loss_top_k),
+    ]
+
+
+def table(figures: dict[str, Any]) -> Table | None:
+    """One row for each form of the loss."""
+    return rows_table(figures["loss"]["rows"]) if "loss" in figures else None
+
+
+def rows_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One line for each form of the loss, the configured one in bold; `rows` as in the JSON."""
+    grid = Table(box=None, pad_edge=False)
+    grid.add_column("loss", no_wrap=True)
+    for column in ("K", "nats", "cosine\nlogits", "cosine\nblock", "norm", "bias", "student\noutside"):
+        grid.add_column(column, justify="right", no_wrap=True)
+    grid.add_column("teacher\noutside", justify="right", no_wrap=True)
+    for row in (LossRow(**row) for row in rows):
+        cells = (
+            row.name,
+            "" if row.top_k is None else str(row.top_k),
+            number(row.loss, ".4f"),
+            number(row.cosine),
+            number(row.block_cosine),
+            number(row.norm_ratio),
+            number(row.bias),
+            number(row.student_outside),
+            number(row.teacher_outside),
+        )
+        grid.add_row(*cells, style=None if grid.row_count else "bold")
+    return grid
+
+
+def figures_of(report: LossReport, args, *, prompts: int) -> dict[str, Any]:
+    """The check as JSON; `args` are the trainer's, `prompts` how many were answered."""
+    word, advice = judge(report.rows, report.exact_loss)
+    figures = asdict(report) | {"prompts": prompts, "configured": configuration(args)}
+    return figures | {"verdict": word, "advice": advice}
+
+
+def configuration(args) -> str:
+    """The configured loss in the words of a recipe."""
+    if args.loss_support == "sampled":
+        return "loss_support: sampled"
+    if args.loss_support == "full":
+        return f"loss_support: full, divergence: {args.divergence}"
+    text = f"divergence: {args.divergence}, loss_support: {args.loss_support}, loss_top_k: {args.loss_top_k}"
+    return f"{text}, loss_tail: {args.loss_tail}, stop_gradient: {str(args.stop_gradient).lower()}"
 
 
 def check_loss(
@@ -98,7 +161,7 @@ def thin_out(scored: Scored, share: float) -> Scored:
         return scored
     count = max(1, round(n * share))
     at = torch.linspace(0, n - 1, count, device=scored.kept.device).long()
-    return dataclasses.replace(
+    return replace(
         scored,
         student=scored.student.select(at),
         teacher=scored.teacher.select(at),
@@ -106,9 +169,9 @@ def thin_out(scored: Scored, share: float) -> Scored:
     )
 
 
-def detached(scored: Scored):
+def detached(scored: Scored) -> NextToken:
     """The student's distributions without their graph."""
-    return dataclasses.replace(scored.student, hidden_states=scored.student.hidden_states.detach())
+    return replace(scored.student, hidden_states=scored.student.hidden_states.detach())
 
 
 def as_its_own_teacher(scored: Scored, objective: Objective) -> tuple[float, float]:
@@ -117,7 +180,7 @@ def as_its_own_teacher(scored: Scored, objective: Objective) -> tuple[float, flo
     student = NextToken(hidden_states, scored.student.head)
     tokens = Tokens(scored.tokens.weights, scored.tokens.ids)
     with torch.enable_grad():
-        loss, _ = distillation_loss(student, student, tokens, dataclasses.replace(objective, extrapolation=1.0))
+        loss, _ = distillation_loss(student, student, tokens, replace(objective, extrapolation=1.0))
         (gradient,) = torch.autograd.grad(loss, hidden_states)
     return loss.item(), gradient.abs().max().item()
 
@@ -158,22 +221,3 @@ def common_name(names: Sequence[str]) -> str:
             break
         same.append(at[0])
     return ".".join(same)
-
-
-# K of the rows beside the configured loss.
-TOP_KS = (1, 20)
-
-
-def loss(flight: Flight) -> None:
-    """Mechanism 2: the row of `verify-loss`."""
-    with flight.over_batches("Gradients of the loss") as done:
-        found = check_loss(flight.trainer, flight.rollouts, top_ks=TOP_KS, on_batch=done)
-    word, sentence = judge(found.rows, found.exact_loss)
-    row = found.rows[0]
-    agreement = row.cosine if row.block_cosine is None else row.block_cosine
-    agreement_text = "-" if agreement is None else f"{agreement:.3f}"
-    figure = f"left at the teacher {row.gradient_at_teacher:.1e}, cosine {agreement_text}"
-    threshold = f"0 at the teacher ({findings.PAPER}, eq. 12); cosine above {CLOSE} ({findings.OURS})"
-    flight.findings.append(Finding("loss", "gradient", word, figure, sentence, threshold, value=agreement))
-    flight.findings.append(judge_tail(row.tail_pull, flight.trainer.args.loss_top_k))
-    flight.details["loss"] = found

@@ -70,6 +70,11 @@ class LossRow:
     tail_pull: float | None = None
 
     @property
+    def agreement(self) -> float | None:
+        """Cosine with the exact gradient: in the student's parameters, or in the logits where only that is known."""
+        return self.cosine if self.block_cosine is None else self.block_cosine
+
+    @property
     def is_stationary_at_teacher(self) -> bool:
         """Is its gradient zero where student and teacher agree?"""
         return self.gradient_at_teacher <= STATIONARY
@@ -146,7 +151,6 @@ class LossCheck:
 
     Args:
         forms: from `forms_of`.
-        extrapolates: the configured objective aims beyond the teacher, so it need not rest there.
     """
 
     def __init__(self, forms: Sequence[Form]):
@@ -238,7 +242,7 @@ def judge(rows: Sequence[LossRow], exact_loss: float) -> tuple[str, str]:
         )
     if exact_loss < SAME:
         return "ok", "Student and teacher give the same distributions: loss 0 and gradient 0, as it must be."
-    agreement = configured.block_cosine if configured.block_cosine is not None else configured.cosine
+    agreement = configured.agreement
     if agreement is None:
         return "stop", "The configured loss has no gradient on these tokens. Take a larger loss_top_k."
     best = max(
@@ -278,12 +282,12 @@ def judge_tail(pull: float | None, top_k: int) -> Finding:
     name, threshold = f"pull on what is outside the student's Top-{top_k}", f"above {FIRM_PULL} ({OURS})"
     if pull is None:
         sentence = "The exact gradient does not lower it: the teacher wants tokens from there."
-        return Finding("loss", name, "ok", "none to have", sentence, threshold)
+        return Finding(name, "ok", "none to have", sentence, threshold)
     figure = f"{pull:.2f} of the exact gradient's"
     if pull >= FIRM_PULL:
         sentence = "Probability that leaves the support is pulled back as the exact gradient would."
-        return Finding("loss", name, "ok", figure, sentence, threshold, value=pull)
+        return Finding(name, "ok", figure, sentence, threshold, value=pull)
     does = "pulls back too weakly" if pull > 0 else "raises further"
     sentence = f"Probability outside the support, which the teacher wants lower, the configured loss {does}."
     change = "loss_tail: renormalize, a larger loss_top_k, or loss_support: full; else a smaller learning_rate"
-    return Finding("loss", name, "fix", figure, sentence, threshold, change, pull)
+    return Finding(name, "fix", figure, sentence, threshold, change, pull)

@@ -1,4 +1,4 @@
-"""Look at a trainer without training: rollouts of its student, and both models' distributions on them."""
+"""Rollouts of a trainer's student, and what both models say at every token of them. Nothing is trained."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scored:
-    """Both models at the N kept tokens that one teacher answers for.
+    """Both models at the N kept tokens of the rows that one teacher answers for.
 
     Attributes:
         teacher_name: empty for a single teacher.
@@ -82,12 +82,12 @@ def roll_out(trainer, rows: list[dict[str, Any]], *, on_batch: Callable[[], None
 
 
 def batch_size(trainer) -> int:
-    """Rows of a batch; each is answered `num_generations_eval` times, as rewards and siblings need it."""
+    """How many rows make a batch; each is answered `num_generations_eval` times, as rewards and siblings need it."""
     return max(1, trainer.args.per_device_train_batch_size // trainer.num_generations_eval)
 
 
 def num_batches(trainer, rows: list[dict[str, Any]]) -> int:
-    """Batches in which `roll_out` answers rows."""
+    """In how many batches `roll_out` answers rows."""
     return -(-len(rows) // batch_size(trainer))
 
 
@@ -131,7 +131,7 @@ def quarters_of(kept: Tensor) -> Tensor:
 
 
 def student_hidden_states(trainer, batch: dict[str, Any]) -> Tensor:
-    """`(B, T, H)` of the completions after the student's prompt."""
+    """The student's hidden states `(B, T, H)` at the completions of a batch, after the student's prompts."""
     input_ids, attention_mask = join(
         batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"]
     )

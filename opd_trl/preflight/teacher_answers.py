@@ -1,4 +1,4 @@
-"""Mechanism 1, answer by answer: is the teacher better, and does it stay so on what the student has written?"""
+"""The check `answers`: is the teacher better, and does it stay so on what the student has written? (Mechanism 1)"""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,23 +12,58 @@ from ..models.forward import read_head, token_log_probs
 from ..models.sampling import Completion, Sampling
 from ..models.sequences import left_pad
 from ..models.transformers_engine import TransformersEngine
-from ..teachers.served import ServedTeacher
-from .findings import MODES_REMEDY, OURS, PAPER, Finding, finds_missing_modes
-from .flight import Flight
+from .coverage import MODES_REMEDY, finds_missing_modes
+from .findings import OURS, PAPER, Finding
 from .rollouts import Rollout, student_hidden_states, unpadded
+from .state import Preflight
 
 
 # Accuracy that a teacher loses when it goes on from half of a student's text. The paper's 14B teacher: 62.1 to 46.0 %.
 LOST_BY_PREFIX = 0.10
-
-
 # Some of these prefixes are wrong already, and no teacher saves them all; so the loss counts where little of the
 # teacher's lead over the student is left. Chosen on three seeds of `opd-trl reproduce mechanisms`: docs/evidence.md.
 LEAD_LEFT = 0.25
-
-
 # NLL of the teacher's text under the student, nats a token: .640 before SFT stabilisation, .335 after, in the paper.
 FOREIGN_TEXT = 0.5
+# How the paper draws the teacher's traces.
+TRACES = {"temperature": 0.3, "top_p": 1.0, "top_k": 0}
+# Teachers that go on do so from this share of a student's answer.
+CUT_AT = 0.5
+
+
+def run(preflight: Preflight) -> list[Finding]:
+    """Judge the teacher's answers where something can, and how likely the student finds them."""
+    trainer, judge = preflight.trainer, preflight.judge
+    if len(trainer.teachers) > 1:
+        raise ValueError("answers are compared for one teacher. Name one: --teacher PATH.")
+    goes_on = judge is not None and preflight.continue_answers
+    with preflight.over_batches("The teacher answers") as done:
+        answers = teacher_answers(
+            trainer, preflight.rollouts, continue_too=goes_on, seed=trainer.args.seed, on_batch=done
+        )
+    args = trainer.args
+    nll = nll_under_student(trainer, preflight.rollouts, answers.teacher)
+    figures: dict[str, float | None] = {"nll_of_teacher_text": nll}
+    preflight.details["answers"] = figures
+    findings = []
+    if nll is not None:
+        findings.append(judge_traces(nll, divergence=args.divergence, support=args.loss_support))
+    if judge is None:
+        return findings
+    scores = {
+        "student": judge(answers.student, answers.rows),
+        "teacher": judge([answer.text for answer in answers.teacher], answers.rows),
+    }
+    if goes_on:
+        scores["continued"] = judge(answers.continued, answers.rows)
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    figures |= means
+    better = paired_difference(scores["student"], scores["teacher"])
+    findings.append(judge_teacher(better, teacher=means["teacher"], student=means["student"]))
+    if goes_on:
+        lost = paired_difference(scores["teacher"], scores["continued"])
+        findings.append(judge_continuation(lost, **means))
+    return findings
 
 
 def judge_teacher(difference: Any, *, teacher: float, student: float) -> Finding:
@@ -38,14 +73,14 @@ def judge_teacher(difference: Any, *, teacher: float, student: float) -> Finding
     if difference.value <= 0:
         sentence = "The teacher answers no better than the student: there is nothing to learn from it."
         change = "another teacher, or a privileged context that helps"
-        return Finding("prefixes", name, "stop", figure, sentence, threshold, change, difference.value)
+        return Finding(name, "stop", figure, sentence, threshold, change, difference.value)
     if difference.low <= 0:
         sentence = (
             f"The teacher looks better, but not beyond chance ({difference.low:+.2f} to {difference.high:+.2f})."
         )
-        return Finding("prefixes", name, "fix", figure, sentence, threshold, "--prompts: more", difference.value)
+        return Finding(name, "fix", figure, sentence, threshold, "--prompts: more", difference.value)
     sentence = "The teacher answers better than the student."
-    return Finding("prefixes", name, "ok", figure, sentence, threshold, value=difference.value)
+    return Finding(name, "ok", figure, sentence, threshold, value=difference.value)
 
 
 def judge_continuation(difference: Any, *, teacher: float, continued: float, student: float) -> Finding:
@@ -64,14 +99,14 @@ def judge_continuation(difference: Any, *, teacher: float, continued: float, stu
     name = "teacher on student prefixes"
     if difference.value > -LOST_BY_PREFIX or difference.high >= 0:
         sentence = "The teacher can go on from what the student writes."
-        return Finding("prefixes", name, "ok", figure, sentence, threshold, value=difference.value)
+        return Finding(name, "ok", figure, sentence, threshold, value=difference.value)
     left = (continued - student) / (teacher - student) if teacher > student else 0.0
     if left >= LEAD_LEFT:
         sentence = f"The teacher keeps {left:.0%} of its lead on what the student writes: it can put it right."
-        return Finding("prefixes", name, "ok", figure, sentence, threshold, value=difference.value)
+        return Finding(name, "ok", figure, sentence, threshold, value=difference.value)
     sentence = "On prefixes of the student the teacher does hardly better than the student: its scores there mislead."
     change = "SFT on the teacher's text first, an RLVR-adapted teacher, or distillation_gate: incorrect with rewards"
-    return Finding("prefixes", name, "fix", figure, sentence, threshold, change, difference.value)
+    return Finding(name, "fix", figure, sentence, threshold, change, difference.value)
 
 
 def judge_traces(nll: float, *, divergence: str, support: str) -> Finding:
@@ -80,20 +115,12 @@ def judge_traces(nll: float, *, divergence: str, support: str) -> Finding:
     threshold = f"below {FOREIGN_TEXT} (.640 before SFT, .335 after, {PAPER})"
     name = "teacher's answers under the student"
     if nll < FOREIGN_TEXT:
-        return Finding("prefixes", name, "ok", figure, "The student could write them.", threshold, value=nll)
+        return Finding(name, "ok", figure, "The student could write them.", threshold, value=nll)
     if finds_missing_modes(divergence, support):
         sentence = f"The student would hardly write them, but {divergence} on {support} sees the teacher's tokens."
-        return Finding("prefixes", name, "ok", figure, sentence, threshold, value=nll)
+        return Finding(name, "ok", figure, sentence, threshold, value=nll)
     sentence = "The student would hardly write them, and this loss learns only from what it writes itself."
-    return Finding("prefixes", name, "fix", figure, sentence, threshold, MODES_REMEDY, nll)
-
-
-# How the paper draws the teacher's traces.
-TRACES = {"temperature": 0.3, "top_p": 1.0, "top_k": 0}
-
-
-# Teachers that go on do so from this share of a student's answer.
-CUT_AT = 0.5
+    return Finding(name, "fix", figure, sentence, threshold, MODES_REMEDY, nll)
 
 
 @dataclass(frozen=True)
@@ -132,7 +159,7 @@ def teacher_answers(
     Raises:
         ValueError: a served teacher, which scores and does not write.
     """
-    if isinstance(trainer.teacher, ServedTeacher):
+    if not trainer.teacher.can_write:
         raise ValueError("a served teacher scores and writes nothing here. Name its model: --teacher PATH.")
     sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
     tokenizer, answers = trainer.tokenizer, Answers([], [], [], [])
@@ -205,34 +232,3 @@ def along(rollouts: Sequence[Rollout], items: Sequence[Any]) -> Iterator[tuple[R
     for rollout in rollouts:
         yield rollout, items[start : start + len(rollout.rows)]
         start += len(rollout.rows)
-
-
-def answers(flight: Flight) -> None:
-    """Mechanism 1, answer by answer, where something judges them; and the student's view of the teacher's text."""
-    trainer = flight.trainer
-    if len(trainer.teachers) > 1:
-        raise ValueError("answers are compared for one teacher. Name one: --teacher PATH.")
-    judge_of, goes_on = flight.judge, flight.judge is not None and flight.goes_on
-    with flight.over_batches("The teacher answers") as done:
-        found = teacher_answers(trainer, flight.rollouts, continue_too=goes_on, seed=trainer.args.seed, on_batch=done)
-    args = trainer.args
-    nll = nll_under_student(trainer, flight.rollouts, found.teacher)
-    flight.details["answers"] = {"nll_of_teacher_text": nll}
-    if nll is not None:
-        finding = judge_traces(nll, divergence=args.divergence, support=args.loss_support)
-        flight.findings.append(finding)
-    if judge_of is None:
-        return
-    scores = {
-        "student": judge_of(found.student, found.rows),
-        "teacher": judge_of([answer.text for answer in found.teacher], found.rows),
-    }
-    if goes_on:
-        scores["continued"] = judge_of(found.continued, found.rows)
-    means = {name: sum(values) / len(values) for name, values in scores.items()}
-    flight.details["answers"] |= means
-    better = paired_difference(scores["student"], scores["teacher"])
-    flight.findings.append(judge_teacher(better, teacher=means["teacher"], student=means["student"]))
-    if goes_on:
-        lost = paired_difference(scores["teacher"], scores["continued"])
-        flight.findings.append(judge_continuation(lost, **means))

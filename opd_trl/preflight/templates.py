@@ -1,4 +1,4 @@
-"""Do both models read and write what they were made for? Prompts, templates, EOS, lengths, before any forward."""
+"""Do both models read and write what they were made for? Prompts, chat templates, EOS, padding, lengths."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,8 +9,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..models.transformers_engine import end_ids
 from .findings import OURS, Finding
-from .flight import Flight
+from .prompt_panels import PromptPanels, first_prompts
 from .rollouts import Rollout, unpadded
+from .state import Preflight
 
 
 # Where an assistant's text ends in a rendered conversation.
@@ -18,6 +19,21 @@ MARK = "0123456789"
 THINKING = ("<think>", "[think]")
 # Share of the contexts that end at exactly the length of the longest, from which they look cut.
 CUT_SHARE, LEAST_CUT = 0.1, 3
+# Share of completions that are cut off at max_completion_length.
+CUT_OFF = 0.5
+
+
+def run(preflight: Preflight) -> list[Finding]:
+    """Look at the prompts of both models and at how the student's answers end."""
+    trainer, rollouts = preflight.trainer, preflight.rollouts
+    preflight.details["prompts"] = first_prompts(trainer, rollouts[0])
+    ended = [ended_by_itself(trainer, rollout) for rollout in rollouts]
+    return [*check_templates(trainer, rollouts), judge_endings(1 - sum(map(sum, ended)) / sum(map(len, ended)))]
+
+
+def table(figures: dict[str, Any]) -> PromptPanels | None:
+    """Both prompts side by side."""
+    return PromptPanels(figures["prompts"]) if "prompts" in figures else None
 
 
 def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
@@ -41,15 +57,10 @@ def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
     return [finding for finding in findings if finding is not None]
 
 
-def finding(name: str, verdict: str, figure: str, sentence: str, change: str = "", threshold: str = "") -> Finding:
-    """A finding of this section."""
-    return Finding("templates", name, verdict, figure, sentence, threshold, change)
-
-
 def teacher_tokenizer(trainer) -> PreTrainedTokenizerBase | None:
     """The separate teacher's own tokenizer; None where the teacher is the student, or has no path to load it from."""
     path = getattr(getattr(trainer.teacher.model, "config", None), "_name_or_path", None)
-    if hasattr(trainer.args, "teacher_model_kind") or not path:
+    if trainer.args.teaches_itself or not path:
         return None
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trainer.args.trust_remote_code)
@@ -62,8 +73,8 @@ def check_vocabulary(trainer, own: PreTrainedTokenizerBase | None) -> Finding:
     size = len(trainer.tokenizer)
     said = f"{size:,} tokens, {trainer.num_rows:,} rows of both heads compared"
     if own is None:
-        return finding("vocabulary", "ok", said, "Student and teacher share one tokenizer.")
-    return finding("vocabulary", "ok", said, "Student and teacher mean the same token by the same id, id by id.")
+        return Finding("vocabulary", "ok", said, "Student and teacher share one tokenizer.")
+    return Finding("vocabulary", "ok", said, "Student and teacher mean the same token by the same id, id by id.")
 
 
 def check_turn_end(trainer, rows: Sequence[dict[str, Any]]) -> Finding | None:
@@ -77,13 +88,14 @@ def check_turn_end(trainer, rows: Sequence[dict[str, Any]]) -> Finding | None:
     ends = end_ids(trainer.model.generation_config.eos_token_id, tokenizer.eos_token_id)
     shown = tokenizer.convert_ids_to_tokens(token)
     if token in ends and token == tokenizer.eos_token_id:
-        return finding("EOS", "ok", shown, "The chat template ends a turn with the student's EOS token.")
-    return finding(
+        return Finding("EOS", "ok", shown, "The chat template ends a turn with the student's EOS token.")
+    return Finding(
         "EOS",
         "stop",
         f"the template ends a turn with {shown}, EOS is {tokenizer.eos_token}",
         "The student's template ends a turn with a token that is not its EOS: no answer is seen to end.",
-        f"eos_token {shown} in the student's tokenizer_config.json and generation_config.json; base models: SFT first",
+        change=f"eos_token {shown} in the student's tokenizer_config.json and generation_config.json; base models: "
+        "SFT first",
     )
 
 
@@ -104,9 +116,9 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def check_pad(tokenizer: PreTrainedTokenizerBase) -> Finding:
     """pad == eos hides the EOS from losses that mask by the pad id; here masks come from lengths."""
     if tokenizer.pad_token_id != tokenizer.eos_token_id:
-        return finding("padding", "ok", f"pad {tokenizer.pad_token}", "The pad token is not the EOS token.")
+        return Finding("padding", "ok", f"pad {tokenizer.pad_token}", "The pad token is not the EOS token.")
     sentence = "Pad is EOS; masks end at the first EOS, so the student still learns to stop."
-    return finding("padding", "ok", f"pad = eos = {tokenizer.eos_token}", sentence)
+    return Finding("padding", "ok", f"pad = eos = {tokenizer.eos_token}", sentence)
 
 
 def check_eos(trainer, own: PreTrainedTokenizerBase) -> Finding:
@@ -115,14 +127,14 @@ def check_eos(trainer, own: PreTrainedTokenizerBase) -> Finding:
     of_teacher = end_ids(trainer.teacher.model.generation_config.eos_token_id, own.eos_token_id)
     names = [" ".join(map(str, trainer.tokenizer.convert_ids_to_tokens(ids))) for ids in (of_student, of_teacher)]
     if trainer.tokenizer.eos_token_id in of_teacher:
-        return finding("EOS of both", "ok", names[0], "Both models end their answers with the student's EOS token.")
-    return finding(
+        return Finding("EOS of both", "ok", names[0], "Both models end their answers with the student's EOS token.")
+    return Finding(
         "EOS of both",
         "fix",
         f"student {names[0]}, teacher {names[1]}",
         "The teacher ends its answers with another token than the student: it pushes the student's EOS down, and "
         "lengths explode.",
-        f"a teacher that ends with {trainer.tokenizer.eos_token} (base and instruct models differ), or set "
+        change=f"a teacher that ends with {trainer.tokenizer.eos_token} (base and instruct models differ), or set "
         "eos_token of the student to the teacher's",
     )
 
@@ -140,19 +152,20 @@ def check_teacher_template(
     rendered = own.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **kwargs)
     ids = own.encode(rendered, add_special_tokens=False)
     if ids == teacher[0]:
-        return finding(
+        return Finding(
             "teacher's template", "ok", "the same ids", "The teacher reads the template of its own tokenizer."
         )
     at = next(
         (i for i, (a, b) in enumerate(zip(ids, teacher[0], strict=False)) if a != b), min(len(ids), len(teacher[0]))
     )
     theirs, given = (trainer.tokenizer.decode(x[at : at + 12]) for x in (ids, teacher[0]))
-    return finding(
+    return Finding(
         "teacher's template",
         "fix",
         f"differs from token {at + 1}: {given!r} in place of {theirs!r}",
         "The teacher reads the student's chat template, and its own renders the same prompt otherwise.",
-        "teacher_chat_template_kwargs, or chat_template_path with the template that the teacher was trained with",
+        change="teacher_chat_template_kwargs, or chat_template_path with the template that the teacher was trained "
+        "with",
     )
 
 
@@ -162,13 +175,14 @@ def check_thinking(tokenizer: PreTrainedTokenizerBase, student: list[int], teach
     modes = [next((tag for tag in THINKING if tag in tail), None) for tail in tails]
     closed = ["</think>" in tail for tail in tails]
     if (modes[0], closed[0]) == (modes[1], closed[1]):
-        return finding("thinking", "ok", modes[0] or "none", "Both prompts end in the same thinking mode.")
-    return finding(
+        return Finding("thinking", "ok", modes[0] or "none", "Both prompts end in the same thinking mode.")
+    return Finding(
         "thinking",
         "fix",
         f"student {tails[0][-24:]!r}, teacher {tails[1][-24:]!r}",
         "One prompt opens a thinking block and the other does not: the student learns to write malformed tags.",
-        "teacher_chat_template_kwargs: the enable_thinking of chat_template_kwargs, or loss_skip_first: ['<think>']",
+        change="teacher_chat_template_kwargs: the enable_thinking of chat_template_kwargs, or loss_skip_first: "
+        "['<think>']",
     )
 
 
@@ -179,15 +193,15 @@ def check_lengths(trainer, student: Sequence[list[int]], teacher: Sequence[list[
     limit = trainer.teacher_prompts.limit
     figure = f"student {longest}, teacher {of_teacher} tokens, completions {trainer.max_completion_length}"
     if window is not None and longest + trainer.max_completion_length > window:
-        return finding(
+        return Finding(
             "prompt length",
             "stop",
             figure,
             f"Prompt and completion exceed the student's window of {window} tokens.",
-            f"max_completion_length: {max(1, window - longest)} at most, or filter long prompts out",
+            change=f"max_completion_length: {max(1, window - longest)} at most, or filter long prompts out",
         )
     threshold = "" if limit is None else f"teacher's prompt at most {limit}"
-    return finding("prompt length", "ok", figure, "Everything fits; nothing is cut.", threshold=threshold)
+    return Finding("prompt length", "ok", figure, "Everything fits; nothing is cut.", threshold=threshold)
 
 
 def check_contexts(trainer, rows: Sequence[dict[str, Any]], teacher: Sequence[list[int]]) -> list[Finding]:
@@ -203,17 +217,18 @@ def check_contexts(trainer, rows: Sequence[dict[str, Any]], teacher: Sequence[li
     tokens = sum(map(len, teacher)) / len(teacher)
     if share > 0 and ":" not in trainer.args.privileged_builder:  # a builder of one's own may word it anew
         findings = [
-            finding(
+            Finding(
                 "privileged context",
                 "stop",
                 f"{1 - share:.0%} of it is in the teacher's prompt",
                 "The teacher does not read the whole privileged context: the chat template leaves it out or cuts it.",
-                "a chat template that renders system messages whole (chat_template_path), or privileged_builder: hint",
+                change="a chat template that renders system messages whole (chat_template_path), or "
+                "privileged_builder: hint",
             )
         ]
     else:
         figure = f"all of it, in prompts of {tokens:.0f} tokens on average"
-        findings = [finding("privileged context", "ok", figure, "The teacher reads the whole privileged context.")]
+        findings = [Finding("privileged context", "ok", figure, "The teacher reads the whole privileged context.")]
     if view.shared is None:
         findings += look_for_a_cut([sum(map(len, texts)) for texts in contexts])
     return findings
@@ -229,12 +244,12 @@ def look_for_a_cut(lengths: Sequence[int]) -> list[Finding]:
     if count < LEAST_CUT or count / len(lengths) < CUT_SHARE or len(set(lengths)) == 1:
         return []
     return [
-        finding(
+        Finding(
             "length of contexts",
             "fix",
             f"{count} of {len(lengths)} have exactly {longest} characters",
             "The privileged contexts look cut off before they came here.",
-            "privileged_context_column: one whose texts are whole",
+            change="privileged_context_column: one whose texts are whole",
         )
     ]
 
@@ -255,50 +270,22 @@ def squeezed(text: str) -> str:
     return "".join(text.split())
 
 
-# Share of completions that are cut off at max_completion_length.
-CUT_OFF = 0.5
-
-
 def judge_endings(cut_off: float) -> Finding:
     """Do completions end by themselves?"""
     figure, threshold = f"{cut_off:.0%}", f"below {CUT_OFF:.0%} ({OURS})"
     name = "completions cut off"
     if cut_off < CUT_OFF:
-        return Finding(
-            "templates", name, "ok", figure, "Most completions end by themselves.", threshold, value=cut_off
-        )
+        return Finding(name, "ok", figure, "Most completions end by themselves.", threshold, value=cut_off)
     if cut_off < 1:
         sentence = "Most completions are cut off before their end, which the student then hardly learns."
         change = "max_completion_length: longer, or mask_truncated_completions: true"
-        return Finding("templates", name, "fix", figure, sentence, threshold, change, cut_off)
+        return Finding(name, "fix", figure, sentence, threshold, change, cut_off)
     sentence = "No completion ends by itself: the student never writes its EOS token."
     change = "max_completion_length: longer; for a base model SFT with the chat template first, so that it learns EOS"
-    return Finding("templates", name, "stop", figure, sentence, threshold, change, cut_off)
-
-
-def templates(flight: Flight) -> None:
-    """Prompts, EOS, lengths."""
-    flight.findings += check_templates(flight.trainer, flight.rollouts)
-    ended = [ended_by_itself(flight.trainer, rollout) for rollout in flight.rollouts]
-    flight.findings.append(judge_endings(1 - sum(map(sum, ended)) / sum(map(len, ended))))
+    return Finding(name, "stop", figure, sentence, threshold, change, cut_off)
 
 
 def ended_by_itself(trainer, rollout: Rollout) -> list[bool]:
     """Which completions hold an EOS token."""
     ids, mask = rollout.batch["completion_ids"], rollout.batch["completion_mask"].bool()
     return ((ids == trainer.tokenizer.eos_token_id) & mask).any(-1).tolist()
-
-
-def first_prompts(trainer, rollout: Rollout) -> dict[str, str | None]:
-    """What student and teacher read for the first completion, and the first token that the loss is taken on."""
-    tokenizer, batch = trainer.tokenizer, rollout.batch
-    student = unpadded(batch, "prompt")[0]
-    teacher = unpadded(batch, "teacher_prompt")[0] if "teacher_prompt_ids" in batch else student
-    kept = rollout.kept[0].nonzero().flatten()
-    ids = batch["completion_ids"][0]
-    return {
-        "student": tokenizer.decode(student),
-        "teacher": tokenizer.decode(teacher),
-        "before": None if not len(kept) else tokenizer.decode(ids[: kept[0]]),
-        "first_supervised_token": None if not len(kept) else tokenizer.decode(ids[kept[0] : kept[0] + 1]),
-    }

@@ -9,11 +9,10 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import open as open_with_bar
 
+from .run_log import FOLDER, FORMAT
 from .runs import Column, Run, merged, surviving
 
 
-FOLDER = "run_log"
-FORMAT = 1
 LONG = 20 * 2**20  # bytes, about 3 s
 INFINITY = float("inf")
 

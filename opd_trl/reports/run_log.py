@@ -1,6 +1,7 @@
 """The files of a run: what it is, its log lines, samples and warnings, written as they come."""
 
 import json
+import logging
 import math
 import re
 import time
@@ -10,12 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from accelerate.logging import get_logger
-
 from ..durable import append_lines, atomically, cut_unfinished_line
 
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 FOLDER = "run_log"

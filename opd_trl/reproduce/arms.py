@@ -9,9 +9,10 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from ..diagnostics import Monitor
-from ..preflight import findings
-from ..preflight.flight import Flight
-from ..preflight.sections import fly
+from ..preflight.checks import CHECKS
+from ..preflight.findings import worst
+from ..preflight.inspection import run_checks
+from ..preflight.state import Preflight
 from ..trainers.monitoring import rule_settings
 from ..trainers.opd_config import OPDConfig
 from ..trainers.opd_trainer import OPDTrainer
@@ -26,8 +27,8 @@ from .task import Row, Source, asked_row, asked_rows, problems_of
 
 
 Line = dict[str, Any]
-# Sections of the pre-flight; the cost of a tiny model is no news.
-SECTIONS = ("templates", "prefixes", "answers", "loss", "context")
+# What the pre-flight checks of an arm: all but the cost, which nobody asks of a tiny model.
+FORECAST = [check for check in CHECKS if check.name != "cost"]
 # Log names that are kept, and at how many steps.
 CURVES = (
     "loss",
@@ -80,13 +81,13 @@ def forecast(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
     Args:
         arm, seed, settings, home: as in `run_arm`.
     """
-    flight = Flight(build(arm, seed, settings=settings, home=home), **settings.preflight, judge=judge_answers)
-    fly(flight, SECTIONS)
+    preflight = Preflight(build(arm, seed, settings=settings, home=home), **settings.preflight, judge=judge_answers)
+    run_checks(preflight, FORECAST)
     return {
-        "verdict": findings.worst(flight.findings),
+        "verdict": worst(preflight.findings),
         "findings": [
             {name: getattr(finding, name) for name in ("section", "name", "verdict", "figure", "value")}
-            for finding in flight.findings
+            for finding in preflight.findings
         ],
     }
 
@@ -118,7 +119,7 @@ def build(arm: Arm, seed: int, *, settings: Settings, home: Path) -> OPDTrainer:
 
 
 def judge_answers(texts: list[str], rows: list[Row]) -> list[float]:
-    """Of the pre-flight."""
+    """The judge of the pre-flight: 1.0 for each answer whose box holds the row's answer."""
     return right_answer(texts, [row["answer"] for row in rows])
 
 

@@ -5,9 +5,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import datasets
-import transformers
-
 
 @contextmanager
 def quiet_libraries(*, ours_too: bool = True) -> Iterator[None]:
@@ -17,6 +14,9 @@ def quiet_libraries(*, ours_too: bool = True) -> Iterator[None]:
         ours_too: leave out every warning and our own log as well, where another process or a report gives them.
             Otherwise only the libraries' own FutureWarnings are left out.
     """
+    import datasets  # not before it is needed: the help of a command must come at once
+    import transformers
+
     loggers = {name: logging.getLogger(name) for name in (*["opd_trl"] * ours_too, "accelerate", "trl")}
     levels = {name: logger.level for name, logger in loggers.items()}
     verbosity, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()

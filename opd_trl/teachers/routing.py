@@ -17,26 +17,30 @@ TEACHER_COLUMN = "teacher"
 
 
 def named_teachers(
-    given: Any, *, teachers: Mapping[str, str] | None, server_url: str | None, path: str | None
+    given: Any,
+    *,
+    teachers: Mapping[str, str] | None,
+    teacher_server_url: str | None,
+    teacher_model_name_or_path: str | None,
 ) -> dict[str, Any]:
     """Name -> model, path, hub id or URL; a single teacher has the empty name.
 
     Args:
         given: what the trainer was given: one teacher, a mapping of several, or None.
-        teachers, server_url, path: what its arguments name.
+        teachers, teacher_server_url, teacher_model_name_or_path: what its arguments name.
 
     Raises:
         ValueError: a mapping and a field that names teachers too.
     """
     if isinstance(given, Mapping):
-        if teachers is not None or server_url is not None:
+        if teachers is not None or teacher_server_url is not None:
             raise ValueError("teacher_model is a mapping, and the arguments name teachers too. Give one of them.")
         return dict(given)
     if given is not None:
         return {"": given}
     if teachers is not None:
         return dict(teachers)
-    return {"": server_url or path}
+    return {"": teacher_server_url or teacher_model_name_or_path}
 
 
 def is_routed(names: Iterable[str]) -> bool:

@@ -2,9 +2,7 @@
 
 import dataclasses
 import math
-import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -12,8 +10,8 @@ from accelerate.logging import get_logger
 from torch import Tensor
 from transformers import TrainerCallback
 
-from .. import __version__
 from ..diagnostics import Monitor, MonitorWarning
+from ..models.provenance import versions
 from ..reports.run_log import RunLog, as_json, is_secret, without_secrets
 from ..teachers.base import path_of
 from ..teachers.scores import Scores
@@ -24,7 +22,7 @@ from .phases import PhaseClock
 from .published_methods import default_of, find_method
 
 
-PACKAGES = ("trl", "transformers", "torch", "peft", "accelerate", "datasets")
+logger = get_logger(__name__)
 
 
 def describe_session(trainer, *, first_step: int, max_steps: int) -> dict[str, Any]:
@@ -41,11 +39,7 @@ def describe_session(trainer, *, first_step: int, max_steps: int) -> dict[str, A
         "teachers": {name: as_json(teacher.source(trainer)) for name, teacher in trainer.teachers.items()},
         "config": as_json(fields),
         "differs": differences(args),
-        "versions": {
-            "opd_trl": __version__,
-            **{name: installed(name) for name in PACKAGES},
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "processes": trainer.accelerator.num_processes,
         "device": torch.cuda.get_device_name() if args.device.type == "cuda" else str(args.device),
     }
@@ -68,17 +62,6 @@ def differences(args: OPDConfig) -> dict[str, dict[str, Any]]:
                 "source": f"method {args.method}" if is_published else type(args).__name__,
             }
     return found
-
-
-def installed(package: str) -> str | None:
-    """Version of a package, None where it is not installed."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-logger = get_logger(__name__)
 
 
 def add_monitor(trainer, *, privileged: bool) -> "MonitorCallback | None":

@@ -5,7 +5,7 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .config_checks import PROCESSES, SingleGeneration, check_config
+from .config_checks import PROCESSES, SEPARATE_TEACHERS, SingleGeneration, check_config
 from .published_methods import apply_method, given_fields
 
 
@@ -275,8 +275,7 @@ class OPDConfig(GRPOConfig):
     @property
     def teacher_fields(self) -> dict[str, Any]:
         """What names separate teachers, as `named_teachers` takes it."""
-        url, path = self.teacher_server_url, self.teacher_model_name_or_path
-        return {"teachers": self.teachers, "server_url": url, "path": path}
+        return {name: getattr(self, name) for name in SEPARATE_TEACHERS}
 
     @property
     def teaches_itself(self) -> bool:

@@ -23,7 +23,7 @@ from .passes import build_objective, loss_mask, student_pass
 from .phases import STUDENT, timed
 from .placement import find_teachers
 from .published_methods import PAPER
-from .resume import EpochSampler, load_generation_buffer, save_generation_buffer
+from .resume import EpochSampler, load_default_adapter, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, distilled_rows, drop_stand_in, no_reward, sibling_contexts
 from .scoring import build_reference, needs_student_at_start, token_logps
 from .teacher_prompts import TeacherPrompts, teacher_view
@@ -59,9 +59,7 @@ class OPDTrainer(GRPOTrainer):
     Example:
         ```python
         args = OPDConfig(output_dir="out")
-        trainer = OPDTrainer(
-            "Qwen/Qwen3-1.7B", teacher_model="Qwen/Qwen3-8B", args=args, train_dataset=dataset
-        )
+        trainer = OPDTrainer("Qwen/Qwen3-1.7B", teacher_model="Qwen/Qwen3-8B", args=args, train_dataset=dataset)
         trainer.train()
         ```
     """
@@ -238,6 +236,10 @@ class OPDTrainer(GRPOTrainer):
         super()._save_rng_state(output_dir)
         save_generation_buffer(self, output_dir)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_default_adapter(self, resume_from_checkpoint)
+
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
@@ -279,11 +281,9 @@ class OPDTrainer(GRPOTrainer):
         log_distillation(self, result.stats, inputs, scores)
         loss = distillation_coef(self.args, self.state) * result.loss
         if self.policy_is_active:
-            already_run = SimpleNamespace(
-                log_probs=result.per_token_logps, entropy=result.entropies, aux_loss=result.aux_loss
-            )
+            out = SimpleNamespace(log_probs=result.per_token_logps, entropy=result.entropies, aux_loss=result.aux_loss)
             inputs = {**inputs, "advantages": self.args.policy_coef * inputs["advantages"]}
-            return loss + super()._compute_loss(lambda **_: already_run, inputs)
+            return loss + super()._compute_loss(lambda **_: out, inputs)
         if self.aux_loss_enabled:
             self.running_metrics["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())
             loss = loss + self.router_aux_loss_coef * result.aux_loss / self._num_micro_batches()

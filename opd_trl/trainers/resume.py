@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 from torch.utils.data import Sampler
 
 
@@ -55,3 +56,15 @@ def load_generation_buffer(trainer, folder: str) -> None:
 
 def buffer_file(trainer, folder: str) -> Path:
     return Path(folder) / f"generation_buffer_{trainer.accelerator.process_index}.pt"
+
+
+def load_default_adapter(trainer, checkpoint: str) -> None:
+    """Load the adapter that lies beside the folders of others in a checkpoint: a teacher's, or TRL's "ref".
+
+    transformers before 5.23 reads the folders alone, so that a resumed student would start from its first weights.
+    """
+    folder, model = Path(checkpoint), trainer.model
+    if not isinstance(model, PeftModel) or trainer.is_fsdp_enabled:  # a sharded model is read from its own files
+        return
+    if (folder / "adapter_config.json").is_file() and any(folder.glob("*/adapter_config.json")):
+        model.load_adapter(checkpoint, "default", is_trainable="default" in model.active_adapters)

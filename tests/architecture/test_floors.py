@@ -1,86 +1,81 @@
-"""Imports point downward only, only trainers/ subclasses TRL, and files stay readable."""
+"""Seven floors: a room imports from lower floors alone, and nobody imports the command line."""
 
-import ast
+import subprocess
 import sys
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
-
-PACKAGE = Path(__file__).parents[2] / "opd_trl"
-FLOORS = {
-    "losses": 0,
-    "privileged": 1,
-    "teachers": 1,
-    "evaluation": 1,
-    "diagnostics": 1,
-    "data": 2,
-    "trainers": 2,
-    "preflight": 3,
-    "reproduce": 3,
-    "scripts": 3,
-    "serving": 3,
-    "cli": 3,
-}
-FILES = sorted(PACKAGE.rglob("*.py"))
-# Scripts are what the CLI launches and parse with its parser.
-PARSERS = {"TrlParser", "ScriptArguments", "GRPOScriptArguments"}
-# An experiment of the study, which changes the public trainer as a user would.
-EXPERIMENTS = {"reproduce/controls.py"}
+from tests.architecture.house import FILES, FLOORS, PACKAGE, imports, name_of, room_of, rooms_imported
 
 
-def imports(path: Path) -> list[str]:
-    """Absolute names of the modules that a file imports."""
-    package = ["opd_trl", *path.relative_to(PACKAGE).parts[:-1]]
-    found = []
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            found.append(".".join([*base, *([node.module] if node.module else [])]))
-    return found
+# What can be had without torch: rooms about text and files, and what the command line reads to print a help.
+WITHOUT_TORCH = (
+    "opd_trl",
+    "opd_trl.durable",
+    "opd_trl.privileged",
+    "opd_trl.evaluation",
+    "opd_trl.reports.page",
+    "opd_trl.data.files",
+    "opd_trl.data.jobs",
+    "opd_trl.suites.protocol",
+    "opd_trl.scripts.recipe_files",
+    "opd_trl.scripts.launching",
+    "opd_trl.cli.main",
+    "opd_trl.cli.pipelines.runner",
+)
 
 
-def floor_of(module: str) -> int | None:
-    parts = module.split(".")
-    return FLOORS.get(parts[1]) if parts[0] == "opd_trl" and len(parts) > 1 else None
+def test_every_folder_is_a_room_with_a_floor():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert folders == FLOORS.keys()
+    assert set(FLOORS.values()) == set(range(1, 8))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_downward_only(path):
-    own = FLOORS.get(path.relative_to(PACKAGE).parts[0])
-    for module in imports(path):
-        other = floor_of(module)
-        same_room = path.relative_to(PACKAGE).parts[0] == [*module.split("."), ""][1]
-        if own is None or other is None or same_room:
-            continue
-        assert other < own or own == 3, f"{path.name} on floor {own} imports {module} from floor {other}"
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_room_imports_from_lower_floors_alone(path):
+    room = room_of(path)
+    if room is None:  # beside the rooms: the standard library alone
+        modules = {module.split(".")[0] for module in imports(path)}
+        assert modules <= {"opd_trl", *sys.stdlib_module_names}
+        assert rooms_imported(path) == set()
+        return
+    upward = {other for other in rooms_imported(path) - {room} if FLOORS[other] >= FLOORS[room]}
+    assert not upward, f"{name_of(path)} on floor {FLOORS[room]} imports {', '.join(sorted(upward))}"
 
 
-def test_every_folder_has_a_floor():
-    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name[0] != "_"} == FLOORS.keys()
-
-
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "losses"], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [p for p in FILES if room_of(p) == "losses"], ids=name_of)
 def test_losses_import_torch_alone(path):
     allowed = {"torch", "opd_trl", *sys.stdlib_module_names}
-    assert [m for m in imports(path) if m.split(".")[0] not in allowed] == []
+    assert [module for module in imports(path) if module.split(".")[0] not in allowed] == []
 
 
-def test_only_trainers_subclass_trl_and_only_losses_normalise_logits():
-    for path in FILES:
-        room = path.relative_to(PACKAGE).parts[0]
-        text = path.read_text()
-        if room != "losses":
-            assert "log_softmax" not in text, f"{path}: a line with a log_softmax belongs to losses/"
-        for node in ast.walk(ast.parse(text)):
-            own_trainer = room == "trainers" or str(path.relative_to(PACKAGE)) in EXPERIMENTS
-            if isinstance(node, ast.ClassDef) and not own_trainer:
-                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
-                assert not {b for b in bases if b.startswith(("GRPO", "OPD", "OPSD"))} - PARSERS, path
+@pytest.mark.parametrize("module", WITHOUT_TORCH)
+def test_what_needs_no_torch_does_not_load_it(module):
+    code = f"import sys, {module}; print([x for x in ('torch', 'transformers', 'trl') if x in sys.modules])"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=PACKAGE.parent
+    )
+    assert printed.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_a_file_has_at_most_300_lines(path):
-    assert len(path.read_text().splitlines()) <= 300
+def test_no_room_imports_another_in_a_circle():
+    """Files of one room may need each other, but not in a circle either: whoever reads one need not read all."""
+    edges = {}
+    modules = {".".join(["opd_trl", *p.relative_to(PACKAGE).with_suffix("").parts]): p for p in FILES}
+    for module, path in modules.items():
+        targets = set()
+        for imported in imports(path):
+            targets |= {imported, imported.rpartition(".")[0]} & modules.keys()
+        edges[module] = targets - {module}
+    left = dict(edges)
+    while free := [module for module, targets in left.items() if not targets & left.keys()]:
+        for module in free:
+            del left[module]
+    # What remains either is in a circle or imports one; the shortest names say where to look.
+    assert not left, f"circle among {sorted(left)[:6]}"
+
+
+def test_a_module_name_occurs_once():
+    counts = Counter(path.name for path in FILES if path.name != "__init__.py")
+    assert [name for name, count in counts.items() if count > 1] == []

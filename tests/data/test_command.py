@@ -200,7 +200,7 @@ def test_help_explains_every_option_and_costs_nothing(command, capsys):
     text = capsys.readouterr().out
     options = [line for line in text.split("options:")[-1].split("\n  --") if line.startswith(tuple("abcdefgh"))]
     assert all("default" in line or "required" in line for line in options)
-    heavy = "{'torch', 'datasets', 'rich'}"
+    heavy = "{'torch', 'datasets', 'transformers'}"
     code = f"import sys, opd_trl.cli.data as data; data.make_parser(); print({heavy} & set(sys.modules))"
     if not command:
         assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

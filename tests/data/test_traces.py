@@ -6,7 +6,7 @@ from datasets import load_dataset
 from opd_trl.data import traces
 from opd_trl.data.files import DataError
 from opd_trl.data.toy_task import save
-from opd_trl.models.loading import load_model
+from opd_trl.models.loading import load_model, load_tokenizer
 from opd_trl.models.sampling import Completion, Sampling
 from opd_trl.models.transformers_engine import make_sampler, token_ids
 from tests.data.conftest import read, user, write
@@ -103,7 +103,7 @@ def test_the_writer_reads_what_a_teacher_in_training_reads():
 
 
 def test_sampling_is_fixed_by_its_seed(model_path):
-    sample = make_sampler(*load_model(model_path), Sampling(1.0, 1.0, 0, 6))
+    sample = make_sampler(load_model(model_path), load_tokenizer(model_path), Sampling(1.0, 1.0, 0, 6))
     prompts = [user("1"), user("1+2+3"), "plain text"]
     first = sample(prompts, 1)
     assert first == sample(prompts, 1)
@@ -111,19 +111,19 @@ def test_sampling_is_fixed_by_its_seed(model_path):
 
 
 def test_padding_does_not_change_a_greedy_completion_and_one_without_an_end_is_cut_off(model_path):
-    sample = make_sampler(*load_model(model_path), Sampling(0, 1.0, 0, 5))
+    sample = make_sampler(load_model(model_path), load_tokenizer(model_path), Sampling(0, 1.0, 0, 5))
     (alone,) = sample([user("1")], 0)
     assert sample([user("1"), user("1+2+3+4+5+6")], 0)[0] == alone
     assert not alone.finished
 
 
 def test_the_chat_template_takes_its_arguments_and_must_be_there(model_path):
-    model, tokenizer = load_model(model_path)
+    model, tokenizer = load_model(model_path), load_tokenizer(model_path)
     tokenizer.chat_template = "{{ messages[0]['content'] }}{{ mark }}"
     assert token_ids(tokenizer, user("1"), {"mark": "!"}) == tokenizer("1!")["input_ids"]
     assert token_ids(tokenizer, "1", None) == tokenizer("1")["input_ids"]
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match="no chat template"):
+    with pytest.raises(ValueError, match="no chat template"):
         make_sampler(model, tokenizer, Sampling(0, 1.0, 0, 5))([user("1")], 0)
 
 

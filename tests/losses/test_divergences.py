@@ -274,7 +274,9 @@ def test_beta_outside_the_unit_interval_is_refused(beta):
 
 
 def test_unknown_options_are_refused_and_the_known_ones_named():
-    with pytest.raises(ValueError, match="divergence must be one of 'reverse_kl', 'forward_kl', 'jsd', 'mixed'.*, got"):
+    with pytest.raises(
+        ValueError, match=r"divergence must be one of 'reverse_kl', 'forward_kl', 'jsd', 'mixed'.*, got"
+    ):
         support_divergence(*pair(), divergence="kl")
     with pytest.raises(ValueError, match="'bucket', 'renormalize', 'reweight', got 'keep'"):
         support_divergence(*pair(), tail="keep")

@@ -1,11 +1,7 @@
 """The moments of a step as `opd-trl plan` sizes them, against every byte that torch allocates in one."""
 
-import weakref
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from opd_trl import OPDConfig
@@ -16,37 +12,10 @@ from opd_trl.planning.sizing import estimate
 from opd_trl.planning.workload import Teacher, Workload, engines
 from opd_trl.teachers.scores import HiddenStates
 from opd_trl.trainers.passes import build_objective, student_pass, teacher_pass
+from tests.memory import PeakBytes
 
 
 ROWS, PROMPT, COMPLETION, VOCABULARY = 2, 64, 192, 4096
-
-
-class PeakBytes(TorchDispatchMode):
-    """The most bytes that tensors made inside hold at a time; `known` ones are not counted."""
-
-    def __init__(self, *known: torch.Tensor):
-        super().__init__()
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self.count(tensor.untyped_storage())
-        return result
-
-    def count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self.seen:
-            self.seen.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self.forget, key, size)
-
-    def forget(self, key: int, size: int) -> None:
-        self.seen.discard(key)
-        self.now -= size
 
 
 def build(dtype: torch.dtype, **sizes) -> torch.nn.Module:

@@ -10,7 +10,7 @@ from opd_trl.losses.head import Head
 from opd_trl.losses.next_token import NextToken
 from opd_trl.losses.spread import context_spread
 from opd_trl.preflight.clustered import Estimate, mean_of, ratio
-from opd_trl.preflight.context_figures import ContextTokens, context_figures, findings, judge, judge_rows
+from opd_trl.preflight.context_figures import ContextTokens, context_figures, findings_of, judge, judge_rows
 
 
 V, TOKENS = 12, 8
@@ -69,7 +69,7 @@ def test_what_differs_per_instance_cannot_be_learned(shared, own, word):
     assert found == word
     assert sentence.startswith(f"Differs per instance: {figures.share.value:.0%} of the signal")
     assert sentence.endswith("cannot be learned by a student that does not see the context.")
-    (finding,) = findings(figures)
+    (finding,) = findings_of(figures)
     assert "more contexts" not in finding.change
     assert "several contexts per prompt do not help" in finding.change
     assert "2605.11182" in finding.threshold
@@ -101,7 +101,7 @@ def test_a_context_that_does_nothing_stops_whatever_else_is_found():
     word, sentence = judge(figures)
     assert word == "stop"
     assert sentence.startswith("The context does not change the teacher")
-    finding = findings(figures)[0]
+    finding = findings_of(figures)[0]
     assert (finding.verdict, finding.value) == ("stop", pytest.approx(1e-5))
     assert "privileged_context" in finding.change
 
@@ -118,7 +118,7 @@ def test_one_context_for_all_rows_is_a_shared_rule():
         "Shared rule: can be internalised. All rows have the same context, so their teachers agree.",
     )
     assert judge_rows(figures) is None
-    assert len(findings(figures)) == 1
+    assert len(findings_of(figures)) == 1
 
 
 def test_the_own_context_stands_in_the_first_column():
@@ -160,7 +160,7 @@ def test_contexts_that_tell_no_more_of_their_own_row_are_asked_about(gains, leng
     found, sentence = judge_rows(figures)
     assert found == word
     assert says in sentence
-    _, finding = findings(figures)
+    _, finding = findings_of(figures)
     assert (finding.verdict, bool(finding.change)) == (word, word == "fix")
 
 

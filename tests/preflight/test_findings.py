@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from opd_trl.preflight import findings, prefixes, teacher_answers, templates
+from opd_trl.preflight import coverage, prefixes, teacher_answers, templates
 from opd_trl.preflight.findings import Finding, worst
 
 
@@ -37,11 +37,11 @@ FORWARD = {"divergence": "forward_kl", "support": "union"}
         (teacher_answers.judge_traces(0.335, **REVERSE), "ok"),
         (teacher_answers.judge_traces(0.640, **REVERSE), "fix"),
         (teacher_answers.judge_traces(0.640, **FORWARD), "ok"),
-        (prefixes.judge_coverage(0.05, [0.1, 0.0], top_k=20, **REVERSE), "ok"),
-        (prefixes.judge_coverage(0.05, [0.9, 0.0], top_k=20, **REVERSE), "fix"),
-        (prefixes.judge_coverage(0.30, [0.3, 0.3], top_k=20, **REVERSE), "fix"),
-        (prefixes.judge_coverage(0.30, [0.9, 0.3], top_k=20, **FORWARD), "ok"),
-        (prefixes.judge_coverage(0.0, [], top_k=20, **REVERSE), "ok"),
+        (coverage.judge_coverage(0.05, [0.1, 0.0], top_k=20, **REVERSE), "ok"),
+        (coverage.judge_coverage(0.05, [0.9, 0.0], top_k=20, **REVERSE), "fix"),
+        (coverage.judge_coverage(0.30, [0.3, 0.3], top_k=20, **REVERSE), "fix"),
+        (coverage.judge_coverage(0.30, [0.9, 0.3], top_k=20, **FORWARD), "ok"),
+        (coverage.judge_coverage(0.0, [], top_k=20, **REVERSE), "ok"),
         (templates.judge_endings(0.1), "ok"),
         (templates.judge_endings(0.6), "fix"),
         (templates.judge_endings(1.0), "stop"),
@@ -61,7 +61,7 @@ def test_the_remedy_of_a_teacher_that_adds_nothing_depends_on_whose_it_is():
 
 
 def test_the_worst_place_is_named():
-    assert "0.900 at token 3" in prefixes.judge_coverage(0.3, [0.1, 0.2, 0.9], top_k=20, **REVERSE).figure
+    assert "0.900 at token 3" in coverage.judge_coverage(0.3, [0.1, 0.2, 0.9], top_k=20, **REVERSE).figure
 
 
 @pytest.mark.parametrize(
@@ -78,10 +78,10 @@ def test_the_worst_place_is_named():
     ],
 )
 def test_only_a_forward_part_on_the_teachers_tokens_finds_what_the_student_never_gives(divergence, support, finds):
-    assert findings.finds_missing_modes(divergence, support) == finds
+    assert coverage.finds_missing_modes(divergence, support) == finds
 
 
 def test_the_worst_verdict_counts_and_what_was_not_run_does_not():
-    findings = [Finding("a", "x", verdict, "", "") for verdict in ("not run", "ok", "fix")]
+    findings = [Finding("x", verdict, "", "") for verdict in ("not run", "ok", "fix")]
     assert worst(findings) == "fix"
     assert worst([]) == "ok"

@@ -19,7 +19,7 @@ def test_the_loss_that_is_checked_is_the_one_that_trains(tmp_path, student_path,
     trainer = opd_trainer(tmp_path, student_path, teacher_path, **options)
     rollouts, report = checked(trainer, 4)
     with torch.no_grad():
-        loss = trainer._compute_loss(trainer.model, rollouts[0].batch)
+        loss = trainer.batch_loss(rollouts[0].batch)
     assert report.rows[0].loss == pytest.approx(loss.item(), rel=1e-4)
     assert report.rows[0].is_stationary_at_teacher
     assert report.num_tokens == rollouts[0].kept.sum()

@@ -3,11 +3,11 @@
 import pytest
 
 from opd_trl.cli.main import main
-from opd_trl.cli.preflight import HELP
+from opd_trl.cli.preflight import help_text
 from tests import tiny
 
 
-def fly(run, recipe, *argv, **options):
+def preflight(run, recipe, *argv, **options):
     status, printed, figures = run("preflight", "--config", recipe(**options), "--prompts", "8", *argv)
     found = {finding["name"]: finding for finding in figures["findings"]}
     assert len(found) == len(figures["findings"])
@@ -17,7 +17,7 @@ def fly(run, recipe, *argv, **options):
 
 
 def test_every_section_reports_and_nothing_but_the_json_is_written(run, recipe, tmp_path):
-    status, printed, found, figures = fly(run, recipe)
+    status, printed, found, figures = preflight(run, recipe)
     assert status == int(figures["verdict"] == "stop")
     for title in ("Templates", "mechanism 1", "Coverage", "mechanism 2", "Cost"):
         assert title in printed
@@ -33,7 +33,7 @@ def test_every_section_reports_and_nothing_but_the_json_is_written(run, recipe, 
 
 def test_a_teacher_of_another_tokenizer_family_is_found(run, recipe, tmp_path):
     other = tiny.save(tmp_path / "other", tokenizer=tiny.build_tokenizer(reverse=True), seed=1)
-    status, printed, found, _ = fly(run, recipe, teacher_model_name_or_path=other)
+    status, printed, found, _ = preflight(run, recipe, teacher_model_name_or_path=other)
     assert status == 1
     assert found["the trainer refuses"]["verdict"] == "stop"
     assert "student and teacher have different vocabularies" in printed
@@ -44,7 +44,7 @@ def test_a_teacher_fed_the_wrong_template_is_found(run, recipe, tmp_path):
     tokenizer = tiny.build_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[reply] "
     other = tiny.save(tmp_path / "other", tokenizer=tokenizer, seed=1)
-    _, printed, found, _ = fly(run, recipe, teacher_model_name_or_path=other)
+    _, printed, found, _ = preflight(run, recipe, teacher_model_name_or_path=other)
     assert found["teacher's template"]["verdict"] == "fix"
     assert found["teacher's template"]["figure"].startswith("differs from token 1:")
     assert (
@@ -61,7 +61,7 @@ def test_a_system_prompt_that_the_template_leaves_out_is_found(run, recipe, tmp_
     )
     student = tiny.save(tmp_path / "student", tokenizer=tokenizer)
     options = {"teacher_model_name_or_path": None, "privileged_context": "Say b.", "model_name_or_path": student}
-    status, _, found, _ = fly(run, recipe, **options)
+    status, _, found, _ = preflight(run, recipe, **options)
     assert status == 1
     assert found["privileged context"]["verdict"] == "stop"
     assert found["privileged context"]["figure"] == "0% of it is in the teacher's prompt"
@@ -73,7 +73,7 @@ def test_a_system_prompt_that_is_cut_is_found(run, recipe, tmp_path):
     tokenizer.chat_template = tiny.CHAT_TEMPLATE.replace("{{ m['content'] }}", "{{ m['content'][-30:] }}")
     student = tiny.save(tmp_path / "student", tokenizer=tokenizer)
     options = {"teacher_model_name_or_path": None, "privileged_context": "Answer with the letter b alone, always."}
-    status, printed, found, _ = fly(run, recipe, model_name_or_path=student, **options)
+    status, printed, found, _ = preflight(run, recipe, model_name_or_path=student, **options)
     assert status == 1
     assert found["privileged context"]["verdict"] == "stop"
     assert "a chat template that renders system messages whole" in printed
@@ -82,7 +82,7 @@ def test_a_system_prompt_that_is_cut_is_found(run, recipe, tmp_path):
 def test_contexts_that_were_cut_before_are_found(run, recipe):
     rows = [{"prompt": f"Question {i}?", "privileged_context": "solution " * (4 + i)} for i in range(8)]
     rows = [row | {"privileged_context": row["privileged_context"][:60]} for row in rows]
-    _, _, found, _ = fly(run, recipe, teacher_model_name_or_path=None, rows=rows)
+    _, _, found, _ = preflight(run, recipe, teacher_model_name_or_path=None, rows=rows)
     assert found["length of contexts"]["verdict"] == "fix"
     assert "have exactly 60 characters" in found["length of contexts"]["figure"]
     assert found["length of contexts"]["sentence"] == "The privileged contexts look cut off before they came here."
@@ -90,7 +90,7 @@ def test_contexts_that_were_cut_before_are_found(run, recipe):
 
 def test_contexts_that_differ_per_row_are_split_into_what_can_be_learned_and_what_cannot(run, recipe):
     rows = [{"prompt": f"Question {i}?", "privileged_context": "abcdefgh"[i] * (9 + i)} for i in range(8)]
-    _, printed, found, figures = fly(run, recipe, "--contexts", "3", teacher_model_name_or_path=None, rows=rows)
+    _, printed, found, figures = preflight(run, recipe, "--contexts", "3", teacher_model_name_or_path=None, rows=rows)
     assert 0 < found["cannot be learned"]["value"] < 1
     assert found["belongs to its row"]["verdict"] in ("ok", "fix")
     assert figures["context"]["contexts"] == 3
@@ -101,7 +101,7 @@ def test_contexts_that_differ_per_row_are_split_into_what_can_be_learned_and_wha
 
 
 def test_plain_topk_is_found(run, recipe):
-    status, printed, found, _ = fly(run, recipe, loss_tail="drop", stop_gradient=False)
+    status, printed, found, _ = preflight(run, recipe, loss_tail="drop", stop_gradient=False)
     assert status == 1
     assert found["gradient"]["verdict"] == "stop"
     assert "The configured loss is stationary away from the teacher" in found["gradient"]["sentence"]
@@ -109,7 +109,7 @@ def test_plain_topk_is_found(run, recipe):
 
 
 def test_a_teacher_that_is_the_student_itself_is_found(run, recipe, student_path):
-    status, _, found, _ = fly(run, recipe, teacher_model_name_or_path=student_path)
+    status, _, found, _ = preflight(run, recipe, teacher_model_name_or_path=student_path)
     assert status == 1
     assert found["reverse KL"]["verdict"] == "stop"
     assert found["reverse KL"]["sentence"] == (
@@ -121,7 +121,7 @@ def test_a_base_student_without_the_eos_of_its_template_is_found(run, recipe, tm
     tokenizer = tiny.build_tokenizer()
     tokenizer.eos_token = tiny.PAD
     student = tiny.save(tmp_path / "student", tokenizer=tokenizer, eos_token_id=0)
-    status, _, found, _ = fly(run, recipe, model_name_or_path=student)
+    status, _, found, _ = preflight(run, recipe, model_name_or_path=student)
     assert status == 1
     assert found["EOS"]["verdict"] == "stop"
     assert "The student's template ends a turn with a token that is not its EOS" in found["EOS"]["sentence"]
@@ -129,13 +129,13 @@ def test_a_base_student_without_the_eos_of_its_template_is_found(run, recipe, tm
 
 
 def test_a_thinking_teacher_of_a_student_that_does_not_think_is_found(run, recipe):
-    _, _, found, _ = fly(run, recipe, teacher_chat_template_kwargs={"enable_thinking": True})
+    _, _, found, _ = preflight(run, recipe, teacher_chat_template_kwargs={"enable_thinking": True})
     assert found["thinking"]["verdict"] == "fix"
     assert "malformed tags" in found["thinking"]["sentence"]
 
 
 def test_answers_are_judged_by_a_rule(run, recipe):
-    _, _, found, figures = fly(run, recipe, "--rule", "min_words:1")
+    _, _, found, figures = preflight(run, recipe, "--rule", "min_words:1")
     assert found["teacher against student"]["figure"]
     assert "teacher on student prefixes" not in found
     assert 0 <= figures["answers"]["teacher"] <= 1
@@ -146,7 +146,7 @@ def test_teachers_are_ranked_by_their_overlap_and_a_refused_one_comes_last(
 ):
     other = tiny.save(tmp_path / "other", tokenizer=tiny.build_tokenizer(reverse=True), seed=1)
     teachers = [argument for path in (other, teacher_path, student_path) for argument in ("--teacher", path)]
-    _, printed, _, figures = fly(run, recipe, *teachers, teacher_model_name_or_path=student_path)
+    _, printed, _, figures = preflight(run, recipe, *teachers, teacher_model_name_or_path=student_path)
     assert [row["name"] for row in figures["ranking"]] == [student_path, teacher_path, other]
     assert figures["ranking"][0]["overlap"] == pytest.approx(1.0)
     assert "different vocabularies" in figures["ranking"][2]["refused"]
@@ -154,7 +154,7 @@ def test_teachers_are_ranked_by_their_overlap_and_a_refused_one_comes_last(
 
 
 def test_a_teacher_to_rank_is_enough_where_the_recipe_names_none(run, recipe, teacher_path):
-    _, _, _, figures = fly(run, recipe, "--teacher", teacher_path, teacher_model_name_or_path=None)
+    _, _, _, figures = preflight(run, recipe, "--teacher", teacher_path, teacher_model_name_or_path=None)
     assert [row["name"] for row in figures["ranking"]] == [teacher_path]
 
 
@@ -180,4 +180,4 @@ def test_bad_input_is_one_line_and_status_2(recipe, capsys, argv, says):
 
 def test_help_teaches(capsys):
     assert main(["preflight", "--help"]) == 0
-    assert capsys.readouterr().out == HELP
+    assert capsys.readouterr().out == help_text()

@@ -8,7 +8,7 @@ from opd_trl.cli.main import main
 
 
 @pytest.fixture
-def fly(tmp_path, monkeypatch, student_path):
+def check(tmp_path, monkeypatch, student_path):
     """Run a check of 4 prompts against a teacher; return its status and its JSON."""
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"{'a' * (i + 1)} plus {i}?"} for i in range(4)]
@@ -33,22 +33,22 @@ def fly(tmp_path, monkeypatch, student_path):
     return run
 
 
-def test_a_teacher_that_sends_hidden_states_is_checked_whole_but_for_its_own_answers(fly, ours):
-    _, figures = fly("preflight", ours)
+def test_a_teacher_that_sends_hidden_states_is_checked_whole_but_for_its_own_answers(check, ours):
+    _, figures = check("preflight", ours)
     missing = [finding["name"] for finding in figures["findings"] if finding["verdict"] == "not run"]
     assert missing == ["answers"]
     assert figures["tokens"]["mean"]["reverse_kl"] > 0
     assert figures["loss"]["exact_loss"] > 0
 
 
-def test_of_a_teacher_that_sends_top_k_alone_templates_and_cost_are_checked(fly, plain, capsys):
-    _, figures = fly("preflight", plain)
+def test_of_a_teacher_that_sends_top_k_alone_templates_and_cost_are_checked(check, plain, capsys):
+    _, figures = check("preflight", plain)
     missing = {
         finding["name"]: finding["sentence"] for finding in figures["findings"] if finding["verdict"] == "not run"
     }
     assert missing.keys() == {"prefixes", "answers", "loss"}
     assert "this check reads the whole distribution" in missing["loss"]
     assert figures["cost"]["total"] > 0
-    status, _ = fly("verify-loss", plain)
+    status, _ = check("verify-loss", plain)
     assert status == 2
     assert "name a local copy beside teacher_server_url" in capsys.readouterr().err

@@ -3,9 +3,11 @@
 import pytest
 import torch
 from datasets import IterableDataset
+from peft import get_peft_model
+from transformers import AutoModelForCausalLM
 
 from tests import tiny
-from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
+from tests.trainers.build import fixed_batch, lora_config, opd_trainer, opsd_trainer
 
 
 def count_forwards(module) -> list[int]:
@@ -186,6 +188,23 @@ def test_a_streamed_data_set_brings_its_privileged_context_too(tmp_path, student
     trainer.train()
 
 
+def test_resuming_restores_an_adapter_that_the_user_brought_beside_trls_reference(
+    tmp_path, student_path, teacher_path
+):
+    def trainer():
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(student_path), lora_config())
+        return opd_trainer(tmp_path, model, teacher_path, beta=0.1, max_steps=2, save_strategy="steps", save_steps=2)
+
+    first, resumed = trainer(), trainer()
+    first.train()
+    resumed.train(resume_from_checkpoint=True)
+    assert set(resumed.model.peft_config) == {"default", "ref"}
+    trained = {name for name, p in first.model.named_parameters() if p.requires_grad}
+    assert trained == {name for name, p in resumed.model.named_parameters() if p.requires_grad}
+    for name, parameter in first.model.named_parameters():
+        assert torch.equal(parameter, resumed.model.get_parameter(name)), name
+
+
 class Dice:
     """An environment that brings its own reward and adds an observation to the prompt."""
 
@@ -204,6 +223,7 @@ def test_an_environment_with_its_own_reward_needs_no_reward_function(
     tmp_path, student_path, teacher_path, monkeypatch
 ):
     monkeypatch.setattr("trl.trainer.grpo_trainer.supports_tool_calling", lambda _: True)  # the tiny template has none
+    monkeypatch.setattr("trl.trainer.grpo_trainer.is_jmespath_available", lambda: True)  # transformers below 5.13
     monkeypatch.setattr("trl.trainer.grpo_trainer.add_response_schema", lambda tokenizer: tokenizer)
     monkeypatch.setattr("trl.trainer.grpo_trainer.is_chat_template_prefix_preserving", lambda _: True)
     trainer = opd_trainer(

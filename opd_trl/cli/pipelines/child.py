@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from . import leash
+from . import guardian
 
 
 class Ended(BaseException):
@@ -47,25 +47,25 @@ def run_child(argv: list[str], log: Path, lock: int) -> int:
     Args:
         argv: the command.
         log: file to which its stdout and stderr are added.
-        lock: file descriptor of the pipeline's lock. The leash holds it too, so that no other pipeline starts before
+        lock: file descriptor of the pipeline's lock. The guardian holds it too: no other pipeline starts before
             everything that this one started has ended.
 
     Raises:
         Ended: the pipeline was told to end; the command and all its processes have ended.
     """
-    leash_end, our_end = os.pipe()  # what the leash reads ends when we do
+    its_end, our_end = os.pipe()  # what the guardian reads ends when we do
     try:
         process = subprocess.Popen(
-            [sys.executable, leash.__file__, str(leash_end), *argv],
+            [sys.executable, guardian.__file__, str(its_end), *argv],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            pass_fds=(leash_end, lock),
+            pass_fds=(its_end, lock),
             start_new_session=True,
         )
     finally:
-        os.close(leash_end)
+        os.close(its_end)
     with log.open("ab") as file:
         copies = [
             threading.Thread(target=copy, args=(source, screen, file), daemon=True)
@@ -94,7 +94,7 @@ def end_group(leader: int) -> None:
         os.killpg(leader, signal.SIGTERM)
         waiter = threading.Thread(target=os.waitid, args=(os.P_PID, leader, os.WEXITED | os.WNOWAIT), daemon=True)
         waiter.start()
-        waiter.join(timeout=leash.GRACE)
+        waiter.join(timeout=guardian.GRACE)
 
 
 def copy(source: BinaryIO, screen: TextIO, log: BinaryIO) -> None:
@@ -129,7 +129,7 @@ def locked(folder: Path) -> Iterator[int]:
     """Hold the lock of a pipeline's folder; yield its file descriptor.
 
     The lock of a process that has died is free, and taken over: where that process was killed, its stage is ended
-    first by its leash, which holds the lock until then.
+    first by its guardian, which holds the lock until then.
 
     Raises:
         ValueError: another process runs this pipeline.
@@ -137,7 +137,7 @@ def locked(folder: Path) -> Iterator[int]:
     path = folder / LOCK
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        deadline = time.monotonic() + leash.GRACE + 10
+        deadline = time.monotonic() + guardian.GRACE + 10
         while not take(file):
             holder = path.read_text().strip()
             if alive(holder) or time.monotonic() > deadline:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from ...scripts.data_files import looks_local
+from ...data.files import looks_local
 from ...scripts.launching import suggest
 from ...scripts.recipe_files import Recipe, find_recipe, read_recipe, recipes_dir
 from .commands import Command, find_command

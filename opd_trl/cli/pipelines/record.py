@@ -2,12 +2,8 @@
 
 import hashlib
 import json
-import platform
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import opd_trl
 
 from ...durable import atomically
 
@@ -15,7 +11,6 @@ from ...durable import atomically
 RECORD = "pipeline.json"
 # Checkpoints are there to go on from: they may be removed when a stage is done, and are large.
 CHECKPOINTS = "checkpoint-"
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "vllm", "deepspeed")
 
 Digest = dict[str, Any]
 
@@ -115,14 +110,3 @@ def write_record(folder: Path, pipeline: Path, stages: dict[str, Any]) -> None:
     with atomically(folder / RECORD) as file:
         json.dump({"pipeline": str(pipeline), "stages": stages}, file, indent=2, default=str)
         file.write("\n")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide about numbers."""
-    found = {"python": platform.python_version(), "opd_trl": opd_trl.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

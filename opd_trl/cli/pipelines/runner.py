@@ -12,9 +12,10 @@ from typing import Any
 
 import yaml
 
+from ...models.provenance import versions
 from .child import Ended, run_child
 from .document import Pipeline, Stage
-from .record import Digest, Hasher, difference, sha256, versions, write_record
+from .record import Digest, Hasher, difference, sha256, write_record
 
 
 LOGS = "logs"

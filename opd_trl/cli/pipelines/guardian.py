@@ -1,7 +1,7 @@
 """Runs a command and ends its whole process group when the pipeline that started it is gone, however it went.
 
-Started as a file (`python leash.py FD COMMAND ...`) at the head of a session of its own: FD is a pipe whose other end
-only the pipeline holds. The standard library alone, so that it costs 20 ms.
+Started as a file (`python guardian.py FD COMMAND ...`) at the head of a session of its own: FD is a pipe whose other
+end only the pipeline holds. The standard library alone, so that it costs 20 ms.
 """
 
 import contextlib

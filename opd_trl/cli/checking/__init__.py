@@ -1,1 +1,0 @@
-"""What `verify-loss` and `preflight` do: look at a run on its own models and prompts before it starts."""
