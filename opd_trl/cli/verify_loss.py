@@ -11,8 +11,6 @@ from .terminal import progress, run_check, verdict
 PROG = "opd-trl verify-loss"
 OWN_FLAGS: dict[str, dict[str, Any]] = {"top_ks": {"type": int, "nargs": "+"}}
 DEFAULTS = {"prompts": 16}
-#: Divergences as people say them.
-NAMES = {"reverse_kl": "reverse KL", "forward_kl": "forward KL", "jsd": "JSD", "mixed": "mixed divergence"}
 
 HELP = """\
 usage: opd-trl verify-loss --config RECIPE [--prompts N] [--top-ks K ...] [--json FILE] [--FIELD VALUE ...]
@@ -76,15 +74,9 @@ def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | Non
 
 def show(figures: dict[str, Any], console: Console) -> None:
     """Print heading, table, the student as its own teacher, and the advice."""
-    from ..preflight.loss import rows_table
+    from ..preflight.loss import heading, rows_table
 
-    name, size = figures["block"]
-    console.print(
-        f"{figures['num_tokens']} positions of {figures['prompts']} prompts, answered by the student. Exact: the "
-        f"{NAMES[figures['divergence']]} over the whole vocabulary, {figures['exact_loss']:.4f} nats a "
-        f"token.\nParameter block: {name} ({size:,} numbers).\nConfigured: {figures['configured']}.\n",
-        highlight=False,
-    )
+    console.print(heading(figures), highlight=False)
     console.print(rows_table(figures["rows"]))
     console.print(
         "\ncosine, norm: of the gradient against the exact one. bias: what is left of it where the teacher equals the "

@@ -21,6 +21,8 @@ from .state import Preflight
 MAX_TOKENS = 2048
 # K of the forms beside the configured one in a pre-flight, which has less room than `verify-loss`.
 PREFLIGHT_TOP_KS = (1, 20)
+#: Divergences as people say them.
+NAMES = {"reverse_kl": "reverse KL", "forward_kl": "forward KL", "jsd": "JSD", "mixed": "mixed divergence"}
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,16 @@ def run(preflight: Preflight) -> list[Finding]:
 def table(figures: dict[str, Any]) -> Table | None:
     """One row for each form of the loss."""
     return rows_table(figures["loss"]["rows"]) if "loss" in figures else None
+
+
+def heading(figures: dict[str, Any]) -> str:
+    """What was compared, as `verify-loss` prints it above the table; `figures` are its JSON."""
+    name, size = figures["block"]
+    return (
+        f"{figures['num_tokens']} positions of {figures['prompts']} prompts, answered by the student. Exact: the "
+        f"{NAMES[figures['divergence']]} over the whole vocabulary, {figures['exact_loss']:.4f} nats a "
+        f"token.\nParameter block: {name} ({size:,} numbers).\nConfigured: {figures['configured']}.\n"
+    )
 
 
 def rows_table(rows: Sequence[dict[str, Any]]) -> Table:
