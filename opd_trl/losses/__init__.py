@@ -1,20 +1,12 @@
-"""Floor 0: distillation losses as pure functions of tensors; torch alone.
+"""Floor 1: distillation losses as pure functions of tensors; torch alone.
 
 One value per token, keyword-only options, nats, float32. The gradients are proven in closed form in `tests/losses`.
 """
 
-from .chunked import chunked_loss_from_log_probs, chunked_support_loss
-from .divergences import (
-    extrapolated_logps,
-    forward_kl,
-    generalized_jsd,
-    importance_weight,
-    reverse_kl,
-    sampled_token_loss,
-)
+from .chunked import chunked_loss_from_log_probs, chunked_support_log_probs, chunked_support_loss
+from .divergences import forward_kl, generalized_jsd, reverse_kl
 from .head import chunk_size_for
-from .log_probs import chunked_support_log_probs
-from .reduction import masked_mean
+from .objective import extrapolated_logps, importance_weight, masked_mean, sampled_token_loss
 from .support import select_support, support_divergence
 
 

@@ -1,16 +1,12 @@
-"""The distillation loss in chunks of tokens, its gradients formed in the forward."""
+"""The public losses of a whole head, with every argument by its own name; inside they are four, see `fused.py`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
-
-import torch
 from torch import Tensor
 
-from .blockwise import BlockwiseLoss
-from .head import LogitTransform, check_rows, in_compute_dtype, project
-from .objective import Baseline, FromLogits, FromTopK, LossSupport, Objective, TeacherBlock, Tokens
-from .support import Divergence, Tail, check_choice, check_top_k
+from .fused import distillation_loss
+from .head import Head
+from .next_token import NextToken, TeacherTopK
+from .objective import Baseline, Objective, Tokens
+from .support import KnownSupport, LossSupport, Tail
 
 
 def chunked_support_loss(
@@ -22,7 +18,7 @@ def chunked_support_loss(
     *,
     top_k: int = 20,
     support: LossSupport = "student",
-    divergence: Divergence = "reverse_kl",
+    divergence: str = "reverse_kl",
     beta: float = 0.5,
     tail: Tail = "renormalize",
     stop_gradient: bool = True,
@@ -95,60 +91,31 @@ def chunked_support_loss(
         >>> loss.item(), hidden.grad.abs().max().item(), stats["overlap"].tolist()  # the student is its own teacher
         (0.0, 0.0, [1.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     """
-    if student_lm_head_weight.size(0) != teacher_lm_head_weight.size(0):
-        raise ValueError(
-            f"student and teacher heads must have the same vocabulary, got {student_lm_head_weight.size(0)} and "
-            f"{teacher_lm_head_weight.size(0)} rows. Cut both to the rows that the tokenizer uses."
-        )
-    if support in ("full", "sampled"):  # K serves the overlap figure alone
-        top_k = min(top_k, student_lm_head_weight.size(0))
-    check_top_k(top_k, student_lm_head_weight.size(0))
-    check_rows(student_hidden_states.size(0), teacher_hidden_states=teacher_hidden_states.shape[:-1])
-    teacher = TeacherHead(
-        LogitTransform(temperature, teacher_logit_scale, teacher_final_logit_softcapping),
-        teacher_hidden_states,
-        in_compute_dtype(teacher_lm_head_weight.detach()),
-        teacher_lm_head_bias,
-        top_k,
+    student_head = Head(
+        student_lm_head_weight, student_lm_head_bias, student_logit_scale, student_final_logit_softcapping
     )
-    chunk_loss = BlockwiseLoss(
+    teacher_head = Head(
+        teacher_lm_head_weight, teacher_lm_head_bias, teacher_logit_scale, teacher_final_logit_softcapping
+    )
+    return distillation_loss(
+        NextToken(student_hidden_states, student_head),
+        NextToken(teacher_hidden_states, teacher_head),
+        Tokens(token_weights, completion_ids, sampling_logps, reference_logps),
         Objective(
-            top_k,
-            support,
-            divergence,
-            beta,
-            tail,
-            stop_gradient,
-            pointwise_clip,
+            top_k=top_k,
+            support=support,
+            divergence=divergence,
+            beta=beta,
+            tail=tail,
+            stop_gradient=stop_gradient,
+            pointwise_clip=pointwise_clip,
             baseline=baseline,
             extrapolation=extrapolation,
             importance_cap=importance_cap,
+            temperature=temperature,
+            chunk_size=chunk_size,
         ),
-        LogitTransform(temperature, student_logit_scale, student_final_logit_softcapping),
-        teacher,
-        Tokens(token_weights, completion_ids, sampling_logps, reference_logps),
-        hidden_size=student_hidden_states.size(-1),
     )
-    return chunk_loss.total(student_hidden_states, student_lm_head_weight, student_lm_head_bias, chunk_size=chunk_size)
-
-
-@dataclass(frozen=True)
-class TeacherHead:
-    """A teacher that is known by its hidden states `(N, H')` and its head: a `ChunkTeacher`."""
-
-    transform: LogitTransform
-    hidden_states: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    top_k: int
-
-    def __call__(self, rows: slice) -> Callable[[slice], TeacherBlock]:
-        raw = project(self.hidden_states[rows], self.weight, self.bias)
-        return lambda block: FromLogits.of(self.transform.apply(raw[block]), self.top_k)
-
-
-#: Supports on which a teacher's own TopK, and its log-probability of the sampled token, are enough.
-KnownSupport = Literal["teacher", "intersection", "sampled"]
 
 
 def chunked_loss_from_log_probs(
@@ -159,7 +126,7 @@ def chunked_loss_from_log_probs(
     token_weights: Tensor,
     *,
     support: KnownSupport = "teacher",
-    divergence: Divergence = "reverse_kl",
+    divergence: str = "reverse_kl",
     beta: float = 0.5,
     tail: Tail = "renormalize",
     stop_gradient: bool = True,
@@ -209,55 +176,68 @@ def chunked_loss_from_log_probs(
         >>> round(loss.item(), 5)  # the student is its own teacher
         0.0
     """
-    check_choice("support", support, get_args(KnownSupport))
-    if support == "sampled" and (completion_ids is None or completion_log_probs is None):
-        raise ValueError(
-            "support='sampled' needs completion_ids and completion_log_probs: the (N,) sampled tokens and the "
-            "teacher's log-probabilities of them."
-        )
-    if teacher_ids.shape != teacher_log_probs.shape:
-        raise ValueError(
-            f"teacher_ids and teacher_log_probs must have one shape (N, K), got {tuple(teacher_ids.shape)} and "
-            f"{tuple(teacher_log_probs.shape)}."
-        )
-    rows = {"teacher_ids": teacher_ids.shape[:-1]}
-    if completion_log_probs is not None:
-        rows["completion_log_probs"] = completion_log_probs.shape
-    check_rows(student_hidden_states.size(0), **rows)
-    order = teacher_log_probs.detach().argsort(dim=-1, descending=True)
-    teacher_ids, log_probs = (x.gather(-1, order) for x in (teacher_ids, teacher_log_probs.detach()))
-    ids = teacher_ids
-    if completion_ids is not None and completion_log_probs is not None:
-        ids = torch.cat([ids, completion_ids.unsqueeze(-1)], dim=-1)
-        log_probs = torch.cat([log_probs, completion_log_probs.detach().unsqueeze(-1)], dim=-1)
-    chunk_loss = BlockwiseLoss(
+    head = Head(student_lm_head_weight, student_lm_head_bias, student_logit_scale, student_final_logit_softcapping)
+    return distillation_loss(
+        NextToken(student_hidden_states, head),
+        TeacherTopK(teacher_ids, teacher_log_probs, completion_log_probs),
+        Tokens(token_weights, completion_ids, sampling_logps, reference_logps),
         Objective(
-            teacher_ids.size(-1),
-            support,
-            divergence,
-            beta,
-            tail,
-            stop_gradient,
-            pointwise_clip,
+            support=support,
+            divergence=divergence,
+            beta=beta,
+            tail=tail,
+            stop_gradient=stop_gradient,
+            pointwise_clip=pointwise_clip,
             extrapolation=extrapolation,
             importance_cap=importance_cap,
+            temperature=temperature,
+            chunk_size=chunk_size,
         ),
-        LogitTransform(temperature, student_logit_scale, student_final_logit_softcapping),
-        TeacherTopK(teacher_ids, ids, log_probs),
-        Tokens(token_weights, completion_ids, sampling_logps, reference_logps),
-        hidden_size=student_hidden_states.size(-1),
     )
-    return chunk_loss.total(student_hidden_states, student_lm_head_weight, student_lm_head_bias, chunk_size=chunk_size)
 
 
-@dataclass(frozen=True)
-class TeacherTopK:
-    """A teacher that is known on some ids of each token: a `ChunkTeacher`."""
+def chunked_support_log_probs(
+    hidden_states: Tensor,
+    lm_head_weight: Tensor,
+    *,
+    ids: Tensor | None = None,
+    top_k: int | None = None,
+    bias: Tensor | None = None,
+    temperature: float = 1.0,
+    logit_scale: float = 1.0,
+    final_logit_softcapping: float | None = None,
+    chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probabilities of K ids per position, normalised over the full vocabulary, from hidden states.
 
-    top_ids: Tensor
-    ids: Tensor
-    log_probs: Tensor
+    log p = log_softmax(T^-1 cap tanh(scale (h W^T + b) / cap)), gathered at `ids` or at its own `top_k`. Chunks are
+    recomputed in backward, so that only `(chunk_size, V)` logits live at a time.
 
-    def __call__(self, rows: slice) -> Callable[[slice], TeacherBlock]:
-        known = [x[rows] for x in (self.top_ids, self.ids, self.log_probs)]
-        return lambda block: FromTopK(*(x[block] for x in known))
+    Args:
+        hidden_states: `(N, H)`; carries the gradient.
+        lm_head_weight: `(V, H)`; carries the gradient.
+        ids: `(N, K)` int64, the ids to score. Exactly one of `ids` and `top_k`.
+        top_k: score the K most probable ids of each position.
+        bias: `(V,)`, carries the gradient.
+        temperature, logit_scale, final_logit_softcapping: as above; the last two as TRL reads them from a config.
+        chunk_size: positions projected at once; memory is proportional to it, the result does not depend on it. By
+            default from a memory budget (`opd_trl.losses.head`).
+
+    Returns:
+        log_probs: `(N, K)`, nats, float32 (float64 for float64 inputs); differentiable once.
+        ids: `(N, K)`.
+        entropy: `(N,)` of the whole distribution, nats; differentiable.
+
+    Raises:
+        ValueError: both or neither of `ids` and `top_k`, `top_k` out of range, `ids` of another length, `chunk_size`
+            below 1.
+
+    Example:
+        >>> import torch
+        >>> log_probs, ids, _ = chunked_support_log_probs(torch.eye(2), torch.eye(2), top_k=1)
+        >>> ids.tolist(), round(log_probs[0, 0].item(), 4)
+        ([[0], [1]], -0.3133)
+    """
+    head = Head(lm_head_weight, bias, logit_scale, final_logit_softcapping)
+    model = NextToken(hidden_states, head)
+    return model.log_probs(ids=ids, top_k=top_k, temperature=temperature, chunk_size=chunk_size)

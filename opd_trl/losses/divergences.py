@@ -1,10 +1,13 @@
-"""Divergences between two normalised categorical distributions, one value per token.
+"""The divergences between two distributions over the same tokens, and what the package knows of each by its name.
 
-Every function takes log-probabilities, computes in float32 (float64 inputs stay float64) and sums over the last
-dimension only. The teacher never gets a gradient.
+Every function takes log-probabilities, computes in float32 (float64 inputs stay float64) and gives one value per
+token. The teacher never gets a gradient. A further divergence is one more function of its terms and one more entry
+of `DIVERGENCES`.
 """
 
 import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,24 +33,106 @@ def expected(weight: Tensor, log_ratio: Tensor) -> Tensor:
     return weight * torch.where(weight > 0, log_ratio, 0.0)
 
 
-def forward_kl_terms(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
-    """q_v (log q_v - log p_v) for every entry v."""
-    return expected(teacher_log_probs.exp(), teacher_log_probs - student_log_probs)
+# The terms of each divergence: what is summed over the entries v, of the shape of the inputs. All take the same
+# options, and use those that they have.
 
 
-def reverse_kl_terms(student_log_probs: Tensor, teacher_log_probs: Tensor, *, stop_gradient: bool) -> Tensor:
+def reverse_kl_terms(student: Tensor, teacher: Tensor, *, beta: float = 0.5, stop_gradient: bool = False) -> Tensor:
     """p_v r_v with r_v = log p_v - log q_v; the ratio is a constant where `stop_gradient`."""
-    log_ratio = student_log_probs - teacher_log_probs
-    return expected(student_log_probs.exp(), log_ratio.detach() if stop_gradient else log_ratio)
+    log_ratio = student - teacher
+    return expected(student.exp(), log_ratio.detach() if stop_gradient else log_ratio)
 
 
-def jsd_terms(student_log_probs: Tensor, teacher_log_probs: Tensor, *, beta: float) -> Tensor:
-    """beta q_v log(q_v / m_v) + (1 - beta) p_v log(p_v / m_v) with the mixture m = beta q + (1 - beta) p."""
-    student_log_probs, teacher_log_probs = student_log_probs.clamp(LOG_ZERO), teacher_log_probs.clamp(LOG_ZERO)
-    mixture = torch.logaddexp(student_log_probs + math.log1p(-beta), teacher_log_probs + math.log(beta))
-    return beta * forward_kl_terms(mixture, teacher_log_probs) + (1 - beta) * reverse_kl_terms(
-        student_log_probs, mixture, stop_gradient=False
-    )
+def forward_kl_terms(student: Tensor, teacher: Tensor, *, beta: float = 0.5, stop_gradient: bool = False) -> Tensor:
+    """q_v (log q_v - log p_v)."""
+    return expected(teacher.exp(), teacher - student)
+
+
+def jsd_terms(student: Tensor, teacher: Tensor, *, beta: float, stop_gradient: bool = False) -> Tensor:
+    """beta q_v log(q_v / m_v) + (1 - beta) p_v log(p_v / m_v) with the mixture m = beta q + (1 - beta) p.
+
+    At 0 and 1, where the formula vanishes, the forward and the reverse KL.
+    """
+    if beta == 0.0:
+        return forward_kl_terms(student, teacher)
+    if beta == 1.0:
+        return reverse_kl_terms(student, teacher, stop_gradient=stop_gradient)
+    student, teacher = student.clamp(LOG_ZERO), teacher.clamp(LOG_ZERO)
+    mixture = torch.logaddexp(student + math.log1p(-beta), teacher + math.log(beta))
+    return beta * forward_kl_terms(mixture, teacher) + (1 - beta) * reverse_kl_terms(student, mixture)
+
+
+def mixed_terms(student: Tensor, teacher: Tensor, *, beta: float, stop_gradient: bool = False) -> Tensor:
+    """(1 - beta) q_v (log q_v - log p_v) + beta p_v r_v."""
+    forward = forward_kl_terms(student, teacher)
+    return (1 - beta) * forward + beta * reverse_kl_terms(student, teacher, stop_gradient=stop_gradient)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What the package asks of a divergence.
+
+    Attributes:
+        title: as people say it.
+        terms: its summands, from log p and log q `(..., K)`, `beta` and `stop_gradient`.
+        reverse_share: at `beta`, the share w where it is w reverse KL + (1 - w) forward KL; None where it is neither
+            of them nor a sum of both. Such a divergence must rest at the teacher without its tail (`tail_bias` 0).
+        stop_gradient_acts: does `stop_gradient` change its gradient? Then the forms with and without are two losses.
+        finds_missing_modes: does it raise a token that the teacher likes and the student almost never gives? Where
+            every term of the gradient carries the student's own probability of its token, it does not.
+        splits_by_context: is it known which student comes nearest to several teachers at once (`context_spread`)?
+    """
+
+    title: str
+    terms: Callable[..., Tensor]
+    reverse_share: Callable[[float], float | None] = lambda beta: None
+    stop_gradient_acts: bool = False
+    finds_missing_modes: bool = False
+    splits_by_context: bool = False
+
+    def tail_bias(self, *, beta: float, stop_gradient: bool) -> float:
+        """The factor c of the gradient c p_j (1_S(j) - sum_S p) that a dropped tail leaves where p = q.
+
+        1 for the plain reverse KL, 0 with its stop-gradient, -1 for the forward KL.
+        """
+        share = self.reverse_share(beta)
+        return 0.0 if share is None else share * (not stop_gradient) - (1 - share)
+
+
+#: Name in a configuration -> divergence.
+DIVERGENCES = {
+    "reverse_kl": Divergence(
+        "reverse KL", reverse_kl_terms, lambda beta: 1.0, stop_gradient_acts=True, splits_by_context=True
+    ),
+    "forward_kl": Divergence(
+        "forward KL", forward_kl_terms, lambda beta: 0.0, finds_missing_modes=True, splits_by_context=True
+    ),
+    "jsd": Divergence("JSD", jsd_terms, lambda beta: beta if beta in (0.0, 1.0) else None),
+    "mixed": Divergence(
+        "mixed divergence",
+        mixed_terms,
+        lambda beta: beta,
+        stop_gradient_acts=True,
+        finds_missing_modes=True,
+        splits_by_context=True,
+    ),
+}
+
+
+def divergence_named(name: str) -> Divergence:
+    """The entry of `DIVERGENCES`; ValueError for a name that is not there.
+
+    >>> divergence_named("jsd").title
+    'JSD'
+    """
+    check_choice("divergence", name, DIVERGENCES)
+    return DIVERGENCES[name]
+
+
+def check_choice(option: str, value: str | None, choices: Collection[str | None]) -> None:
+    """Raise ValueError unless the value of an option is one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{option} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
 
 
 def check_beta(beta: float) -> None:
@@ -103,7 +188,7 @@ def reverse_kl(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
         >>> round(reverse_kl(p, q).item(), 4)
         0.1438
     """
-    return reverse_kl_terms(*as_pair(student_log_probs, teacher_log_probs), stop_gradient=False).sum(-1)
+    return reverse_kl_terms(*as_pair(student_log_probs, teacher_log_probs)).sum(-1)
 
 
 def generalized_jsd(student_log_probs: Tensor, teacher_log_probs: Tensor, *, beta: float) -> Tensor:
@@ -132,100 +217,4 @@ def generalized_jsd(student_log_probs: Tensor, teacher_log_probs: Tensor, *, bet
         0.6931
     """
     check_beta(beta)
-    if beta == 0.0:
-        return forward_kl(student_log_probs, teacher_log_probs)
-    if beta == 1.0:
-        return reverse_kl(student_log_probs, teacher_log_probs)
     return jsd_terms(*as_pair(student_log_probs, teacher_log_probs), beta=beta).sum(-1)
-
-
-def importance_weight(student_logps: Tensor, sampling_logps: Tensor, *, cap: float) -> Tensor:
-    """min(p_y / mu_y, cap): corrects for tokens that were sampled from mu, an older or differently rounded student.
-
-    Args:
-        student_logps: `(...)`, log p_y of the sampled tokens, nats; no gradient flows through the ratio.
-        sampling_logps: `(...)`, log mu_y at sampling. NaN where it is unknown: that token has weight 1.
-        cap: the largest weight; it bounds the variance and biases towards tokens that mu sampled too often.
-
-    Returns:
-        `(...)`, detached.
-
-    Source: truncated importance sampling, as in SDFT (arXiv 2601.19897) and SDPO (arXiv 2601.20802) with a cap of 2.
-
-    Example:
-        >>> import torch
-        >>> p, mu = torch.tensor([0.2, 0.6, 0.5]), torch.tensor([0.4, 0.1, float("nan")])
-        >>> importance_weight(p.log(), mu.log(), cap=2.0)
-        tensor([0.5000, 2.0000, 1.0000])
-    """
-    log_ratio = student_logps.detach() - sampling_logps
-    return log_ratio.nan_to_num(nan=0.0).exp().clamp(max=cap)
-
-
-def sampled_token_loss(
-    student_logps: Tensor, teacher_logps: Tensor, *, baseline: Tensor | None = None, weight: Tensor | None = None
-) -> Tensor:
-    """Policy gradient on the sampled token, -sg(w (log q_y - log p_y - baseline)) log p_y.
-
-    Without options this is sg(log p_y - log q_y) log p_y. Its gradient in the logits is sg(r_y) (1[j=y] - p_j); the
-    expectation over y ~ p is the gradient of the full reverse KL. The value itself is not a divergence: report
-    log p_y - log q_y instead, whose own backpropagation would be noise of zero mean.
-
-    Args:
-        student_logps: `(...)`, log p_y of the sampled token, normalised over the full vocabulary; carries the
-            gradient.
-        teacher_logps: `(...)`, log q_y of the same token; detached.
-        baseline: `(...)`, subtracted from the advantage log q_y - log p_y (nats); vOPD uses minus the reverse KL.
-            It changes the variance, not the expectation. Detached.
-        weight: `(...)`, e.g. an importance ratio. Detached.
-
-    Returns:
-        `(...)`, float32 (float64 for float64 inputs), neither masked nor reduced.
-
-    Raises:
-        ValueError: the shapes of student and teacher differ.
-
-    Source: arXiv 2605.11182 (the paper's sampled-token form); baseline as in vOPD, arXiv 2605.07865.
-
-    Example:
-        >>> import torch
-        >>> student, teacher = torch.tensor([-2.0, -1.0], requires_grad=True), torch.tensor([-1.0, -1.5])
-        >>> sampled_token_loss(student, teacher).sum().backward()
-        >>> student.grad.tolist()  # the first token should become more probable, the second less
-        [-1.0, 0.5]
-    """
-    student_logps, teacher_logps = as_pair(student_logps, teacher_logps)
-    advantage = teacher_logps - student_logps.detach()
-    if baseline is not None:
-        advantage = advantage - baseline.detach()
-    if weight is not None:
-        advantage = advantage * weight.detach()
-    return -advantage * student_logps
-
-
-def extrapolated_logps(teacher_logps: Tensor, reference_logps: Tensor, *, factor: float) -> Tensor:
-    """factor log q_y - (factor - 1) log ref_y: what `sampled_token_loss` takes as the teacher to go beyond it.
-
-    The advantage is then -[log p_y - log ref_y - factor (log q_y - log ref_y)], and p is stationary, in expectation,
-    at the normalised q^factor ref^(1 - factor): the teacher for 1, the reference for 0, beyond the teacher above 1.
-
-    Args:
-        teacher_logps: `(...)`, log q_y of the sampled token, nats.
-        reference_logps: `(...)`, log ref_y of the same token, e.g. of the student at step 0.
-        factor: how far from the reference towards the teacher.
-
-    Returns:
-        `(...)`, nats, not normalised. No gradient.
-
-    Raises:
-        ValueError: the shapes differ.
-
-    Source: ExOPD, arXiv 2602.12125 (factor 1.25).
-
-    Example:
-        >>> import torch
-        >>> extrapolated_logps(torch.tensor([-1.0]), torch.tensor([-3.0]), factor=1.25).tolist()
-        [-0.5]
-    """
-    teacher_logps, reference_logps = as_pair(teacher_logps.detach(), reference_logps)
-    return reference_logps + factor * (teacher_logps - reference_logps)

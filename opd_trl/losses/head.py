@@ -1,5 +1,9 @@
-"""The LM head: products in the head's dtype with float32 results, and what models do to raw logits."""
+"""The LM head: its products in chunks of tokens, what models do to raw logits, and the gradients of both.
 
+Products are taken in the head's dtype with float32 results.
+"""
+
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,7 +16,7 @@ ADDS_TO_FLOAT32 = torch.__version__ >= (2, 10)
 
 
 class LogitTransform(NamedTuple):
-    """From raw head outputs to the logits of a distribution, cap tanh(scale z / cap) / temperature."""
+    """From raw head outputs z to the logits of a distribution, cap tanh(scale z / cap) / temperature; None: no cap."""
 
     temperature: float = 1.0
     logit_scale: float = 1.0
@@ -32,6 +36,42 @@ class LogitTransform(NamedTuple):
         if self.final_logit_softcapping is not None:
             gradient = gradient * (1 - (logits * (self.temperature / self.final_logit_softcapping)) ** 2)
         return gradient if slope == 1.0 else gradient * slope
+
+
+@dataclass(frozen=True)
+class Head:
+    """The LM head of a model: hidden states h -> raw outputs h W^T + b -> logits, by the model's own conventions.
+
+    Attributes:
+        weight: W, `(V, H)`.
+        bias: b, `(V,)`, or None.
+        logit_scale, final_logit_softcapping: as in `LogitTransform`, under the names of the model's config.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    logit_scale: float = 1.0
+    final_logit_softcapping: float | None = None
+
+    def transform(self, temperature: float) -> LogitTransform:
+        """From its raw outputs to logits at a temperature."""
+        return LogitTransform(temperature, self.logit_scale, self.final_logit_softcapping)
+
+    def detach(self) -> "Head":
+        """The same head without gradients."""
+        return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
+
+    def rows(self, num_rows: int) -> "Head":
+        """The first `num_rows` rows, gathered from all ranks where FSDP2 shards them.
+
+        Views, never the parameters: a view still holds what ZeRO-3 gathered when the parameter is partitioned again,
+        so that a backward can project once more.
+        """
+        # Only FSDP2's DTensor has full_tensor(); the losses need no torch.distributed to ask for it.
+        weight, bias = (x.full_tensor() if hasattr(x, "full_tensor") else x for x in (self.weight, self.bias))
+        if weight.size(0) == num_rows:
+            return replace(self, weight=weight.view_as(weight), bias=None if bias is None else bias.view_as(bias))
+        return replace(self, weight=weight[:num_rows], bias=None if bias is None else bias[:num_rows])
 
 
 def check_rows(num_tokens: int, **shapes: tuple[int, ...]) -> None:
@@ -74,42 +114,6 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 def rounds_products(matrix: Tensor) -> bool:
     """Would a product be rounded to 16 bits that could be had in float32? PyTorch can on CUDA alone."""
     return matrix.is_cuda and matrix.dtype in (torch.bfloat16, torch.float16)
-
-
-# Shorter rows are sorted directly.
-SHORTEST_LONG_ROW = 4096
-
-
-def top_ids(values: Tensor, top_k: int) -> Tensor:
-    """Ids of the K largest entries of each row, largest first; the set and order of `torch.topk` up to ties.
-
-    A long row is dealt out to piles, entry v to pile v mod (number of piles): its K largest entries lie in the K piles
-    with the largest maxima, so only those (and the remainder of the row) are searched. Exact, and faster than
-    `torch.topk` over a vocabulary (docs/performance.md).
-
-    Args:
-        values: `(n, V)`.
-        top_k: K, at most V.
-
-    Returns:
-        `(n, K)` int64.
-
-    Example:
-        >>> top_ids(torch.tensor([[1.0, 3.0, 2.0]]), 2).tolist()
-        [[1, 2]]
-    """
-    n, width = values.shape
-    # Piles of about sqrt(V / K) entries make both searches equally long.
-    height = max(2, 1 << round((width / top_k) ** 0.5).bit_length() - 1)
-    piles = width // height
-    if width < SHORTEST_LONG_ROW or piles <= 2 * top_k:
-        return values.topk(top_k, dim=-1).indices
-    best = top_ids(values[:, : height * piles].unflatten(-1, (height, piles)).amax(-2), top_k)
-    ids = (best.unsqueeze(-1) + torch.arange(0, height * piles, piles, device=values.device)).flatten(1)
-    if height * piles < width:
-        rest = torch.arange(height * piles, width, device=values.device)
-        ids = torch.cat([ids, rest.expand(n, -1)], dim=-1)
-    return ids.gather(-1, values.gather(-1, ids).topk(top_k, dim=-1).indices)
 
 
 # Bytes for the two float32 `(chunk, V)` tensors that live at a time, the logits of student and teacher. A CPU gains

@@ -1,108 +1,73 @@
-"""What a block of logits contributes: its loss, the gradient in its logits, figures per token."""
+"""What a loss is told beside the two models, the sampled tokens and all options; and the loss of a sampled token."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from .divergences import LOG_ZERO, check_beta, extrapolated_logps, importance_weight, sampled_token_loss
-from .head import LogitGradient, top_ids
-from .support import Divergence, Tail, check_choice, combine_supports, is_member, support_divergence
+from .divergences import LOG_ZERO, as_pair, check_beta, check_choice, divergence_named
+from .head import check_rows
+from .support import SUPPORTS, TAILS, LossSupport, Tail, combine_supports
 
 
 class Tokens(NamedTuple):
-    """N sampled tokens: `(N,)` tensors, None where the objective does not ask for them."""
+    """N sampled tokens: `(N,)` tensors, None where the objective does not ask for them.
+
+    Attributes:
+        weights: what each token's loss is multiplied by, e.g. 1 / (kept tokens of the global batch).
+        ids: int64, the tokens y.
+        sampling_logps: log-probabilities of y at sampling, for `importance_weight`.
+        reference_logps: log-probabilities of y under a reference model, for `extrapolated_logps`.
+    """
 
     weights: Tensor
     ids: Tensor | None = None
     sampling_logps: Tensor | None = None
     reference_logps: Tensor | None = None
 
-    def rows(self, rows: slice) -> "Tokens":
+    def rows(self, rows: slice | Tensor) -> "Tokens":
         """Some of the tokens."""
         return Tokens(*(None if x is None else x[rows] for x in self))
 
-
-class TeacherBlock(Protocol):
-    """The teacher's next-token distributions for `n` tokens."""
-
-    top_ids: Tensor  #: (n, K) int64, its most probable ids, largest first
-
-    def at(self, ids: Tensor | None) -> Tensor:
-        """Log-probabilities `(n, k)` of `ids` `(n, k)`; `(n, V)` of the whole vocabulary where `ids` is None."""
+    def check(self, num_tokens: int) -> None:
+        """Raise ValueError unless each tensor has one row for every token."""
+        names = ("token_weights", "completion_ids", "sampling_logps", "reference_logps")
+        check_rows(num_tokens, **{name: x.shape for name, x in zip(names, self, strict=True) if x is not None})
 
 
-class FromLogits(NamedTuple):
-    """A distribution given by all its logits `(n, V)`."""
-
-    logits: Tensor
-    top_ids: Tensor
-
-    @classmethod
-    def of(cls, logits: Tensor, top_k: int) -> "FromLogits":
-        return cls(logits, top_ids(logits, top_k))
-
-    def at(self, ids: Tensor | None) -> Tensor:
-        _, log_normalizer = normalize(self.logits, self.top_ids)
-        return take(self.logits, ids) - log_normalizer
-
-
-class FromTopK(NamedTuple):
-    """A distribution known on some ids alone: `ids` and `log_probs` `(n, k)`, the first K of them its TopK."""
-
-    top_ids: Tensor
-    ids: Tensor
-    log_probs: Tensor
-
-    def at(self, ids: Tensor) -> Tensor:
-        """As `TeacherBlock.at`; an id that is not known gets the log-probability of zero."""
-        known, order = self.ids.sort(-1)
-        found_at = torch.searchsorted(known, ids.contiguous()).clamp(max=known.size(-1) - 1)
-        log_probs = self.log_probs.gather(-1, order).gather(-1, found_at)
-        return log_probs.masked_fill(known.gather(-1, found_at) != ids, LOG_ZERO)
-
-
-def normalize(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities `(n, V)` and log sum exp `(n, 1)` of logits whose TopK `ids` are known.
-
-    The normaliser comes from the largest entry, whose probability is at least 1 / V: no further pass over the
-    vocabulary. Student and teacher go through the same arithmetic, so that equal models give exactly equal numbers.
-    """
-    probs, first = logits.softmax(-1), ids[:, :1]
-    return probs, logits.gather(-1, first) - probs.gather(-1, first).log()
-
-
-def take(values: Tensor, ids: Tensor | None) -> Tensor:
-    """The entries `(n, K)` of `(n, V)` at `ids`; all of them where `ids` is None."""
-    return values if ids is None else values.gather(-1, ids)
-
-
-LossSupport = Literal["student", "teacher", "intersection", "union", "full", "sampled"]
 #: What is subtracted from the advantage of a sampled token: minus the reverse KL, over the vocabulary or on a TopK.
 Baseline = Literal["full", "top_k"]
+BASELINES = get_args(Baseline)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The options of `support_divergence` and the support on which it is taken; those of the sampled token."""
+    """All options of the loss, as `opd_trl.losses.chunked_support_loss` explains them.
 
-    top_k: int
-    support: LossSupport
-    divergence: Divergence
-    beta: float
-    tail: Tail
-    stop_gradient: bool
-    pointwise_clip: float | None
+    A trainer builds one for a whole run.
+    """
+
+    top_k: int = 20
+    support: LossSupport = "student"
+    divergence: str = "reverse_kl"
+    beta: float = 0.5
+    tail: Tail = "renormalize"
+    stop_gradient: bool = True
+    pointwise_clip: float | None = None
     baseline: Baseline | None = None
     extrapolation: float = 1.0
     importance_cap: float | None = None
+    temperature: float = 1.0
+    chunk_size: int | None = None
 
     def check(self, tokens: Tokens) -> None:
         """Raise ValueError where options do not fit the support, or the tokens lack what they ask for."""
-        check_choice("support", self.support, get_args(LossSupport))
+        check_choice("support", self.support, SUPPORTS)
+        divergence_named(self.divergence)
+        check_choice("tail", self.tail, TAILS)
         check_beta(self.beta)
-        check_choice("baseline", self.baseline, (None, *get_args(Baseline)))
+        check_choice("baseline", self.baseline, (None, *BASELINES))
         if self.support != "sampled" and (self.baseline is not None or self.extrapolation != 1.0):
             raise ValueError(
                 f"baseline={self.baseline!r} and extrapolation={self.extrapolation} belong to support='sampled', got "
@@ -135,55 +100,6 @@ class Objective:
             return completion_ids.unsqueeze(-1), None
         return combine_supports(student_ids, teacher_ids, support=self.support)
 
-    def teacher_log_probs(
-        self, teacher: TeacherBlock, ids: Tensor | None, completion_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Those of the support `(n, K)` and of the sampled tokens `(n,)`, in one look-up of the teacher."""
-        if completion_ids is None:
-            return teacher.at(ids), None
-        sampled = completion_ids.unsqueeze(-1)
-        if ids is None:
-            log_probs = teacher.at(None)
-            return log_probs, log_probs.gather(-1, sampled).squeeze(-1)
-        if self.support == "sampled":
-            log_probs = teacher.at(ids)
-            return log_probs, log_probs.squeeze(-1)
-        log_probs = teacher.at(torch.cat([ids, sampled], dim=-1))
-        return log_probs[:, :-1], log_probs[:, -1]
-
-    def per_token(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None, baseline: Tensor | None, reference: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """The loss of each token and the divergence that is reported, from log-probabilities on the support."""
-        if self.support == "sampled":
-            student, teacher = student.squeeze(-1), teacher.squeeze(-1)
-            target = teacher
-            if self.extrapolation != 1.0:
-                target = extrapolated_logps(teacher, reference, factor=self.extrapolation)
-            return sampled_token_loss(student, target, baseline=baseline), student - teacher
-        value = support_divergence(
-            student,
-            teacher,
-            divergence=self.divergence,
-            beta=self.beta,
-            tail="drop" if self.support == "full" else self.tail,
-            stop_gradient=self.stop_gradient,
-            support_mask=mask,
-            pointwise_clip=self.pointwise_clip,
-        )
-        return value, value
-
-    def expected_advantage(
-        self, probs: Tensor, logits: Tensor, log_normalizer: Tensor, student_ids: Tensor, teacher: TeacherBlock
-    ) -> Tensor | None:
-        """Minus the reverse KL `(n,)`, the mean of log q_y - log p_y over y ~ p; or that on the renormalised TopK."""
-        if self.baseline is None:
-            return None
-        if self.baseline == "top_k":
-            student = take(logits, student_ids)
-            return -support_divergence(student, teacher.at(student_ids), tail="renormalize")
-        return torch.linalg.vecdot(probs, teacher.at(None) - (logits - log_normalizer))
-
     def gradient_stays_on_support(self, *, num_ids: int, vocab_size: int, hidden_size: int) -> bool:
         """Is the gradient in the logits zero off the support, and the support small enough to use it?
 
@@ -193,57 +109,97 @@ class Objective:
         renormalized = self.tail == "renormalize" and self.support not in ("full", "sampled")
         return renormalized and num_ids * hidden_size <= vocab_size
 
-    def __call__(
-        self,
-        logits: Tensor,
-        teacher: TeacherBlock,
-        tokens: Tokens,
-        *,
-        want_gradient: bool,
-        hidden_size: int,
-    ) -> tuple[Tensor, LogitGradient | None, tuple[Tensor, ...]]:
-        """Loss of a block, its gradient in `logits`, and the figures of `STATS` and `SAMPLED_STATS`.
 
-        With g_k = dL/dlog p_k: dL/dz_j = g_j 1_S(j) - p_j sum_k g_k.
+def importance_weight(student_logps: Tensor, sampling_logps: Tensor, *, cap: float) -> Tensor:
+    """min(p_y / mu_y, cap): corrects for tokens that were sampled from mu, an older or differently rounded student.
 
-        Args:
-            logits: `(n, V)`, at the loss temperature.
-            teacher: its distributions for the same tokens.
-            tokens: the n sampled tokens.
-            want_gradient: without it the second result is None.
-            hidden_size: H of the student.
-        """
-        student_ids, teacher_ids = top_ids(logits, self.top_k), teacher.top_ids
-        ids, mask = self.choose_ids(student_ids, teacher_ids, tokens.ids)
-        teacher_log_probs, teacher_of_sampled = self.teacher_log_probs(teacher, ids, tokens.ids)
-        probs, log_normalizer = normalize(logits, student_ids)
-        student = take(logits, ids) - log_normalizer
-        entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
-        overlap = is_member(student_ids, teacher_ids).to(logits.dtype).mean(-1)
-        weights, of_sampled = tokens.weights, ()
-        if tokens.ids is not None:
-            sampled = (take(logits, tokens.ids.unsqueeze(-1)) - log_normalizer).squeeze(-1)
-            of_sampled = sampled_figures(sampled, teacher_of_sampled, tokens.ids, teacher_ids)
-        if self.weighs(tokens):
-            weights = weights * importance_weight(sampled, tokens.sampling_logps, cap=self.importance_cap)
-        baseline = self.expected_advantage(probs, logits, log_normalizer, student_ids, teacher)
-        masses = [(x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher_log_probs)]
+    Args:
+        student_logps: `(...)`, log p_y of the sampled tokens, nats; no gradient flows through the ratio.
+        sampling_logps: `(...)`, log mu_y at sampling. NaN where it is unknown: that token has weight 1.
+        cap: the largest weight; it bounds the variance and biases towards tokens that mu sampled too often.
 
-        with torch.set_grad_enabled(want_gradient):
-            student.requires_grad_(want_gradient)
-            values, reported = self.per_token(student, teacher_log_probs, mask, baseline, tokens.reference_logps)
-            loss = (values * weights).sum()
-        gradient = None
-        if want_gradient:
-            (by_log_prob,) = torch.autograd.grad(loss, student)
-            sizes = {"num_ids": student.size(-1), "vocab_size": logits.size(-1), "hidden_size": hidden_size}
-            if self.gradient_stays_on_support(**sizes):
-                gradient = LogitGradient(by_log_prob, ids)
-            else:
-                dense = probs.mul_(-by_log_prob.sum(-1, keepdim=True))
-                dense = dense.add_(by_log_prob) if ids is None else dense.scatter_add_(-1, ids, by_log_prob)
-                gradient = LogitGradient(dense)
-        return loss.detach(), gradient, (reported.detach(), entropy, *masses, overlap, *of_sampled)
+    Returns:
+        `(...)`, detached.
+
+    Source: truncated importance sampling, as in SDFT (arXiv 2601.19897) and SDPO (arXiv 2601.20802) with a cap of 2.
+
+    Example:
+        >>> import torch
+        >>> p, mu = torch.tensor([0.2, 0.6, 0.5]), torch.tensor([0.4, 0.1, float("nan")])
+        >>> importance_weight(p.log(), mu.log(), cap=2.0)
+        tensor([0.5000, 2.0000, 1.0000])
+    """
+    log_ratio = student_logps.detach() - sampling_logps
+    return log_ratio.nan_to_num(nan=0.0).exp().clamp(max=cap)
+
+
+def sampled_token_loss(
+    student_logps: Tensor, teacher_logps: Tensor, *, baseline: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor:
+    """Policy gradient on the sampled token, -sg(w (log q_y - log p_y - baseline)) log p_y.
+
+    Without options this is sg(log p_y - log q_y) log p_y. Its gradient in the logits is sg(r_y) (1[j=y] - p_j); the
+    expectation over y ~ p is the gradient of the full reverse KL. The value itself is not a divergence: report
+    log p_y - log q_y instead, whose own backpropagation would be noise of zero mean.
+
+    Args:
+        student_logps: `(...)`, log p_y of the sampled token, normalised over the full vocabulary; carries the
+            gradient.
+        teacher_logps: `(...)`, log q_y of the same token; detached.
+        baseline: `(...)`, subtracted from the advantage log q_y - log p_y (nats); vOPD uses minus the reverse KL.
+            It changes the variance, not the expectation. Detached.
+        weight: `(...)`, e.g. an importance ratio. Detached.
+
+    Returns:
+        `(...)`, float32 (float64 for float64 inputs), neither masked nor reduced.
+
+    Raises:
+        ValueError: the shapes of student and teacher differ.
+
+    Source: arXiv 2605.11182 (the paper's sampled-token form); baseline as in vOPD, arXiv 2605.07865.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([-2.0, -1.0], requires_grad=True), torch.tensor([-1.0, -1.5])
+        >>> sampled_token_loss(student, teacher).sum().backward()
+        >>> student.grad.tolist()  # the first token should become more probable, the second less
+        [-1.0, 0.5]
+    """
+    student_logps, teacher_logps = as_pair(student_logps, teacher_logps)
+    advantage = teacher_logps - student_logps.detach()
+    if baseline is not None:
+        advantage = advantage - baseline.detach()
+    if weight is not None:
+        advantage = advantage * weight.detach()
+    return -advantage * student_logps
+
+
+def extrapolated_logps(teacher_logps: Tensor, reference_logps: Tensor, *, factor: float) -> Tensor:
+    """factor log q_y - (factor - 1) log ref_y: what `sampled_token_loss` takes as the teacher to go beyond it.
+
+    The advantage is then -[log p_y - log ref_y - factor (log q_y - log ref_y)], and p is stationary, in expectation,
+    at the normalised q^factor ref^(1 - factor): the teacher for 1, the reference for 0, beyond the teacher above 1.
+
+    Args:
+        teacher_logps: `(...)`, log q_y of the sampled token, nats.
+        reference_logps: `(...)`, log ref_y of the same token, e.g. of the student at step 0.
+        factor: how far from the reference towards the teacher.
+
+    Returns:
+        `(...)`, nats, not normalised. No gradient.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: ExOPD, arXiv 2602.12125 (factor 1.25).
+
+    Example:
+        >>> import torch
+        >>> extrapolated_logps(torch.tensor([-1.0]), torch.tensor([-3.0]), factor=1.25).tolist()
+        [-0.5]
+    """
+    teacher_logps, reference_logps = as_pair(teacher_logps.detach(), reference_logps)
+    return reference_logps + factor * (teacher_logps - reference_logps)
 
 
 def sampled_figures(
@@ -263,3 +219,39 @@ def sampled_figures(
     log_ratio = (teacher_logps - student_logps).masked_fill(teacher_logps <= LOG_ZERO, torch.nan)
     rank = (teacher_ids != completion_ids.unsqueeze(-1)).to(log_ratio.dtype).cumprod(-1).sum(-1)
     return log_ratio, rank
+
+
+def masked_mean(
+    per_token_loss: Tensor, loss_mask: Tensor, *, num_items_in_batch: Tensor | float | None = None
+) -> Tensor:
+    """Sum over the kept tokens, divided by their number in the whole batch.
+
+    Dividing every micro-batch by the same global count makes the gradient independent of how the batch is split.
+
+    Args:
+        per_token_loss: any shape; carries the gradient. Values at masked positions are ignored, NaN included.
+        loss_mask: same shape, bool or 0/1.
+        num_items_in_batch: kept tokens of the whole global batch; by default those of `loss_mask`.
+
+    Returns:
+        scalar, float32 (float64 for float64 inputs). An empty mask gives a zero that keeps its graph, so that every
+        rank can run backward.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> loss, mask = torch.tensor([[1.0, 2.0, 9.0]]), torch.tensor([[1, 1, 0]])
+        >>> masked_mean(loss, mask).item(), masked_mean(loss, mask, num_items_in_batch=6).item()
+        (1.5, 0.5)
+    """
+    if per_token_loss.shape != loss_mask.shape:
+        raise ValueError(
+            f"per_token_loss and loss_mask must have the same shape, got {tuple(per_token_loss.shape)} and "
+            f"{tuple(loss_mask.shape)}."
+        )
+    kept = loss_mask.bool()
+    count = kept.sum() if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+    total = torch.where(kept, per_token_loss, 0.0).sum(dtype=torch.promote_types(per_token_loss.dtype, torch.float32))
+    return total / count.to(per_token_loss.device).clamp(min=1)

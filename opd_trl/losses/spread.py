@@ -7,13 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .comparison import NextToken
-from .divergences import expected, forward_kl, reverse_kl
+from .divergences import DIVERGENCES, check_beta, divergence_named, expected, forward_kl, reverse_kl
 from .head import chunk_size_for, chunks
-
-
-#: Divergences whose best context-free student is known.
-DIVERGENCES = ("reverse_kl", "forward_kl", "mixed")
+from .next_token import NextToken
 
 
 @dataclass(frozen=True)
@@ -48,6 +44,7 @@ def context_spread(
     *,
     divergence: str = "reverse_kl",
     beta: float = 0.5,
+    temperature: float = 1.0,
     chunk_size: int | None = None,
 ) -> Spread:
     r"""Split the mean divergence to n teachers into what a single student can learn and what it cannot.
@@ -66,6 +63,7 @@ def context_spread(
         teachers: q_i at the same positions, over the same V ids.
         divergence: `reverse_kl`, `forward_kl` or `mixed`.
         beta: weight of the reverse KL in `mixed`.
+        temperature: of all distributions.
         chunk_size: positions projected at once, for all teachers together n + 3 times as many rows of V numbers; by
             default from the memory budget of the loss.
 
@@ -76,7 +74,8 @@ def context_spread(
 
     Example:
         >>> import torch
-        >>> head = torch.eye(2)
+        >>> from opd_trl.losses.head import Head
+        >>> head = Head(torch.eye(2))
         >>> student = NextToken(torch.zeros(1, 2), head)
         >>> left, right = (NextToken(torch.tensor([x]).log(), head) for x in ([0.9, 0.1], [0.1, 0.9]))
         >>> spread = context_spread(student, [left, right])
@@ -84,15 +83,16 @@ def context_spread(
         (tensor([0.5108]), tensor([True]))
     """
     check(student, teachers, divergence)
+    check_beta(beta)
     if chunk_size is None:
         # The budget is for two (chunk, V) tensors.
-        both = 2 * chunk_size_for(student.weight.size(0), student.weight.device)
+        both = 2 * chunk_size_for(student.head.weight.size(0), student.head.weight.device)
         chunk_size = max(1, both // (len(teachers) + 3))
-    forward_weight = {"reverse_kl": 0.0, "forward_kl": 1.0}.get(divergence, 1 - beta)
+    forward_weight = 1 - DIVERGENCES[divergence].reverse_share(beta)
     parts = []
     for rows in chunks(len(student), chunk_size):
-        log_p = student.logits(rows).log_softmax(-1)
-        log_q = torch.stack([teacher.logits(rows).log_softmax(-1) for teacher in teachers])
+        log_p = student.logits(rows, temperature).log_softmax(-1)
+        log_q = torch.stack([teacher.logits(rows, temperature).log_softmax(-1) for teacher in teachers])
         found = []
         for weight, split in ((forward_weight, split_forward), (1 - forward_weight, split_reverse)):
             if weight:
@@ -103,9 +103,10 @@ def context_spread(
 
 def check(student: NextToken, teachers: Sequence[NextToken], divergence: str) -> None:
     """Raise ValueError for what cannot be split."""
-    if divergence not in DIVERGENCES:
+    if not divergence_named(divergence).splits_by_context:
+        known = [name for name, entry in DIVERGENCES.items() if entry.splits_by_context]
         raise ValueError(
-            f"divergence={divergence!r} cannot be split, only {', '.join(DIVERGENCES)}. Take reverse_kl in its place."
+            f"divergence={divergence!r} cannot be split, only {', '.join(known)}. Take reverse_kl in its place."
         )
     lengths = [len(teacher) for teacher in teachers]
     if not teachers or set(lengths) != {len(student)}:

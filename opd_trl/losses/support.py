@@ -1,22 +1,22 @@
-"""Divergences on a support of K token ids per position, and the choice of that support."""
+"""The support, K token ids per position: how it is chosen, and divergences on it."""
 
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .divergences import LOG_ZERO, as_pair, check_beta, forward_kl_terms, jsd_terms, reverse_kl_terms
+from .divergences import LOG_ZERO, as_pair, check_beta, check_choice, divergence_named
 
 
-Divergence = Literal["reverse_kl", "forward_kl", "jsd", "mixed"]
-Tail = Literal["drop", "bucket", "renormalize", "reweight"]
+#: Supports of K ids that student and teacher choose, as `select_support` explains them.
 Support = Literal["student", "teacher", "intersection", "union"]
-
-
-def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+#: And every id of the vocabulary, or the sampled token alone.
+LossSupport = Literal[Support, "full", "sampled"]
+#: Supports on which a teacher's own TopK, and its log-probability of the sampled token, are enough.
+KnownSupport = Literal["teacher", "intersection", "sampled"]
+#: What becomes of the probability outside a support, as `support_divergence` explains it.
+Tail = Literal["drop", "bucket", "renormalize", "reweight"]
+TOP_K_SUPPORTS, SUPPORTS, KNOWN_SUPPORTS, TAILS = map(get_args, (Support, LossSupport, KnownSupport, Tail))
 
 
 def combine_supports(student_ids: Tensor, teacher_ids: Tensor, *, support: Support) -> tuple[Tensor, Tensor]:
@@ -36,6 +36,42 @@ def is_member(ids: Tensor, of: Tensor) -> Tensor:
     of = of.sort(-1).values
     found_at = torch.searchsorted(of, ids.contiguous()).clamp(max=of.size(-1) - 1)
     return of.gather(-1, found_at) == ids
+
+
+# Shorter rows are sorted directly.
+SHORTEST_LONG_ROW = 4096
+
+
+def top_ids(values: Tensor, top_k: int) -> Tensor:
+    """Ids of the K largest entries of each row, largest first; the set and order of `torch.topk` up to ties.
+
+    A long row is dealt out to piles, entry v to pile v mod (number of piles): its K largest entries lie in the K piles
+    with the largest maxima, so only those (and the remainder of the row) are searched. Exact, and faster than
+    `torch.topk` over a vocabulary (docs/performance.md).
+
+    Args:
+        values: `(n, V)`.
+        top_k: K, at most V.
+
+    Returns:
+        `(n, K)` int64.
+
+    Example:
+        >>> top_ids(torch.tensor([[1.0, 3.0, 2.0]]), 2).tolist()
+        [[1, 2]]
+    """
+    n, width = values.shape
+    # Piles of about sqrt(V / K) entries make both searches equally long.
+    height = max(2, 1 << round((width / top_k) ** 0.5).bit_length() - 1)
+    piles = width // height
+    if width < SHORTEST_LONG_ROW or piles <= 2 * top_k:
+        return values.topk(top_k, dim=-1).indices
+    best = top_ids(values[:, : height * piles].unflatten(-1, (height, piles)).amax(-2), top_k)
+    ids = (best.unsqueeze(-1) + torch.arange(0, height * piles, piles, device=values.device)).flatten(1)
+    if height * piles < width:
+        rest = torch.arange(height * piles, width, device=values.device)
+        ids = torch.cat([ids, rest.expand(n, -1)], dim=-1)
+    return ids.gather(-1, values.gather(-1, ids).topk(top_k, dim=-1).indices)
 
 
 def check_top_k(top_k: int, vocab_size: int) -> None:
@@ -86,7 +122,7 @@ def select_support(
         >>> sorted(ids[mask].tolist())
         [0, 1, 2]
     """
-    check_choice("support", support, get_args(Support))
+    check_choice("support", support, TOP_K_SUPPORTS)
     check_top_k(top_k, student_logits_or_log_probs.size(-1))
     return combine_supports(
         student_logits_or_log_probs.topk(top_k, dim=-1).indices,
@@ -99,7 +135,7 @@ def support_divergence(
     student_log_probs: Tensor,
     teacher_log_probs: Tensor,
     *,
-    divergence: Divergence = "reverse_kl",
+    divergence: str = "reverse_kl",
     beta: float = 0.5,
     tail: Tail = "renormalize",
     stop_gradient: bool = True,
@@ -127,7 +163,7 @@ def support_divergence(
     Args:
         student_log_probs: `(..., K)`, log p on the support; carries the gradient.
         teacher_log_probs: `(..., K)`, log q on the same ids; detached.
-        divergence: `"reverse_kl"`, `"forward_kl"`, `"jsd"` or `"mixed"`.
+        divergence: a name in `DIVERGENCES`: `"reverse_kl"`, `"forward_kl"`, `"jsd"` or `"mixed"`.
         beta: share of the reverse side in `jsd` (0 forward, 1 reverse) and `mixed`.
         tail: `"drop"`, `"bucket"`, `"renormalize"` or `"reweight"`.
         stop_gradient: hold the log-ratio of the reverse KL constant.
@@ -158,8 +194,8 @@ def support_divergence(
         >>> torch.autograd.grad(loss, logits)[0].abs().max().item() > 0.05  # the plain form pushes it away
         True
     """
-    check_choice("divergence", divergence, get_args(Divergence))
-    check_choice("tail", tail, get_args(Tail))
+    terms_of = divergence_named(divergence).terms
+    check_choice("tail", tail, TAILS)
     check_beta(beta)
     if tail == "renormalize" and student_log_probs.size(-1) == 1:
         raise ValueError(
@@ -179,7 +215,7 @@ def support_divergence(
     elif tail == "bucket":
         student, teacher = (torch.cat([x, log_tail(x)], dim=-1) for x in (student, teacher))
 
-    terms = divergence_terms(student, teacher, divergence=divergence, beta=beta, stop_gradient=stop_gradient)
+    terms = terms_of(student, teacher, beta=beta, stop_gradient=stop_gradient)
     if tail == "reweight":
         mass = student.detach().logsumexp(-1, keepdim=True).exp()
         terms = terms / mass.clamp(min=torch.finfo(mass.dtype).tiny)  # an empty support has none
@@ -189,21 +225,6 @@ def support_divergence(
         kept = support_mask if tail != "bucket" else torch.nn.functional.pad(support_mask, (0, 1), value=True)
         terms = terms.masked_fill(~kept, 0.0)
     return terms.sum(-1)
-
-
-def divergence_terms(
-    student: Tensor, teacher: Tensor, *, divergence: Divergence, beta: float, stop_gradient: bool
-) -> Tensor:
-    """The summands of a divergence, of the shape of its inputs."""
-    if divergence == "forward_kl" or (divergence == "jsd" and beta == 0.0):
-        return forward_kl_terms(student, teacher)
-    if divergence == "reverse_kl" or (divergence == "jsd" and beta == 1.0):
-        return reverse_kl_terms(student, teacher, stop_gradient=stop_gradient)
-    if divergence == "jsd":
-        return jsd_terms(student, teacher, beta=beta)
-    return (1 - beta) * forward_kl_terms(student, teacher) + beta * reverse_kl_terms(
-        student, teacher, stop_gradient=stop_gradient
-    )
 
 
 def log_tail(log_probs: Tensor) -> Tensor:

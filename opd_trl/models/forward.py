@@ -1,15 +1,14 @@
 """From a causal language model to the hidden states of the completion and the head that reads them."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from ..losses import chunked_support_log_probs
+from ..losses.head import Head
+from ..losses.next_token import NextToken
 from .sequences import completion_positions
 
 
@@ -24,27 +23,6 @@ MULTIMODAL_KEYS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
-
-
-@dataclass(frozen=True)
-class Head:
-    """The LM head as the loss reads it: `weight` (V, H), `bias` (V,) or None, and the model's logit conventions."""
-
-    weight: Tensor
-    bias: Tensor | None
-    logit_scale: float
-    final_logit_softcapping: float | None
-
-    def rows(self, num_rows: int) -> "Head":
-        """The first `num_rows` rows, gathered from all ranks where FSDP2 shards them.
-
-        Views, never the parameters: a view still holds what ZeRO-3 gathered when the parameter is partitioned again,
-        so that a backward can project once more.
-        """
-        weight, bias = (x.full_tensor() if isinstance(x, DTensor) else x for x in (self.weight, self.bias))
-        if weight.size(0) == num_rows:
-            return replace(self, weight=weight.view_as(weight), bias=None if bias is None else bias.view_as(bias))
-        return replace(self, weight=weight[:num_rows], bias=None if bias is None else bias[:num_rows])
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -126,17 +104,9 @@ def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
 def token_log_probs(hidden_states: Tensor, head: Head, ids: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """Log-probabilities `(N,)` of one token each, and entropies `(N,)`, from hidden states `(N, H)`.
 
-    `options` are further keywords of `chunked_support_log_probs`: `temperature`, `chunk_size`.
+    `options` are further ones of `NextToken.log_probs`: `temperature`, `chunk_size`.
     """
-    log_probs, _, entropy = chunked_support_log_probs(
-        hidden_states,
-        head.weight,
-        ids=ids.unsqueeze(-1),
-        bias=head.bias,
-        logit_scale=head.logit_scale,
-        final_logit_softcapping=head.final_logit_softcapping,
-        **options,
-    )
+    log_probs, _, entropy = NextToken(hidden_states, head).log_probs(ids=ids.unsqueeze(-1), **options)
     return log_probs.squeeze(-1), entropy
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ..losses.comparison import NextToken
-from ..losses.spread import DIVERGENCES, context_spread
+from ..losses.divergences import DIVERGENCES
+from ..losses.next_token import NextToken
+from ..losses.spread import context_spread
 from ..teachers.scores import HiddenStates
 from .clustered import WIDTH
 from .context_draw import Draw, TeacherIds, draw_contexts, row_gains, teacher_prompts, text_of, under
 from .context_figures import ContextFigures, ContextTokens, context_figures, findings_of
 from .findings import Finding
-from .rollouts import Rollout, next_token, quarters_of, score
+from .rollouts import Rollout, quarters_of, score
 from .state import Preflight
 
 
@@ -138,7 +139,7 @@ def refuse_untestable(trainer, contexts: int) -> None:
 def objective_of(args) -> dict[str, Any]:
     """Which divergence is split into what can be learned and what cannot."""
     # The sampled token estimates the reverse KL, whatever `divergence` says.
-    can_split = args.divergence in DIVERGENCES and args.loss_support != "sampled"
+    can_split = DIVERGENCES[args.divergence].splits_by_context and args.loss_support != "sampled"
     return {"divergence": args.divergence if can_split else "reverse_kl", "beta": args.divergence_beta}
 
 
@@ -148,6 +149,7 @@ def score_tokens(
     """Split the divergence at the kept tokens of a rollout; one part for each teacher that has rows in it."""
     bare = [prompts.empty] if prompts.alone is None else [prompts.empty, prompts.alone]
     numbers, scores, parts = torch.tensor(draw.of(rollout.rows)), [], []
+    objective = objective | {"temperature": trainer.objective.temperature}
     for scored in score(trainer, rollout):  # it refuses teachers of which too little is known
         scores = scores or [under(trainer, rollout.batch, ids) for ids in (*prompts.columns[1:], *bare)]
         found = [next_tokens(trainer, rollout, x[scored.teacher_name]) for x in scores]
@@ -174,8 +176,7 @@ def score_tokens(
 
 def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
     """A teacher's distributions at its kept tokens, as `rollouts.score` reads them."""
-    hidden_states = teacher.hidden_states[..., : teacher.head.weight.size(-1)][teacher.select(rollout.kept)]
-    return next_token(hidden_states, teacher.head.rows(trainer.num_rows), trainer.loss_options["temperature"])
+    return teacher.at(teacher.select(rollout.kept), trainer.num_rows)
 
 
 def joined(parts: Sequence[ContextTokens]) -> ContextTokens:

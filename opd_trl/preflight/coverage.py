@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..losses.divergences import DIVERGENCES, divergence_named
 from .findings import OURS, Finding
 from .state import Preflight
 
@@ -9,7 +10,8 @@ from .state import Preflight
 # Teacher's probability outside the student's TopK: as a mean, and at the worst of the first positions.
 UNCOVERED, UNCOVERED_AT_ONE_PLACE = 0.2, 0.5
 
-MODES_REMEDY = "divergence: forward_kl or mixed, with loss_support: union; or SFT on the teacher's text first"
+FINDERS = " or ".join(name for name, entry in DIVERGENCES.items() if entry.finds_missing_modes)
+MODES_REMEDY = f"divergence: {FINDERS}, with loss_support: union; or SFT on the teacher's text first"
 
 
 def run(preflight: Preflight) -> list[Finding]:
@@ -60,4 +62,4 @@ def finds_missing_modes(divergence: str, support: str) -> bool:
     >>> finds_missing_modes("mixed", "union"), finds_missing_modes("jsd", "full")
     (True, False)
     """
-    return divergence in ("forward_kl", "mixed") and support in ("teacher", "union", "full")
+    return divergence_named(divergence).finds_missing_modes and support in ("teacher", "union", "full")

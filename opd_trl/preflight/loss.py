@@ -1,16 +1,16 @@
 """Does the loss of a trainer lead to its teacher? Every form of it on the student's own text; also `verify-loss`."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from ..losses import chunked_support_loss
-from ..losses.comparison import NextToken
-from ..losses.objective import Objective
+from ..losses.fused import distillation_loss
+from ..losses.next_token import NextToken
+from ..losses.objective import Objective, Tokens
 from .findings import OURS, PAPER, Finding, number
 from .loss_check import CLOSE, TOP_KS, LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
 from .rollouts import Rollout, Scored, only_block, score
@@ -139,9 +139,7 @@ def check_loss(
     Raises:
         ValueError: a served teacher that sends TopK log-probabilities alone, or no token that the loss is taken on.
     """
-    options = trainer.loss_options
-    configured = Objective(**{field.name: options[field.name] for field in fields(Objective)})
-    check = LossCheck(forms_of(configured, top_ks=top_ks, vocab_size=trainer.num_rows))
+    check = LossCheck(forms_of(trainer.objective, top_ks=top_ks, vocab_size=trainer.num_rows))
     total = sum(int(rollout.kept.sum()) for rollout in rollouts)
     if total == 0:
         raise ValueError("the student's completions have no token that the loss is taken on. Look at its answers.")
@@ -153,7 +151,7 @@ def check_loss(
                 part = thin_out(scored, max_tokens / total)
                 gradients = check.add(detached(part), part.teacher, part.tokens)
                 graphs.append((part.student.hidden_states, gradients))
-                loss, gradient = as_its_own_teacher(part, options)
+                loss, gradient = as_its_own_teacher(part, trainer.objective)
                 twin_loss, twin_gradient = twin_loss + loss, max(twin_gradient, gradient)
             on_batch()
         cosines = block_cosines(graphs, list(block.values()), [form.key for form in check.forms])
@@ -179,7 +177,7 @@ def thin_out(scored: Scored, share: float) -> Scored:
         scored,
         student=scored.student.select(at),
         teacher=scored.teacher.select(at),
-        tokens=type(scored.tokens)(*(None if x is None else x[at] for x in scored.tokens)),
+        tokens=scored.tokens.rows(at),
     )
 
 
@@ -188,27 +186,13 @@ def detached(scored: Scored) -> NextToken:
     return replace(scored.student, hidden_states=scored.student.hidden_states.detach())
 
 
-def as_its_own_teacher(scored: Scored, options: dict) -> tuple[float, float]:
+def as_its_own_teacher(scored: Scored, objective: Objective) -> tuple[float, float]:
     """Sum of the loss, and largest gradient, of the code that trains where the student is its own teacher."""
     hidden_states = scored.student.hidden_states.detach().requires_grad_()
-    student, conventions = scored.student, {}
-    for role in ("student", "teacher"):
-        conventions |= {
-            f"{role}_lm_head_bias": student.bias,
-            f"{role}_logit_scale": student.transform.logit_scale,
-            f"{role}_final_logit_softcapping": student.transform.final_logit_softcapping,
-        }
+    student = NextToken(hidden_states, scored.student.head)
+    tokens = Tokens(scored.tokens.weights, scored.tokens.ids)
     with torch.enable_grad():
-        loss, _ = chunked_support_loss(
-            hidden_states,
-            student.weight,
-            hidden_states.detach(),
-            student.weight,
-            scored.tokens.weights,
-            completion_ids=scored.tokens.ids,
-            **conventions,
-            **options | {"extrapolation": 1.0},
-        )
+        loss, _ = distillation_loss(student, student, tokens, replace(objective, extrapolation=1.0))
         (gradient,) = torch.autograd.grad(loss, hidden_states)
     return loss.item(), gradient.abs().max().item()
 

@@ -6,7 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..losses.comparison import NextToken, TokenGradients, compare_gradients
+from ..losses.comparison import TokenGradients, compare_gradients
+from ..losses.divergences import DIVERGENCES
+from ..losses.next_token import NextToken
 from ..losses.objective import Objective, Tokens
 from .findings import OURS, Finding
 
@@ -92,7 +94,7 @@ def forms_of(configured: Objective, *, top_ks: Sequence[int] = TOP_KS, vocab_siz
         ['configured 20', 'plain 5', 'stop-gradient 5', 'renormalised 5']
     """
     on_top_k = configured.support not in ("full", "sampled")
-    reverse = configured.divergence in ("reverse_kl", "mixed") or not on_top_k
+    reverse = DIVERGENCES[configured.divergence].stop_gradient_acts or not on_top_k
     base = replace(
         configured,
         support=configured.support if on_top_k else "student",
@@ -156,7 +158,7 @@ class LossCheck:
         configured = forms[0].objective
         # The sampled token estimates the reverse KL, whatever `divergence` says.
         self.divergence = "reverse_kl" if configured.support == "sampled" else configured.divergence
-        self.beta = configured.beta
+        self.beta, self.temperature = configured.beta, configured.temperature
         self.num_tokens = 0
         self.exact = Sums()
         self.sums = {form.key: Sums() for form in self.forms}
@@ -164,7 +166,7 @@ class LossCheck:
     def add(self, student: NextToken, teacher: NextToken, tokens: Tokens) -> dict[str, Tensor]:
         """Compare on N more tokens; return dL/dh `(N, H)` of the exact divergence (key "") and of each form."""
         objectives = {form.key: form.objective for form in self.forms}
-        options = {"divergence": self.divergence, "beta": self.beta}
+        options = {"divergence": self.divergence, "beta": self.beta, "temperature": self.temperature}
         exact, found = compare_gradients(student, teacher, tokens, objectives, **options)
         # With log-probabilities of its own as the reference, extrapolation rests at the teacher too.
         _, alike = compare_gradients(student, student, tokens._replace(reference_logps=None), self._plain(), **options)

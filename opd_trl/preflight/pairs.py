@@ -5,13 +5,13 @@ Three checks read these figures: `prefixes`, `coverage` and `ranking`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..losses import chunked_support_loss
-from ..losses.comparison import NextToken
+from ..losses.fused import distillation_loss
+from ..losses.next_token import NextToken
+from ..losses.objective import Objective, Tokens
 from .rollouts import Rollout, Scored, quarters_of, score
 
 
@@ -60,16 +60,16 @@ def pair_figures(trainer, rollouts: Sequence[Rollout], *, on_batch: Callable[[],
     parts = []
     for rollout in rollouts:
         with torch.no_grad():
-            parts += [figures_of(scored, trainer.loss_options) for scored in score(trainer, rollout)]
+            parts += [figures_of(scored, trainer.objective) for scored in score(trainer, rollout)]
         on_batch()
     return PairFigures(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
-def figures_of(scored: Scored, options: dict[str, Any]) -> tuple[Tensor, ...]:
+def figures_of(scored: Scored, objective: Objective) -> tuple[Tensor, ...]:
     """The fields of `PairFigures` for the tokens of one teacher, by the code of the loss."""
-    forward = measure(scored.student, scored.teacher, options, support="full")
-    backward = measure(scored.teacher, scored.student, options, support="full")
-    on_support = measure(scored.student, scored.teacher, options, support="student")
+    forward = measure(scored.student, scored.teacher, objective, support="full")
+    backward = measure(scored.teacher, scored.student, objective, support="full")
+    on_support = measure(scored.student, scored.teacher, objective, support="student")
     kept = scored.kept
     figures = (
         forward["per_token_divergence"],
@@ -84,26 +84,14 @@ def figures_of(scored: Scored, options: dict[str, Any]) -> tuple[Tensor, ...]:
     return tuple(figure.cpu() for figure in figures)
 
 
-def measure(student: NextToken, teacher: NextToken, options: dict[str, Any], *, support: str) -> dict[str, Tensor]:
-    """Statistics of the reverse KL between two models."""
-    conventions = {}
-    for role, model in (("student", student), ("teacher", teacher)):
-        conventions |= {
-            f"{role}_lm_head_bias": model.bias,
-            f"{role}_logit_scale": model.transform.logit_scale,
-            f"{role}_final_logit_softcapping": model.transform.final_logit_softcapping,
-        }
-    _, stats = chunked_support_loss(
-        student.hidden_states,
-        student.weight,
-        teacher.hidden_states,
-        teacher.weight,
-        torch.ones(len(student), device=student.hidden_states.device),
+def measure(student: NextToken, teacher: NextToken, objective: Objective, *, support: str) -> dict[str, Tensor]:
+    """Statistics of the reverse KL between two models, at the temperature of the loss."""
+    plain = Objective(
+        top_k=min(objective.top_k, student.head.weight.size(0)),
         support=support,
         tail="drop",
-        top_k=min(options["top_k"], student.weight.size(0)),
-        temperature=options["temperature"],
-        chunk_size=options["chunk_size"],
-        **conventions,
+        temperature=objective.temperature,
+        chunk_size=objective.chunk_size,
     )
-    return stats
+    weights = torch.ones(len(student), device=student.hidden_states.device)
+    return distillation_loss(student, teacher, Tokens(weights), plain)[1]

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..losses.comparison import NextToken
-from ..losses.head import LogitTransform
+from ..losses.next_token import NextToken
 from ..losses.objective import Tokens
-from ..models.forward import Head, completion_hidden_states, read_head
+from ..models.forward import completion_hidden_states, read_head
 from ..models.sequences import join
 from ..teachers.scores import HiddenStates
-from ..trainers.passes import TOKEN_ENTRIES, multimodal_inputs
+from ..trainers.passes import kept_tokens, multimodal_inputs
 
 
 @dataclass(frozen=True)
@@ -113,18 +112,12 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
                 "`opd-trl serve-teacher` and name a local copy beside teacher_server_url."
             )
         kept = teacher.select(rollout.kept)
-        values = {entry: teacher.select(batch[entry])[kept] for entry in TOKEN_ENTRIES if entry in batch}
-        ids = values.pop("completion_ids")
-        temperature = trainer.loss_options["temperature"]
         with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
-            student = next_token(teacher.select(hidden_states)[kept], student_head.rows(trainer.num_rows), temperature)
-            of_teacher = next_token(
-                teacher.hidden_states[..., : teacher.head.weight.size(-1)][kept],
-                teacher.head.rows(trainer.num_rows),
-                temperature,
-            )
+            head = student_head.rows(trainer.num_rows).detach()
+            student = NextToken(teacher.select(hidden_states)[kept], head)
             everywhere = kept if teacher.rows is None else rollout.kept & teacher.rows[:, None]
-            yield Scored(name, student, of_teacher, Tokens(torch.ones_like(ids).float(), ids, **values), everywhere)
+            tokens = kept_tokens(batch, teacher, kept, num_loss_tokens=1)
+            yield Scored(name, student, teacher.at(kept, trainer.num_rows), tokens, everywhere)
 
 
 def quarters_of(kept: Tensor) -> Tensor:
@@ -135,12 +128,6 @@ def quarters_of(kept: Tensor) -> Tensor:
     """
     place, length = kept.cumsum(-1) - 1, kept.sum(-1, keepdim=True).clamp(min=1)
     return (4 * place // length)[kept]
-
-
-def next_token(hidden_states: Tensor, head: Head, temperature: float) -> NextToken:
-    """Distributions at the loss temperature."""
-    transform = LogitTransform(temperature, head.logit_scale, head.final_logit_softcapping)
-    return NextToken(hidden_states, head.weight.detach(), head.bias, transform)
 
 
 def student_hidden_states(trainer, batch: dict[str, Any]) -> Tensor:

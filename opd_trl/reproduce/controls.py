@@ -1,9 +1,13 @@
 """A control: on-policy training in which the teacher only says which tokens are unlikely, not how unlikely."""
 
 import math
+from dataclasses import replace
 
-from ..models.forward import token_log_probs
-from ..teachers.scores import HiddenStates, Scores
+from torch import Tensor
+
+from ..losses.fused import distillation_loss
+from ..losses.next_token import NextToken
+from ..losses.objective import Objective, Tokens
 from ..trainers.opd_trainer import OPDTrainer
 
 
@@ -11,25 +15,26 @@ from ..trainers.opd_trainer import OPDTrainer
 UNLIKELY = 0.01
 
 
-class ConstantPenalty(HiddenStates):
-    """Policy gradient with the advantage -1 on sampled tokens that the teacher finds unlikely, and 0 on all others.
+def constant_penalty(
+    student: NextToken, teacher: NextToken, tokens: Tokens, objective: Objective
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """sum_t w_t 1[q(y_t) < threshold] log p(y_t); figures per token are those of the configured loss.
+
+    A policy gradient with the advantage -1 on sampled tokens that the teacher finds unlikely, and 0 on all others.
 
     Source: the idea is that of arXiv 2608.31046, where a constant negative advantage on unlikely tokens did as well as
     the teacher's own; the threshold is ours.
     """
-
-    def loss(self, hidden_states, head, kept, weights, options):
-        """sum_t w_t 1[q(y_t) < threshold] log p(y_t); statistics are those of the configured loss."""
-        _, stats = super().loss(hidden_states.detach(), head, kept, weights, options)
-        ids, teacher = options["completion_ids"], self.head.rows(head.weight.size(0))
-        log_q, _ = token_log_probs(self.hidden_states[kept], teacher, ids, temperature=options["temperature"])
-        log_p, _ = token_log_probs(hidden_states, head, ids, temperature=options["temperature"])
-        return (weights * (log_q < math.log(UNLIKELY)) * log_p).sum(), stats
+    without_graph = replace(student, hidden_states=student.hidden_states.detach())
+    _, stats = distillation_loss(without_graph, teacher, tokens, objective)
+    log_q, log_p = (
+        model.log_probs(ids=tokens.ids.unsqueeze(-1), temperature=objective.temperature)[0].squeeze(-1)
+        for model in (teacher, student)
+    )
+    return (tokens.weights * (log_q < math.log(UNLIKELY)) * log_p).sum(), stats
 
 
 class ConstantPenaltyTrainer(OPDTrainer):
-    """OPDTrainer with [`ConstantPenalty`]."""
+    """OPDTrainer with [`constant_penalty`]."""
 
-    def teacher_scores(self, model, inputs) -> dict[str, Scores]:
-        scores = super().teacher_scores(model, inputs)
-        return {name: ConstantPenalty(found.rows, found.hidden_states, found.head) for name, found in scores.items()}
+    distillation_loss = staticmethod(constant_penalty)

@@ -1,4 +1,4 @@
-"""What a teacher says of a micro-batch, and the student's loss against it."""
+"""What a teacher says of a micro-batch, as the loss reads it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..losses import chunked_loss_from_log_probs, chunked_support_loss
-from ..models.forward import MULTIMODAL_KEYS, Head
+from ..losses.head import Head
+from ..losses.next_token import NextToken, TeacherTopK
+from ..models.forward import MULTIMODAL_KEYS
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,12 @@ class Scores:
         """`(b,)` bool: which rows are finite at their kept positions `(b, T)`."""
         return torch.ones(len(kept), dtype=torch.bool, device=kept.device)
 
-    def loss(self, hidden_states: Tensor, head: Head, kept: Tensor, weights: Tensor, options: dict[str, Any]):
-        """Loss and statistics of the student.
+    def at(self, kept: Tensor, num_rows: int) -> NextToken | TeacherTopK:
+        """The teacher as the loss takes it.
 
         Args:
-            hidden_states: `(N, H)`, the student's at the kept positions of the rows.
-            head: the student's.
-            kept: `(b, T)` bool, N of them True.
-            weights: `(N,)`.
-            options: further keywords of `chunked_support_loss`.
+            kept: `(b, T)` bool: positions of the rows.
+            num_rows: rows of both heads that are compared.
         """
         raise NotImplementedError
 
@@ -60,19 +58,9 @@ class HiddenStates(Scores):
     def is_finite(self, kept: Tensor) -> Tensor:
         return torch.where(kept.unsqueeze(-1), self.hidden_states, 0.0).isfinite().flatten(1).all(-1)
 
-    def loss(self, hidden_states: Tensor, head: Head, kept: Tensor, weights: Tensor, options: dict[str, Any]):
-        teacher = self.head.rows(head.weight.size(0))
-        return chunked_support_loss(
-            hidden_states,
-            head.weight,
-            self.hidden_states[..., : teacher.weight.size(-1)][kept],
-            teacher.weight,
-            weights,
-            teacher_lm_head_bias=teacher.bias,
-            teacher_logit_scale=teacher.logit_scale,
-            teacher_final_logit_softcapping=teacher.final_logit_softcapping,
-            **options,
-        )
+    def at(self, kept: Tensor, num_rows: int) -> NextToken:
+        head = self.head.rows(num_rows)
+        return NextToken(self.hidden_states[..., : head.weight.size(-1)][kept], head)
 
 
 @dataclass(frozen=True)
@@ -83,16 +71,8 @@ class LogProbs(Scores):
     log_probs: Tensor
     sampled_log_probs: Tensor
 
-    def loss(self, hidden_states: Tensor, head: Head, kept: Tensor, weights: Tensor, options: dict[str, Any]):
-        return chunked_loss_from_log_probs(
-            hidden_states,
-            head.weight,
-            self.ids[kept],
-            self.log_probs[kept],
-            weights,
-            completion_log_probs=self.sampled_log_probs[kept],
-            **{name: value for name, value in options.items() if name not in ("top_k", "baseline")},
-        )
+    def at(self, kept: Tensor, num_rows: int) -> TeacherTopK:
+        return TeacherTopK(self.ids[kept], self.log_probs[kept], self.sampled_log_probs[kept])
 
 
 # Batch entries with the scores of a teacher that scores ahead: its hidden states, or a server's log-probabilities.

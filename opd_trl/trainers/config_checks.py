@@ -4,21 +4,21 @@ import warnings
 from contextvars import ContextVar
 from typing import Any
 
+from ..losses.divergences import DIVERGENCES
+from ..losses.objective import BASELINES
+from ..losses.support import SUPPORTS, TAILS, TOP_K_SUPPORTS
 
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "mixed")
-TOP_K_SUPPORTS = ("student", "teacher", "intersection", "union")
-SUPPORTS = (*TOP_K_SUPPORTS, "full", "sampled")
-TAILS = ("drop", "bucket", "renormalize", "reweight")
+
 #: Fields that name a separate teacher.
 SEPARATE_TEACHERS = ("teacher_model_name_or_path", "teacher_server_url", "teachers")
 CHOICES = {
-    "divergence": DIVERGENCES,
+    "divergence": tuple(DIVERGENCES),
     "loss_support": SUPPORTS,
     "loss_tail": TAILS,
     "teacher_offload": (None, "cpu"),
     "distillation_coef_schedule": ("constant", "linear"),
     "distillation_gate": (None, "correct", "incorrect"),
-    "loss_baseline": (None, "full", "top_k"),
+    "loss_baseline": (None, *BASELINES),
 }
 NOT_NEGATIVE = (
     "num_loss_tokens_to_skip",
@@ -150,18 +150,11 @@ def warn_of_bias(config) -> None:
 
 
 def tail_bias(config) -> float:
-    """The factor c of the gradient c p_j (1_S - sum_S p) that a dropped tail leaves where student and teacher agree.
-
-    1 for the plain reverse KL, 0 with its stop-gradient, -1 for the forward KL; `mixed` mixes them, the JSD has none.
-    """
+    """`Divergence.tail_bias` of the configured loss: what is left of its gradient where the student is the teacher."""
     if config.loss_support not in TOP_K_SUPPORTS or config.loss_tail != "drop":
         return 0.0
-    reverse = {"reverse_kl": 1.0, "forward_kl": 0.0, "mixed": config.divergence_beta}.get(config.divergence)
-    if reverse is None:
-        if config.divergence_beta not in (0.0, 1.0):
-            return 0.0
-        reverse = config.divergence_beta
-    return reverse * (not config.stop_gradient) - (1 - reverse)
+    divergence = DIVERGENCES[config.divergence]
+    return divergence.tail_bias(beta=config.divergence_beta, stop_gradient=config.stop_gradient)
 
 
 def has_biased_gradient(config) -> bool:

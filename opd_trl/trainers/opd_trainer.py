@@ -8,6 +8,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
+from ..losses.fused import distillation_loss
 from ..models.loading import copy_student
 from ..models.sequences import left_pad
 from ..teachers import Teacher, routing
@@ -18,7 +19,7 @@ from .figures import log_distillation
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
 from .monitoring import add_monitor
 from .opd_config import OPDConfig
-from .passes import loss_mask, loss_options, student_pass
+from .passes import build_objective, loss_mask, student_pass
 from .phases import STUDENT, timed
 from .placement import find_teachers
 from .published_methods import PAPER
@@ -68,6 +69,8 @@ class OPDTrainer(GRPOTrainer):
     _paper = PAPER
     config_class = OPDConfig
     requires_privileged_context = False
+    #: Student, teacher, tokens and objective -> loss and figures per token; where another loss is wanted, put it here.
+    distillation_loss = staticmethod(distillation_loss)
 
     def __init__(
         self,
@@ -116,7 +119,7 @@ class OPDTrainer(GRPOTrainer):
         self.teachers = self._build_teachers(teachers, initial_copy)
         self.num_rows = routing.prepare(self, self.teachers)
         self.reference = build_reference(self, initial_copy)
-        self.loss_options = loss_options(args, self.temperature, self.num_rows, self.accelerator.device)
+        self.objective = build_objective(args, self.temperature, self.num_rows, self.accelerator.device)
         self.teacher_prompts = TeacherPrompts(self, view if uses_context else None)
         if args.max_teacher_prompt_length is not None and not args.sibling_context:
             self.teacher_prompts.check(train_dataset)
@@ -251,7 +254,7 @@ class OPDTrainer(GRPOTrainer):
 
     @timed("teacher")
     def teacher_scores(self, model, inputs) -> dict[str, Scores]:
-        """What each teacher says of a micro-batch; where another loss is wanted, wrap them here."""
+        """What each teacher says of a micro-batch."""
         return routing.score(self, self.teachers, model, inputs)
 
     @timed(STUDENT)
@@ -268,11 +271,12 @@ class OPDTrainer(GRPOTrainer):
                 student,
                 inputs,
                 scores,
-                options=self.loss_options,
+                objective=self.objective,
                 num_rows=self.num_rows,
                 num_loss_tokens=self._num_loss_tokens(inputs),
                 router_loss=self.aux_loss_enabled,
                 policy_temperature=self.temperature if self.policy_is_active else None,
+                distillation_loss=self.distillation_loss,
             )
         log_distillation(self, result.stats, inputs, scores)
         loss = distillation_coef(self.args, self.state) * result.loss

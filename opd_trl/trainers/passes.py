@@ -1,5 +1,6 @@
 """The two forwards of a step: the teacher's over its own prompt, the student's with the loss in the same pass."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -7,8 +8,11 @@ from torch import Tensor, nn
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..losses import chunk_size_for
+from ..losses.fused import distillation_loss
+from ..losses.head import Head
+from ..losses.next_token import NextToken, TeacherTopK
+from ..losses.objective import Objective, Tokens
 from ..models.forward import (
-    Head,
     completion_hidden_states,
     multimodal_inputs,
     read_head,
@@ -22,8 +26,10 @@ from ..teachers.scores import Scores
 from .opd_config import OPDConfig
 
 
-# Arguments of the loss with one value per token: batch entries `(B, T)` of the same names, where they are there.
-TOKEN_ENTRIES = ("completion_ids", "reference_logps", "sampling_logps")
+# Batch entries `(B, T)` with a value of each token, in the order of `Tokens`; where they are there.
+TOKEN_ENTRIES = ("completion_ids", "sampling_logps", "reference_logps")
+#: Student, teacher, tokens and objective -> loss and figures per token.
+DistillationLoss = Callable[[NextToken, NextToken | TeacherTopK, Tokens, Objective], tuple[Tensor, dict[str, Tensor]]]
 
 
 class StudentPass(NamedTuple):
@@ -36,25 +42,23 @@ class StudentPass(NamedTuple):
     entropies: Tensor | None
 
 
-def loss_options(
-    args: OPDConfig, sampling_temperature: float, vocab_size: int, device: torch.device
-) -> dict[str, Any]:
-    """Arguments of `chunked_support_loss` that stay the same for a whole run."""
+def build_objective(args: OPDConfig, sampling_temperature: float, vocab_size: int, device: torch.device) -> Objective:
+    """The options of the loss, which stay the same for a whole run."""
     budget = None if args.loss_memory_mib is None else args.loss_memory_mib * 2**20
-    return {
-        "top_k": args.loss_top_k,
-        "support": args.loss_support,
-        "divergence": args.divergence,
-        "beta": args.divergence_beta,
-        "tail": args.loss_tail,
-        "stop_gradient": args.stop_gradient,
-        "pointwise_clip": args.loss_pointwise_clip,
-        "baseline": args.loss_baseline,
-        "extrapolation": args.loss_extrapolation,
-        "importance_cap": args.loss_importance_cap,
-        "temperature": sampling_temperature if args.loss_temperature is None else args.loss_temperature,
-        "chunk_size": chunk_size_for(vocab_size, device, budget=budget),
-    }
+    return Objective(
+        top_k=args.loss_top_k,
+        support=args.loss_support,
+        divergence=args.divergence,
+        beta=args.divergence_beta,
+        tail=args.loss_tail,
+        stop_gradient=args.stop_gradient,
+        pointwise_clip=args.loss_pointwise_clip,
+        baseline=args.loss_baseline,
+        extrapolation=args.loss_extrapolation,
+        importance_cap=args.loss_importance_cap,
+        temperature=sampling_temperature if args.loss_temperature is None else args.loss_temperature,
+        chunk_size=chunk_size_for(vocab_size, device, budget=budget),
+    )
 
 
 def student_pass(
@@ -62,11 +66,12 @@ def student_pass(
     inputs: dict[str, Any],
     scores: dict[str, Scores],
     *,
-    options: dict[str, Any],
+    objective: Objective,
     num_rows: int,
     num_loss_tokens: Tensor,
     router_loss: bool,
     policy_temperature: float | None,
+    distillation_loss: DistillationLoss = distillation_loss,
 ) -> StudentPass:
     """The student's one forward: distillation loss, statistics, and GRPO's log-probs.
 
@@ -77,11 +82,12 @@ def student_pass(
         student: unwrapped.
         inputs: the micro-batch.
         scores: what each teacher says of it.
-        options: see `loss_options`.
+        objective: see `build_objective`.
         num_rows: rows of both heads that are compared.
         num_loss_tokens: what the sum over tokens is divided by.
         router_loss: also return the load-balancing loss of experts.
         policy_temperature: temperature of GRPO's log-probs; None where its loss is not active.
+        distillation_loss: another loss in place of the one that `objective` names.
     """
     completion_ids = inputs["completion_ids"]
     input_ids, attention_mask = join(
@@ -102,37 +108,46 @@ def student_pass(
         head, losses, stats = head.rows(num_rows), [], {}
         for name, teacher in scores.items():
             at = teacher.select(kept)
-            of_tokens = {name: teacher.select(inputs[name])[at] for name in TOKEN_ENTRIES if name in inputs}
-            loss, stats[name] = teacher.loss(
-                teacher.select(hidden_states)[at],
-                head,
-                at,
-                torch.ones_like(of_tokens["completion_ids"], dtype=torch.float32) / num_loss_tokens,
-                {
-                    **of_tokens,
-                    "student_lm_head_bias": head.bias,
-                    "student_logit_scale": head.logit_scale,
-                    "student_final_logit_softcapping": head.final_logit_softcapping,
-                    **options,
-                },
+            loss, stats[name] = distillation_loss(
+                NextToken(teacher.select(hidden_states)[at], head),
+                teacher.at(at, num_rows),
+                kept_tokens(inputs, teacher, at, num_loss_tokens),
+                objective,
             )
             losses.append(loss)
         per_token_logps = entropies = None
         if policy_temperature is not None:
-            per_token_logps, entropies = sampled_logps(hidden_states, head, inputs, policy_temperature, options)
+            per_token_logps, entropies = sampled_logps(
+                hidden_states, head, inputs, policy_temperature, objective.chunk_size
+            )
     return StudentPass(torch.stack(losses).sum(), stats, aux_loss, per_token_logps, entropies)
 
 
-def logps_pass(model: nn.Module, inputs: dict[str, Any], num_rows: int, options: dict[str, Any]) -> Tensor:
-    """Log-probabilities `(b, T)` of the completions; runs inside the engine's forward of `model`."""
+def kept_tokens(inputs: dict[str, Any], teacher: Scores, at: Tensor, num_loss_tokens: Tensor | float) -> Tokens:
+    """The N tokens of a batch that a teacher answers for and the loss is taken on.
+
+    Args:
+        inputs: the micro-batch.
+        teacher: its scores, which know its rows.
+        at: `(b, T)` bool: the kept positions of these rows.
+        num_loss_tokens: what the sum over tokens is divided by.
+    """
+    values = [teacher.select(inputs[name])[at] if name in inputs else None for name in TOKEN_ENTRIES]
+    return Tokens(torch.ones_like(values[0], dtype=torch.float32) / num_loss_tokens, *values)
+
+
+def logps_pass(model: nn.Module, inputs: dict[str, Any], num_rows: int, objective: Objective) -> Tensor:
+    """Log-probabilities `(b, T)` of the completions at the loss temperature, inside the engine's forward."""
     hidden_states, head = teacher_pass(model, inputs), read_head(model)
     with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias))):
-        logps, _ = sampled_logps(hidden_states, head.rows(num_rows), inputs, options["temperature"], options)
+        logps, _ = sampled_logps(
+            hidden_states, head.rows(num_rows), inputs, objective.temperature, objective.chunk_size
+        )
     return logps
 
 
 def sampled_logps(
-    hidden_states: Tensor, head: Head, inputs: dict[str, Any], temperature: float, options: dict[str, Any]
+    hidden_states: Tensor, head: Head, inputs: dict[str, Any], temperature: float, chunk_size: int | None
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the completion tokens and entropies, both `(b, T)`, zero behind their end."""
     scored = inputs["completion_mask"].bool()
@@ -141,7 +156,7 @@ def sampled_logps(
         head,
         inputs["completion_ids"][scored],
         temperature=temperature,
-        chunk_size=options["chunk_size"],
+        chunk_size=chunk_size,
     )
     return scatter(log_probs, scored), scatter(entropy, scored)
 

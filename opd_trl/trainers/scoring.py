@@ -59,5 +59,5 @@ def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
         plain = trainer.accelerator.unwrap_model(module)
         for rows in torch.arange(len(batch["completion_ids"])).split(trainer.args.per_device_train_batch_size):
             inputs = {name: batch[name][rows] for name in names}
-            parts.append(trainer.run_inside(module, logps_pass, plain, inputs, trainer.num_rows, trainer.loss_options))
+            parts.append(trainer.run_inside(module, logps_pass, plain, inputs, trainer.num_rows, trainer.objective))
     return torch.cat(parts)

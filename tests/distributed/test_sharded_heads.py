@@ -43,6 +43,7 @@ def one_pass(student, teacher, inputs, num_tokens) -> torch.Tensor:
     """Both forwards of a trainer's step, each through the engine's wrapper, and the gradient."""
     from trl.models.utils import _ForwardRedirection
 
+    from opd_trl.losses.objective import Objective
     from opd_trl.models.forward import read_head
     from opd_trl.teachers.scores import HiddenStates
     from opd_trl.trainers.passes import student_pass, teacher_pass
@@ -56,7 +57,7 @@ def one_pass(student, teacher, inputs, num_tokens) -> torch.Tensor:
         student,
         inputs,
         {"": HiddenStates(None, hidden_states, read_head(teacher))},
-        options={"top_k": 5, "tail": "drop", "chunk_size": 3},
+        objective=Objective(top_k=5, tail="drop", chunk_size=3),
         num_rows=103,
         num_loss_tokens=torch.tensor(float(num_tokens)),
         router_loss=False,

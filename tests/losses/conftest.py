@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from opd_trl.losses import blockwise
+from opd_trl.losses import fused
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -19,5 +19,5 @@ def one_thread():
 def blocks_of_two_tokens():
     """Without it a block would hold thousands of the tests' small rows, and no test would cross its border."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blockwise, "block_size_for", lambda vocab_size, device: 2)
+        patch.setattr(fused, "block_size_for", lambda vocab_size, device: 2)
         yield

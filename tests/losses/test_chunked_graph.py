@@ -8,11 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from opd_trl.losses import chunked_support_log_probs, chunked_support_loss
+from opd_trl.losses.divergences import DIVERGENCES
 
 
 SUPPORTS = ("student", "teacher", "intersection", "union", "full", "sampled")
 TAILS = ("drop", "bucket", "renormalize")
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "mixed")
 every_support = pytest.mark.parametrize("support", SUPPORTS)
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from opd_trl.losses import chunked_support_loss
-from opd_trl.losses.comparison import NextToken, compare_gradients, exact_logit_gradient, run_objective
-from opd_trl.losses.head import LogitTransform
+from opd_trl.losses.comparison import compare_gradients, exact_logit_gradient, run_objective
+from opd_trl.losses.divergences import DIVERGENCES
+from opd_trl.losses.head import Head
+from opd_trl.losses.next_token import NextToken
 from opd_trl.losses.objective import Objective, Tokens
 
 
@@ -25,33 +27,32 @@ def objective(**options) -> Objective:
     return Objective(**defaults | options)
 
 
-def sides(*, alike: bool = False, **transform) -> tuple[NextToken, NextToken, Tokens]:
+def sides(*, alike: bool = False, **conventions) -> tuple[NextToken, NextToken, Tokens]:
     torch.manual_seed(0)
-    student = NextToken(torch.randn(N, H), torch.randn(V, H), torch.randn(V), LogitTransform(**transform))
-    at_temperature = LogitTransform(transform.get("temperature", 1.0))
-    teacher = NextToken(torch.randn(N, H + 1), torch.randn(V, H + 1), None, at_temperature)
+    student = NextToken(torch.randn(N, H), Head(torch.randn(V, H), torch.randn(V), **conventions))
+    teacher = NextToken(torch.randn(N, H + 1), Head(torch.randn(V, H + 1)))
     return student, student if alike else teacher, Tokens(torch.ones(N), torch.randint(V, (N,)))
 
 
-def dense(side: NextToken):
-    return side.logits(slice(None)).log_softmax(-1)
+def dense(side: NextToken, temperature: float = 1.0):
+    return side.logits(slice(None), temperature).log_softmax(-1)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
 def test_the_exact_gradient_of_the_reverse_kl_is_its_closed_form(chunk_size):
-    student, teacher, tokens = sides(temperature=1.3)
-    p, r = dense(student).exp(), dense(student) - dense(teacher)
+    student, teacher, tokens = sides()
+    p, r = dense(student, 1.3).exp(), dense(student, 1.3) - dense(teacher, 1.3)
     value = (p * r).sum(-1)
     expected = p * (r - value[:, None])
-    exact, _ = compare_gradients(student, teacher, tokens, {}, chunk_size=chunk_size)
+    exact, _ = compare_gradients(student, teacher, tokens, {}, temperature=1.3, chunk_size=chunk_size)
     torch.testing.assert_close(exact.loss, value)
     torch.testing.assert_close(exact.squared_norm, expected.square().sum(-1))
     torch.testing.assert_close(exact.dot, exact.squared_norm)
-    torch.testing.assert_close(exact.hidden, expected / 1.3 @ student.weight)
+    torch.testing.assert_close(exact.hidden, expected / 1.3 @ student.head.weight)
 
 
-@pytest.mark.parametrize("divergence", ["forward_kl", "jsd", "mixed"])
-def test_the_exact_gradient_of_other_divergences_is_that_of_the_full_support(divergence):
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_exact_gradient_of_every_divergence_is_that_of_the_full_support(divergence):
     student, teacher, tokens = sides()
     full = objective(support="full", divergence=divergence, beta=0.3, tail="drop")
     exact, found = compare_gradients(student, teacher, tokens, {"full": full}, divergence=divergence, beta=0.3)
@@ -83,18 +84,19 @@ def test_the_term_that_plain_topk_keeps_is_the_one_of_the_table_of_gradients():
     ],
 )
 def test_gradients_in_hidden_states_are_those_of_the_loss_that_trains(options):
-    student, teacher, tokens = sides(temperature=0.7, final_logit_softcapping=4.0, logit_scale=1.5)
+    student, teacher, tokens = sides(final_logit_softcapping=4.0, logit_scale=1.5)
     options = {"top_k": K} | options
-    _, found = compare_gradients(student, teacher, tokens, {"own": objective(**options)}, chunk_size=2)
+    own = {"own": objective(**options)}
+    _, found = compare_gradients(student, teacher, tokens, own, temperature=0.7, chunk_size=2)
     hidden = student.hidden_states.clone().requires_grad_()
     loss, stats = chunked_support_loss(
         hidden,
-        student.weight,
+        student.head.weight,
         teacher.hidden_states,
-        teacher.weight,
+        teacher.head.weight,
         tokens.weights,
         completion_ids=tokens.ids,
-        student_lm_head_bias=student.bias,
+        student_lm_head_bias=student.head.bias,
         student_final_logit_softcapping=4.0,
         student_logit_scale=1.5,
         temperature=0.7,

@@ -18,7 +18,9 @@ from opd_trl.losses import (
     chunked_support_loss,
     masked_mean,
 )
-from opd_trl.losses.comparison import NextToken, compare_gradients
+from opd_trl.losses.comparison import compare_gradients
+from opd_trl.losses.head import Head
+from opd_trl.losses.next_token import NextToken
 from opd_trl.losses.objective import Objective, Tokens
 from opd_trl.losses.spread import context_spread
 from tests.losses.forms import FORMS
@@ -97,7 +99,7 @@ def test_a_mean_over_the_kept_tokens_stays_on_its_device_whatever_counts_them(ma
 
 def test_what_the_checks_compute_stays_on_its_device(make):
     _, tokens = student_and_rest(make, torch.float32)
-    student, *teachers = (NextToken(make(N, HIDDEN), make(VOCAB, HIDDEN), make(VOCAB)) for _ in range(4))
+    student, *teachers = (NextToken(make(N, HIDDEN), Head(make(VOCAB, HIDDEN), make(VOCAB))) for _ in range(4))
     objectives = {
         support: Objective(TOP_K, support, "reverse_kl", 0.5, "drop", stop_gradient=True, pointwise_clip=None)
         for support, *_ in FORMS

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opd_trl.losses import chunked_loss_from_log_probs, chunked_support_loss
-from opd_trl.losses.objective import FromTopK
+from opd_trl.losses.next_token import FromTopK
 from tests.losses.test_chunked import DIVERGENCES, TAILS, inputs, logits_of
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_trl.losses.comparison import NextToken
-from opd_trl.losses.head import LogitTransform
+from opd_trl.losses.head import Head
+from opd_trl.losses.next_token import NextToken
 from opd_trl.losses.spread import context_spread, jackknife, pseudo_values
 
 
@@ -18,19 +18,18 @@ V, N, H, CONTEXTS = 13, 7, 5, 4
 def of_probs(*rows, copies=1):
     """Distributions that are known, through a head that does nothing."""
     probs = torch.tensor(rows, dtype=torch.float32).repeat(copies, 1)
-    return NextToken(probs.log(), torch.eye(probs.size(1)))
+    return NextToken(probs.log(), Head(torch.eye(probs.size(1))))
 
 
-def random_sides(seed=0, contexts=CONTEXTS, scale=1.0, **transform):
+def random_sides(seed=0, contexts=CONTEXTS, scale=1.0, **conventions):
     torch.manual_seed(seed)
-    student = NextToken(torch.randn(N, H), scale * torch.randn(V, H), torch.randn(V), LogitTransform(**transform))
-    weight = scale * torch.randn(V, H + 1)
-    at = LogitTransform(transform.get("temperature", 1.0))
-    return student, [NextToken(torch.randn(N, H + 1), weight, None, at) for _ in range(contexts)]
+    student = NextToken(torch.randn(N, H), Head(scale * torch.randn(V, H), torch.randn(V), **conventions))
+    head = Head(scale * torch.randn(V, H + 1))
+    return student, [NextToken(torch.randn(N, H + 1), head) for _ in range(contexts)]
 
 
-def dense(side):
-    return side.logits(slice(None)).double().log_softmax(-1)
+def dense(side, temperature=1.0):
+    return side.logits(slice(None), temperature).double().log_softmax(-1)
 
 
 # p = (.8, .2), contexts q_1 = (.9, .1) and q_2 = (.5, .5).
@@ -65,11 +64,13 @@ def test_two_contexts_and_two_tokens_worked_by_hand(options, stays, learned):
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 100])
-@pytest.mark.parametrize("transform", [{}, {"temperature": 1.3, "logit_scale": 1.5, "final_logit_softcapping": 4.0}])
-def test_what_can_be_learned_is_the_divergence_to_the_optimum(chunk_size, transform):
-    student, teachers = random_sides(**transform)
-    log_p, log_q = dense(student), torch.stack([dense(teacher) for teacher in teachers])
-    reverse = context_spread(student, teachers, chunk_size=chunk_size)
+@pytest.mark.parametrize(
+    ("temperature", "conventions"), [(1.0, {}), (1.3, {"logit_scale": 1.5, "final_logit_softcapping": 4.0})]
+)
+def test_what_can_be_learned_is_the_divergence_to_the_optimum(chunk_size, temperature, conventions):
+    student, teachers = random_sides(**conventions)
+    log_p, log_q = dense(student, temperature), torch.stack([dense(teacher, temperature) for teacher in teachers])
+    reverse = context_spread(student, teachers, temperature=temperature, chunk_size=chunk_size)
     geometric = log_q.mean(0).log_softmax(-1)
     each = (log_p.exp() * (log_p - log_q)).sum(-1)
     torch.testing.assert_close(reverse.per_context.double(), each.T, rtol=0, atol=2e-6)
@@ -77,7 +78,8 @@ def test_what_can_be_learned_is_the_divergence_to_the_optimum(chunk_size, transf
     torch.testing.assert_close(reverse.learnable.double(), learnable, rtol=0, atol=2e-6)
     torch.testing.assert_close(reverse.irreducible.double(), each.mean(0) - learnable, rtol=0, atol=1e-6)
 
-    forward = context_spread(student, teachers, divergence="forward_kl", chunk_size=chunk_size)
+    options = {"temperature": temperature, "chunk_size": chunk_size}
+    forward = context_spread(student, teachers, divergence="forward_kl", **options)
     arithmetic = log_q.exp().mean(0)
     learnable = (arithmetic * (arithmetic.log() - log_p)).sum(-1)
     stays = (log_q.exp() * (log_q - arithmetic.log())).sum(-1).mean(0)
@@ -118,7 +120,7 @@ def test_no_student_falls_below_it_and_the_geometric_mean_reaches_it(seed, conte
         assert (spread.learnable >= -tolerance).all()
         log_q = torch.stack([dense(teacher) for teacher in teachers])
         best = log_q.mean(0) if divergence == "reverse_kl" else log_q.exp().mean(0).log()
-        optimum = NextToken(best.float(), torch.eye(V))
+        optimum = NextToken(best.float(), Head(torch.eye(V)))
         at_best = context_spread(optimum, teachers[::-1], divergence=divergence)
         torch.testing.assert_close(at_best.total, spread.irreducible, rtol=1e-4, atol=tolerance)
         torch.testing.assert_close(at_best.irreducible, spread.irreducible, rtol=1e-4, atol=tolerance)
@@ -126,7 +128,7 @@ def test_no_student_falls_below_it_and_the_geometric_mean_reaches_it(seed, conte
 
 def test_tokens_that_a_teacher_cannot_give_are_no_trouble():
     def with_zeros(*probs):  # in the bias, since 0 times an infinite weight is no number
-        return NextToken(torch.zeros(1, 1), torch.zeros(3, 1), torch.tensor(probs).log())
+        return NextToken(torch.zeros(1, 1), Head(torch.zeros(3, 1), torch.tensor(probs).log()))
 
     spread = context_spread(with_zeros(1.0, 0.0, 0.0), [with_zeros(0.5, 0.5, 0.0), with_zeros(0.5, 0.0, 0.5)])
     assert spread.irreducible.item() == pytest.approx(math.log(2))
@@ -144,7 +146,7 @@ def test_the_jackknife_leads_to_the_limit_of_many_contexts(divergence, contexts)
     draws = 4000
     coins = torch.rand(contexts, draws, generator=torch.Generator().manual_seed(0)) < 0.5
     sides = torch.tensor([[0.8, 0.2], [0.4, 0.6]]).log()
-    teachers = [NextToken(sides[coin.long()], torch.eye(2)) for coin in coins]
+    teachers = [NextToken(sides[coin.long()], Head(torch.eye(2))) for coin in coins]
     student = of_probs([0.5, 0.5], copies=draws)
     spread = context_spread(student, teachers, divergence=divergence)
     limit = context_spread(of_probs([0.5, 0.5]), [of_probs([0.8, 0.2]), of_probs([0.4, 0.6])], divergence=divergence)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd_trl.losses.head import SHORTEST_LONG_ROW, top_ids
+from opd_trl.losses.support import SHORTEST_LONG_ROW, top_ids
 
 
 @settings(max_examples=40, deadline=None)

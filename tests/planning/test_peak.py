@@ -11,7 +11,7 @@ from opd_trl.planning.model_size import measure
 from opd_trl.planning.sizing import estimate
 from opd_trl.planning.workload import Teacher, Workload, engines
 from opd_trl.teachers.scores import HiddenStates
-from opd_trl.trainers.passes import loss_options, student_pass, teacher_pass
+from opd_trl.trainers.passes import build_objective, student_pass, teacher_pass
 from tests.memory import PeakBytes
 
 
@@ -36,7 +36,7 @@ def measured(student, teacher, work: Workload) -> dict[str, int]:
     recipe = {"loss_top_k": 20, "loss_support": "student", "divergence": "reverse_kl", "divergence_beta": 0.5}
     recipe |= {"loss_tail": "renormalize", "stop_gradient": True, "loss_temperature": None}
     args = OPDConfig(output_dir="out", use_cpu=True, loss_memory_mib=work.loss_memory_mib, **recipe)
-    options = loss_options(args, 1.0, VOCABULARY, torch.device("cpu"))
+    objective = build_objective(args, 1.0, VOCABULARY, torch.device("cpu"))
     weights = [x for model in (student, teacher) for x in (*model.parameters(), *model.buffers())]
     for parameter in student.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -51,7 +51,7 @@ def measured(student, teacher, work: Workload) -> dict[str, int]:
             tokens = {"num_rows": VOCABULARY, "num_loss_tokens": torch.tensor(float(kept.sum()))}
             off = {"router_loss": False, "policy_temperature": None}
             scores = {"": HiddenStates(None, hidden_states, read_head(teacher))}
-            loss = student_pass(student, inputs, scores, options=options, **tokens, **off).loss
+            loss = student_pass(student, inputs, scores, objective=objective, **tokens, **off).loss
         loss.backward()
     return {"teacher": scoring.peak, "student": training.peak}
 

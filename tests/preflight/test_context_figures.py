@@ -6,7 +6,8 @@ import math
 import pytest
 import torch
 
-from opd_trl.losses.comparison import NextToken
+from opd_trl.losses.head import Head
+from opd_trl.losses.next_token import NextToken
 from opd_trl.losses.spread import context_spread
 from opd_trl.preflight.clustered import Estimate, mean_of, ratio
 from opd_trl.preflight.context_figures import ContextTokens, context_figures, findings_of, judge, judge_rows
@@ -28,7 +29,7 @@ def planted(*, shared=0.0, own=0.0, prompts=24, contexts=4, seed=0, divergence="
     logits = torch.randn(prompts, TOKENS, V)
 
     def head_of(values):
-        return NextToken(values.reshape(-1, V), torch.eye(V))
+        return NextToken(values.reshape(-1, V), Head(torch.eye(V)))
 
     student = head_of(logits)
     teachers = [head_of(logits + rule + effects[columns[:, c]][:, None]) for c in range(contexts)]

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from opd_trl.losses.comparison import NextToken
+from opd_trl.losses.head import Head
+from opd_trl.losses.next_token import NextToken
 from opd_trl.losses.objective import Objective, Tokens
 from opd_trl.preflight.loss_check import LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
 
@@ -23,8 +24,8 @@ def run(*, alike: bool = False, top_ks=(1, 5), sharp: float = 1.0, **options):
         "pointwise_clip": None,
     }
     check = LossCheck(forms_of(Objective(**defaults | options), top_ks=top_ks, vocab_size=50))
-    student = NextToken(torch.randn(40, 16) * sharp, torch.randn(50, 16))
-    teacher = student if alike else NextToken(torch.randn(40, 16) * sharp, torch.randn(50, 16))
+    student = NextToken(torch.randn(40, 16) * sharp, Head(torch.randn(50, 16)))
+    teacher = student if alike else NextToken(torch.randn(40, 16) * sharp, Head(torch.randn(50, 16)))
     tokens = Tokens(torch.ones(40), torch.randint(50, (40,)), None, torch.randn(40) - 3)
     for rows in (slice(0, 15), slice(15, 40)):
         at = torch.arange(40)[rows]
@@ -128,7 +129,7 @@ def test_the_cosine_of_a_zero_gradient_is_none():
 def test_a_dropped_tail_lifts_what_the_exact_gradient_lowers_and_a_renormalised_one_does_not():
     """A student with 8 % outside its Top-5, which its teacher gives nothing."""
     torch.manual_seed(0)
-    head = torch.eye(50)
+    head = Head(torch.eye(50))
     inside, spread = torch.randn(40, 5), torch.randn(40, 45) * 0.1
     student = torch.cat([inside + 4.5, spread], -1)
     teacher = torch.cat([inside + torch.randn(40, 5) + 4.5, spread - 8], -1)

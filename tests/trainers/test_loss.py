@@ -1,5 +1,7 @@
 """The loss of a trainer against the models' own logits, however the batch is split."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -175,9 +177,9 @@ def test_a_batch_without_any_kept_token_gives_a_zero_that_keeps_its_graph(tmp_pa
 
 def test_the_memory_budget_sets_how_many_tokens_reach_the_head_at_once(tmp_path, student_path, teacher_path):
     trainer = opd_trainer(tmp_path, student_path, teacher_path, loss_memory_mib=1)
-    assert trainer.loss_options["chunk_size"] == 2**20 // (2 * 4 * trainer.num_rows)
-    trainer.loss_options["chunk_size"] = 3
+    assert trainer.objective.chunk_size == 2**20 // (2 * 4 * trainer.num_rows)
+    trainer.objective = replace(trainer.objective, chunk_size=3)
     batch = fixed_batch(trainer)
     in_chunks = trainer._compute_loss(trainer.model, batch)
-    trainer.loss_options["chunk_size"] = 1000
+    trainer.objective = replace(trainer.objective, chunk_size=1000)
     torch.testing.assert_close(in_chunks, trainer._compute_loss(trainer.model, batch))
