@@ -23,6 +23,8 @@ PEAKS = {"full": ((DEFAULT, True), (FULL, True), (SELF, True), (DEFAULT, False))
 LIMITED = {"full": (DEFAULT, SELF), "small": (DEFAULT,)}
 # Of a smaller card, in GiB; on a CPU, where nothing runs out, in MiB of growth.
 SMALL_CARD = {"full": 24, "small": 1}
+# What a micro-batch may be called to count as the largest by plan.
+BY_PLAN = {"plan_fits": ("fits",), "plan_tight": ("fits", "tight")}
 CASE_SECONDS = 30
 FINE = 8  # the largest micro-batch is known to one part in so many
 
@@ -101,11 +103,10 @@ def compare(children, results, case: str, one: Run, deadline) -> list[str]:
 
 def search(children, results, case: str, one: Run, most: int, deadline) -> list[str]:
     """One line for each size that is tried, until the largest that fits is known."""
-    trials = {
-        line["prompts"]: "failed" not in line for line in results.lines() if line["case"].startswith(f"{case}: ")
-    }
+    known = [line for line in results.lines() if line.get("search") == case]
+    trials = {line["prompts"]: "failed" not in line for line in known}
+    planned = {name: known[0][name] for name in BY_PLAN} if known else {}
     try:
-        planned: dict[str, int] = {}
         while deadline.leaves(CASE_SECONDS):
             if not planned:
                 (planned,) = children.run(largest_by_plan, one, most, name="plan", seconds=180)
@@ -153,7 +154,7 @@ def plan_of(send: Send, one: Run, sizes: list[int]) -> None:
 def largest_by_plan(send: Send, one: Run, most: int) -> None:
     """In a child: the largest micro-batch that plan calls `fits`, and the largest that it calls `tight`."""
     found = {}
-    for name, verdicts in (("plan_fits", ("fits",)), ("plan_tight", ("fits", "tight"))):
+    for name, verdicts in BY_PLAN.items():
         fitting, failing = 0, most + 1
         while failing - fitting > 1:
             size = (fitting + failing) // 2

@@ -1,7 +1,6 @@
 """The loss step against TRL's kernel, dense autograd and Liger, and what it costs against K, N, V and the chunk.
 
     make bench        # N=1024, V=49152, H=576, float32: the head of SmolLM2-135M on two CPU cores
-    make bench-gpu    # N=8192, V=151936, H=4096, bfloat16
     python benchmarks/loss.py --tokens 4096 --rounds 5 --no-sweeps --json runs/bench/loss.json
 
 Every case computes the loss and the gradients of hidden states and head (`frozen head`: of hidden states alone), and
