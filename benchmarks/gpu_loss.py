@@ -68,6 +68,8 @@ class Group:
 
 def measure(send: Send, size: str, device: str, done: set[str], deadline: Deadline) -> None:
     """In a child: measure the open cases of all groups, in their order, until the time is over."""
+    if not importlib.util.find_spec("liger_kernel"):
+        print("liger-kernel is not installed: its cases are left out (pip install --no-deps liger-kernel).")
     if "ceilings" not in done:
         send(("ceilings", ceilings(size, device)))
     for group in groups(size, device):
@@ -112,8 +114,6 @@ def groups(size: str, device: str) -> list[Group]:
         if device == "cuda":
             fused["Liger fused JSD, compiled"] = Case(partial(liger, compiled=True), seconds=90)
         found.append(Group("liger", tokens, {TRL: others[TRL], **fused}))
-    else:
-        print("liger-kernel is not installed: its cases are left out (pip install --no-deps liger-kernel).")
     return found
 
 
@@ -204,9 +204,11 @@ def free(inputs: dict[str, torch.Tensor], device: str) -> None:
 
 def run(children, results, *, size: str, device: str, deadline: Deadline) -> list[str]:
     """The stage: measure what has no line yet; return what failed, other than by running out of memory."""
-    failed = []
-    arguments = (size, device, results.done(), deadline)
-    for case, content in children.run(measure, *arguments, name="loss", seconds=deadline.limit):
+    failed, done = [], results.done()
+    everything = {"ceilings"} | {f"{group.name}: {name}" for group in groups(size, device) for name in group.cases}
+    if everything <= done:
+        return []
+    for case, content in children.run(measure, size, device, done, deadline, name="loss", seconds=deadline.limit):
         if content.get("failed", OUT_OF_MEMORY) != OUT_OF_MEMORY:
             failed.append(f"{case}: {content['failed']}")
             continue
