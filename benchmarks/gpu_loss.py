@@ -68,8 +68,6 @@ class Group:
 
 def measure(send: Send, size: str, device: str, done: set[str], deadline: Deadline) -> None:
     """In a child: measure the open cases of all groups, in their order, until the time is over."""
-    if not importlib.util.find_spec("liger_kernel"):
-        print("liger-kernel is not installed: its cases are left out (pip install --no-deps liger-kernel).")
     if "ceilings" not in done:
         send(("ceilings", ceilings(size, device)))
     for group in groups(size, device):
@@ -204,6 +202,8 @@ def free(inputs: dict[str, torch.Tensor], device: str) -> None:
 
 def run(children, results, *, size: str, device: str, deadline: Deadline) -> list[str]:
     """The stage: measure what has no line yet; return what failed, other than by running out of memory."""
+    if not importlib.util.find_spec("liger_kernel"):
+        print("liger-kernel is not installed: its cases are left out (pip install --no-deps liger-kernel).")
     failed, done = [], results.done()
     everything = {"ceilings"} | {f"{group.name}: {name}" for group in groups(size, device) for name in group.cases}
     if everything <= done:

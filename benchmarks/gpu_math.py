@@ -54,8 +54,9 @@ def measure(case: str, size: str, device: str, home: Path, model: Path, deadline
     start = time.perf_counter()
     if case == "mathematics training":
         opd_trl(train_arguments(size, device, home, model), deadline)
-        state = json.loads((home / "adapter" / "run_log" / "metrics.jsonl").read_text().splitlines()[-1])
-        found = {"steps": SIZES[size]["steps"], "last": state}
+        log = (home / "adapter" / "run_log" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        steps = [entry for entry in map(json.loads, log) if "loss" in entry]
+        found = {"steps": len(steps), "first": steps[0], "last": steps[-1]}
     else:
         after = case == "mathematics after"
         output = home / ("after" if after else "before")
