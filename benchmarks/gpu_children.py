@@ -28,7 +28,7 @@ LIBRARIES = (
     "trl.trainer.sft_trainer",
     "trl.experimental.sdft",
     "opd_trl.trainers.opsd",
-    "opd_trl.cli.planning.command",
+    "opd_trl.planning.inputs",
     "opd_trl.scripts.opd",
 )
 ENVIRONMENT = {

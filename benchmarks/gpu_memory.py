@@ -168,8 +168,8 @@ def largest_by_plan(send: Send, one: Run, most: int) -> None:
 
 def planned(one: Run, prompts: int) -> dict[str, Any]:
     """What the command says: MiB at the peak, its moment, the verdict."""
-    from opd_trl.cli.planning.command import plan
-    from opd_trl.cli.planning.sizing import CUDA_CONTEXT
+    from opd_trl.planning.inputs import plan
+    from opd_trl.planning.sizing import CUDA_CONTEXT
 
     figures, _ = plan(plan_arguments(one, prompts))
     context = CUDA_CONTEXT if one.task.setup.device == "cuda" else 0

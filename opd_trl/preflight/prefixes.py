@@ -5,7 +5,6 @@ from typing import Any
 
 from rich.table import Table
 
-from ..trainers.opsd_trainer import OPSDTrainer
 from .findings import NOTHING_TO_LEARN, OURS, PAPER, Finding
 from .state import Preflight
 
@@ -27,7 +26,7 @@ def run(preflight: Preflight) -> list[Finding]:
     preflight.details["tokens"] = {"count": len(figures.reverse_kl), "mean": means, "by_quarter": quarters}
     trainer = preflight.trainer
     return [
-        judge_divergence(means["reverse_kl"], own_teacher=isinstance(trainer, OPSDTrainer)),
+        judge_divergence(means["reverse_kl"], own_teacher=trainer.args.teaches_itself),
         judge_overlap(means["overlap"], trainer.args.loss_top_k),
         judge_drift(quarters["overlap"]),
     ]

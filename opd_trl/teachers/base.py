@@ -27,7 +27,7 @@ class Host(Protocol):
     is_fsdp_enabled: bool
 
     def run_inside(self, wrapped: nn.Module, function, *args: Any, **kwargs: Any) -> Any:
-        """Call `function` inside the engine's forward of a wrapped model, so that sharded weights are there."""
+        """Call `function(plain model, ...)` inside the engine's forward, so that sharded weights are there."""
 
 
 class Teacher:
@@ -127,8 +127,7 @@ class Teacher:
 
     def _forward(self, host: Host, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Head]:
         """Hidden states `(b, T, H)` of the completions, inside the engine's forward, and the head that reads them."""
-        plain = host.accelerator.unwrap_model(module)
-        return host.run_inside(module, teacher_pass, plain, batch), read_head(plain)
+        return host.run_inside(module, teacher_pass, batch), read_head(host.accelerator.unwrap_model(module))
 
     def _refuse_scoring_ahead(self, host: Host, why: str) -> None:
         fields = "teacher_offload" if host.args.teacher_offload else "teacher_batch_size"

@@ -12,7 +12,6 @@ from ..losses.fused import distillation_loss
 from ..models.loading import copy_student
 from ..models.sequences import left_pad
 from ..teachers import Teacher, routing
-from ..teachers.routing import TEACHER_COLUMN, is_routed
 from ..teachers.scores import Scores
 from .config_checks import TOP_K_SUPPORTS
 from .figures import log_distillation
@@ -173,8 +172,9 @@ class OPDTrainer(GRPOTrainer):
         return self._compute_loss(self.model, batch)
 
     def run_inside(self, wrapped, function, *args, **kwargs):
-        """Run `function` inside the engine's forward of a model, so that its hooks see every use of a parameter."""
-        return self._forward_redirection(wrapped, self.accelerator.unwrap_model(wrapped), function, *args, **kwargs)
+        """Call `function(plain model, ...)` inside the engine's forward, whose hooks then see every use of a weight."""
+        plain = self.accelerator.unwrap_model(wrapped)
+        return self._forward_redirection(wrapped, plain, function, plain, *args, **kwargs)
 
     # The batch
 
@@ -190,7 +190,7 @@ class OPDTrainer(GRPOTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        columns = (self.args.privileged_context_column, TEACHER_COLUMN)
+        columns = (self.args.privileged_context_column, routing.TEACHER_COLUMN)
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -217,7 +217,7 @@ class OPDTrainer(GRPOTrainer):
                 pad_token_id=self.tokenizer.pad_token_id,
                 device=self.accelerator.device,
             )
-        if is_routed(self.teachers):
+        if routing.is_routed(self.teachers):
             output["teacher_index"] = routing.teacher_index(inputs, list(self.teachers), self.accelerator.device)
         return output | token_logps(self, output) | self.score_ahead(output)
 
@@ -263,12 +263,10 @@ class OPDTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         scores = self.teacher_scores(model, inputs)
-        student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             result = self.run_inside(
                 model,
                 student_pass,
-                student,
                 inputs,
                 scores,
                 objective=self.objective,
@@ -290,7 +288,7 @@ class OPDTrainer(GRPOTrainer):
         return loss
 
     def _num_micro_batches(self) -> int:
-        """Micro-batches whose gradients add up to one step."""
+        """How many micro-batches add up to one step."""
         return self.current_gradient_accumulation_steps if self.model.training else 1
 
     def _num_loss_tokens(self, inputs) -> Tensor:

@@ -56,8 +56,7 @@ def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
     parts = []
     with model.scoring(trainer.model_wrapped) as module, trainer.accelerator.autocast():
-        plain = trainer.accelerator.unwrap_model(module)
         for rows in torch.arange(len(batch["completion_ids"])).split(trainer.args.per_device_train_batch_size):
             inputs = {name: batch[name][rows] for name in names}
-            parts.append(trainer.run_inside(module, logps_pass, plain, inputs, trainer.num_rows, trainer.objective))
+            parts.append(trainer.run_inside(module, logps_pass, inputs, trainer.num_rows, trainer.objective))
     return torch.cat(parts)
