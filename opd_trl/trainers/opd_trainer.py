@@ -111,8 +111,7 @@ class OPDTrainer(GRPOTrainer):
         check_rewards(args, has_rewards=self.has_rewards)
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self.policy_is_active = self.has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
-        if not self.policy_is_active:  # it corrects the policy loss alone
-            self.vllm_importance_sampling_correction = False
+        self.vllm_importance_sampling_correction &= self.policy_is_active  # it corrects the policy loss alone
         self._forward_redirection = _ForwardRedirection()
         self.may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teachers = self._build_teachers(teachers, initial_copy)
@@ -122,8 +121,6 @@ class OPDTrainer(GRPOTrainer):
         self.teacher_prompts = TeacherPrompts(self, view if uses_context else None)
         if args.max_teacher_prompt_length is not None and not args.sibling_context:
             self.teacher_prompts.check(train_dataset)
-
-    # Building the teachers
 
     def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
         """Name -> what builds the teacher, all checked; a single one has the empty name."""
@@ -172,7 +169,7 @@ class OPDTrainer(GRPOTrainer):
         return self._compute_loss(self.model, batch)
 
     def run_inside(self, wrapped, function, *args, **kwargs):
-        """Call `function(plain model, ...)` inside the engine's forward, whose hooks then see every use of a weight."""
+        """Call `function(plain model, ...)` inside the engine's forward, which makes sharded weights whole."""
         plain = self.accelerator.unwrap_model(wrapped)
         return self._forward_redirection(wrapped, plain, function, plain, *args, **kwargs)
 
