@@ -27,6 +27,7 @@ from typing import Any
 
 from internalise_lines import (
     FURTHER,
+    HELD_OUT,
     OBJECTIVES,
     REFERENCES,
     RULES,
@@ -40,6 +41,7 @@ from internalise_lines import (
     read_lines,
     token_budget,
 )
+from measure import commit
 
 
 FOLDER = Path(__file__).parent / "results"
@@ -66,13 +68,6 @@ def run_in_fresh_process(cell: Cell, args: argparse.Namespace, budget: int | Non
     if result.returncode:
         raise RuntimeError(f"cell {cell} ended with status {result.returncode}; its log: {folder / 'log.txt'}")
     return json.loads((folder / "line.json").read_text())
-
-
-def commit() -> str:
-    """The commit of this checkout, with a mark where tracked files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    result = subprocess.run(command, capture_output=True, text=True)
-    return result.stdout.strip() or "no git checkout"
 
 
 def chosen_cells(args: argparse.Namespace) -> list[Cell]:
@@ -168,6 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--plot", type=Path, metavar="FILE", help="draw the finished cells into this file and stop")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
     add("--budget", type=int, default=None, help=argparse.SUPPRESS)
+    parser.set_defaults(device="cpu", settings={}, held_out=HELD_OUT)  # gpu.py has others
     return parser
 
 

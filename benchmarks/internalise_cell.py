@@ -32,7 +32,6 @@ OBJECTIVES = {
 }
 # The demo recipe's adapter.
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.05}
-HELD_OUT = 48  # questions
 MAX_NEW_TOKENS = 32
 
 
@@ -40,14 +39,15 @@ def run_cell(args, budget: int | None = None) -> dict[str, Any]:
     """Train and judge one cell, or judge an untrained one (`before`, `teacher`); return its line.
 
     Args:
-        args: model, rule, objective, seed, and `output`, a folder of the cell's own for adapter, answers and curves.
+        args: model, rule, objective, seed, `output`, a folder of the cell's own for adapter, answers and curves, and
+            `device`, `settings`, which change `SETTINGS`, and `held_out`, questions of each kind.
         budget: completion tokens for `sft`.
     """
     start, rule = time.perf_counter(), RULES[args.rule]
     args.output.mkdir(parents=True, exist_ok=True)
     line: dict[str, Any] = {"rule": args.rule, "objective": args.objective, "seed": args.seed}
     if args.objective in ("before", "teacher"):
-        model, tokenizer = load(args.model)
+        model, tokenizer = load(args.model, args.device)
         context = json.loads(rule.context.read_text()) if args.objective == "teacher" else []
     else:
         trainer, tokens = train_sft(args, rule, budget) if args.objective == "sft" else train_on_policy(args, rule)
@@ -55,7 +55,8 @@ def run_cell(args, budget: int | None = None) -> dict[str, Any]:
         line |= {"train_seconds": round(time.perf_counter() - start, 1)}
         write_jsonl(args.output / "history.jsonl", trainer.state.log_history)
         model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
-        line |= {"settings": {**SETTINGS, **SAMPLING, "max_completion_length": MAX_COMPLETION_LENGTH, **LORA}}
+        settings = {**SETTINGS, **args.settings, **SAMPLING, "max_completion_length": MAX_COMPLETION_LENGTH}
+        line |= {"settings": settings | LORA}
         line["settings"] |= OBJECTIVES.get(
             args.objective, {"per_device_train_batch_size": trainer.args.train_batch_size}
         )
@@ -63,7 +64,7 @@ def run_cell(args, budget: int | None = None) -> dict[str, Any]:
     line |= judge(model, tokenizer, rule, context, args)
     line |= {"retention": nats_per_token(model, tokenizer)} if args.objective != "teacher" else {}
     versions = {name: installed(name) for name in ("transformers", "peft")}
-    return line | {"wall_seconds": round(time.perf_counter() - start, 1), **conditions("cpu"), **versions}
+    return line | {"wall_seconds": round(time.perf_counter() - start, 1), **conditions(args.device), **versions}
 
 
 def train_on_policy(args, rule: Rule):
@@ -71,10 +72,12 @@ def train_on_policy(args, rule: Rule):
     from opd_trl import OPSDTrainer
     from opd_trl.scripts import common, opsd
 
+    settings = {**SETTINGS, **args.settings}
     options = {
-        **SETTINGS,
+        **settings,
         **SAMPLING,
         **OBJECTIVES[args.objective],
+        **precision(args.device),
         "max_completion_length": MAX_COMPLETION_LENGTH,
         "model_name_or_path": args.model,
         "dataset_name": TRAIN,
@@ -89,7 +92,12 @@ def train_on_policy(args, rule: Rule):
     trainer.save_model(str(args.output / "adapter"))
 
     means = (entry.get("completions/mean_length", 0.0) for entry in trainer.state.log_history)
-    return trainer, round(sum(mean * SETTINGS["per_device_train_batch_size"] for mean in means))
+    return trainer, round(sum(mean * settings["per_device_train_batch_size"] for mean in means))
+
+
+def precision(device: str) -> dict[str, bool]:
+    """The recipe is for a CPU; a card computes in bfloat16, of which the weights are in both."""
+    return {"use_cpu": device == "cpu", "bf16": device == "cuda"}
 
 
 def train_sft(args, rule: Rule, budget: int):
@@ -98,11 +106,13 @@ def train_sft(args, rule: Rule, budget: int):
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
-    model, tokenizer = load(args.model)
-    rows = sft_rows(model, tokenizer, rule, seed=args.seed, budget=budget)
+    settings = {**SETTINGS, **args.settings}
+    model, tokenizer = load(args.model, args.device)
+    rows = sft_rows(model, tokenizer, rule, seed=args.seed, budget=budget, steps=settings["max_steps"])
     write_jsonl(args.output / "teacher.jsonl", [{"text": tokenizer.decode(row["input_ids"])} for row in rows])
     config = SFTConfig(
-        **SETTINGS | {"per_device_train_batch_size": len(rows) // SETTINGS["max_steps"]},
+        **settings | {"per_device_train_batch_size": len(rows) // settings["max_steps"]},
+        **precision(args.device),
         output_dir=str(args.output / "adapter"),
         seed=args.seed,
         completion_only_loss=True,
@@ -110,8 +120,6 @@ def train_sft(args, rule: Rule, budget: int):
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
-        bf16=False,
         gradient_checkpointing=False,
     )
     trainer = SFTTrainer(
@@ -126,9 +134,9 @@ def train_sft(args, rule: Rule, budget: int):
     return trainer, sum(sum(row["completion_mask"]) for row in rows)
 
 
-def sft_rows(model, tokenizer, rule: Rule, *, seed: int, budget: int) -> list[dict[str, list[int]]]:
+def sft_rows(model, tokenizer, rule: Rule, *, seed: int, budget: int, steps: int) -> list[dict[str, list[int]]]:
     """Rows for the steps of a run, equally many each, whose completions have about `budget` tokens together."""
-    steps, stream, rows, tokens = SETTINGS["max_steps"], teacher_rows(model, tokenizer, rule, seed=seed), [], 0
+    stream, rows, tokens = teacher_rows(model, tokenizer, rule, seed=seed), [], 0
     while tokens < budget:
         rows.append(next(stream))
         tokens += sum(rows[-1]["completion_mask"])
@@ -156,7 +164,7 @@ def teacher_rows(model, tokenizer, rule: Rule, *, seed: int) -> Iterator[dict[st
 def judge(model, tokenizer, rule: Rule, context: list, args) -> dict[str, Any]:
     """Compliance on the held-out questions, greedy and at T=1, and leakage elsewhere; texts go into a file."""
     torch.manual_seed(args.seed)
-    questions, elsewhere = read_prompts(QUESTIONS)[:HELD_OUT], read_prompts(ELSEWHERE)
+    questions, elsewhere = (read_prompts(path)[: args.held_out] for path in (QUESTIONS, ELSEWHERE))
     asked = {
         "greedy": ([context + prompt for prompt in questions], {}),
         "sampled": ([context + prompt for prompt in questions], {"temperature": 1.0}),
@@ -192,7 +200,7 @@ def generate(model, tokenizer, prompts: list, length: int, **sampling: float) ->
             return_dict=True,
             padding=True,
             tokenizer_kwargs={"padding_side": "left"},
-        )
+        ).to(model.device)
         out = model.generate(**batch, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id, **options)
         completions += [
             up_to_eos(row, tokenizer.eos_token_id) for row in out[:, batch["input_ids"].size(1) :].tolist()
@@ -212,18 +220,19 @@ def nats_per_token(model, tokenizer) -> float:
     was_training, total, tokens = model.training, 0.0, 0
     model.eval()
     for paragraph in read_column(PLAIN_TEXT, "text"):
-        ids = tokenizer(paragraph, return_tensors="pt")["input_ids"]
+        ids = tokenizer(paragraph, return_tensors="pt")["input_ids"].to(model.device)
         total += model(input_ids=ids, labels=ids).loss.item() * (ids.size(1) - 1)
         tokens += ids.size(1) - 1
     model.train(was_training)
     return round(total / tokens, 4)
 
 
-def load(path: str):
+def load(path: str, device: str):
     """Model and tokenizer, as the recipe loads them."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16), AutoTokenizer.from_pretrained(path)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
+    return model.to(device), AutoTokenizer.from_pretrained(path)
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -12,6 +12,7 @@ ON_POLICY = ("stop_gradient_topk", "forward_kl", "jsd")
 OBJECTIVES = (*ON_POLICY, "sft")
 FURTHER = ("default", "mixed")
 SEEDS = (0, 1, 2)
+HELD_OUT = 48  # questions, of those that the rule is for and of those elsewhere
 # Shares of answers, one verdict per question.
 VERDICTS = ("greedy", "sampled", "elsewhere")
 

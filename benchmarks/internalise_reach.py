@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from internalise_lines import ON_POLICY, RULES
+from internalise_lines import HELD_OUT, ON_POLICY, RULES
 
 
 TOP_K = 20
@@ -29,11 +29,11 @@ FIGURES = {
 def first_tokens(model_path: str) -> list[list[Any]]:
     """Per rule: the teacher's most probable first token, what both give to it, how often the student's TopK has it."""
     import torch
-    from internalise_cell import HELD_OUT, load
+    from internalise_cell import load
     from internalise_rules import QUESTIONS, read_prompts
     from internalise_rules import RULES as CONTEXTS
 
-    model, tokenizer = load(model_path)
+    model, tokenizer = load(model_path, "cpu")
     model.eval()
 
     @torch.no_grad()

@@ -1,7 +1,6 @@
 """The loss step against TRL's kernel, dense autograd and Liger, and what it costs against K, N, V and the chunk.
 
     make bench        # N=1024, V=49152, H=576, float32: the head of SmolLM2-135M on two CPU cores
-    make bench-gpu    # N=8192, V=151936, H=4096, bfloat16
     python benchmarks/loss.py --tokens 4096 --rounds 5 --no-sweeps --json runs/bench/loss.json
 
 Every case computes the loss and the gradients of hidden states and head (`frozen head`: of hidden states alone), and
@@ -37,9 +36,10 @@ def make_inputs(args) -> dict[str, Tensor]:
     """Hidden states and heads of student and teacher, from a fixed seed."""
     torch.manual_seed(0)
     n, v, h = args.tokens, args.vocab, args.hidden
-    to = {"device": args.device, "dtype": getattr(torch, args.dtype)}
-    inputs = {name: torch.randn(n, h).to(**to) for name in ("student", "teacher")}
-    inputs |= {name: torch.randn(v, h).mul_(0.05).to(**to) for name in ("student_head", "teacher_head")}
+    device, dtype = args.device, getattr(torch, args.dtype)
+    inputs = {name: torch.randn(n, h, device=device).to(dtype) for name in ("student", "teacher")}
+    heads = ("student_head", "teacher_head")
+    inputs |= {name: torch.randn(v, h, device=device).mul_(0.05).to(dtype) for name in heads}
     inputs["weights"] = torch.full((n,), 1 / n, device=args.device)
     inputs["ids"] = torch.randint(v, (n,), device=args.device)
     inputs["student"].requires_grad_()
@@ -65,16 +65,17 @@ def ours(inputs, *, chunk_size: int | None, frozen: bool = False, **options) -> 
     loss.backward()
 
 
-def products_alone(inputs, *, chunk_size: int) -> None:
-    """Two projections and two gradient products, chunk by chunk."""
+def products_alone(inputs, *, chunk_size: int, frozen: bool = False) -> None:
+    """Two projections and two gradient products, of which a frozen head needs one, chunk by chunk."""
     student, head = inputs["student"].detach(), inputs["student_head"].detach()
-    grad_head = torch.zeros_like(head)
+    grad_head = None if frozen else torch.zeros_like(head)
     for rows in torch.arange(student.size(0)).split(chunk_size):
         rows = slice(int(rows[0]), int(rows[-1]) + 1)
         logits = student[rows] @ head.mT
         _ = inputs["teacher"][rows] @ inputs["teacher_head"].mT
         _ = logits @ head
-        grad_head.addmm_(logits.mT, student[rows])
+        if grad_head is not None:
+            grad_head.addmm_(logits.mT, student[rows])
 
 
 def trl_kernel(inputs, *, frozen: bool = False) -> None:
@@ -98,12 +99,12 @@ def dense(inputs, *, top_k: int | None, frozen: bool = False) -> None:
     (student.exp() * (student - teacher)).sum(-1).mean().backward()
 
 
-def liger(inputs) -> None:
+def liger(inputs, *, compiled: bool | None = None) -> None:
     from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 
-    loss = LigerFusedLinearJSDLoss(
-        compiled=inputs["student"].is_cuda, weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0
-    )
+    if compiled is None:
+        compiled = inputs["student"].is_cuda
+    loss = LigerFusedLinearJSDLoss(compiled=compiled, weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0)
     labels = inputs["ids"]
     loss(inputs["student"], inputs["student_head"], inputs["teacher"], inputs["teacher_head"], labels).backward()
 

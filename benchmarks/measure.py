@@ -17,14 +17,31 @@ from rich.progress import track
 
 
 def alternate(cases: dict[str, Callable[[], None]], *, rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each case; the cases take turns, the first turn warms up and is not counted."""
+    """Median seconds of each case, of `take_turns`."""
+    return {
+        name: statistics.median(values) for name, values in take_turns(cases, rounds=rounds, device=device).items()
+    }
+
+
+def take_turns(cases: dict[str, Callable[[], None]], *, rounds: int, device: str) -> dict[str, list[float]]:
+    """Seconds of every call of each case; the cases take turns, the first turn warms up and is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     turns = [(turn, name) for turn in range(rounds + 1) for name in cases]
     for turn, name in track(turns, description="measuring", transient=True):
         elapsed = seconds_of(cases[name], device=device)
         if turn:
             seconds[name].append(elapsed)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return seconds
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, smallest and largest of some seconds, and how many there are."""
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "rounds": len(values),
+    }
 
 
 def seconds_of(case: Callable[[], None], *, device: str) -> float:
@@ -82,6 +99,16 @@ def conditions(device: str) -> dict[str, str]:
     """Where and with what a run was made."""
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
     return {"date": str(date.today()), "machine": machine} | {name: installed(name) for name in ("torch", "trl")}
+
+
+def commit() -> str:
+    """The commit of this checkout, with a mark where tracked files differ from it."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "no git"
+    return result.stdout.strip() or "no git checkout"
 
 
 def cpu_name() -> str:

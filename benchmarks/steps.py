@@ -1,4 +1,4 @@
-"""Whole training steps: OPDTrainer against TRL's DistillationTrainer, OPSDTrainer against TRL's SDFTTrainer.
+"""Whole training steps on a CPU: OPDTrainer against TRL's DistillationTrainer, OPSDTrainer against TRL's SDFTTrainer.
 
     make bench
     python benchmarks/steps.py --rounds 5 --completion-tokens 128 --pair opsd
@@ -20,87 +20,28 @@ from pathlib import Path
 
 from measure import conditions, print_table, resident_mib, write_json
 from rich.progress import track
+from trainers import PAIRS, Setup, build_trainer
 
 
-PAIRS = {
-    "opd": ("DistillationTrainer", "OPDTrainer, full vocabulary", "OPDTrainer (default)"),
-    "opsd": ("SDFTTrainer, topk_logits", "OPSDTrainer (default)"),
-}
-QUESTIONS = ("What is a comet?", "Why is the sea salty?", "Who wrote Hamlet?", "How do bees find their way home?")
-CONTEXT = "Answer in one short, friendly sentence that a child of six can understand, and name one example."
 # Lines with which a worker answers; libraries print others.
 ANSWER = "@"
-
-
-def common_options(args) -> dict:
-    return {
-        "output_dir": str(args.json.parent / "trainer"),
-        "max_steps": args.rounds + 1,
-        "per_device_train_batch_size": args.prompts,
-        "max_completion_length": args.completion_tokens,
-        "generation_kwargs": {"min_new_tokens": args.completion_tokens},
-        "learning_rate": 1e-6,
-        "use_cpu": True,
-        "bf16": False,
-        "model_init_kwargs": {"dtype": "float32"},
-        "report_to": "none",
-        "save_strategy": "no",
-        "disable_tqdm": True,
-        "seed": 0,
-    }
-
-
-def build_trainer(name: str, args):
-    """The trainer of a row, with the settings that make its work that of its pair."""
-    from datasets import Dataset
-
-    rows = [QUESTIONS[i % len(QUESTIONS)] for i in range(4 * args.prompts)]
-    data = {"prompt": [[{"role": "user", "content": question}] for question in rows]}
-    options = common_options(args)
-    teacher = {"teacher_model_init_kwargs": {"dtype": "float32"}}
-    if name == "DistillationTrainer":
-        from trl import DistillationConfig, DistillationTrainer
-
-        config = DistillationConfig(**options, **teacher, beta=1.0)
-        dataset = Dataset.from_dict(data)
-        return DistillationTrainer(model=args.model, teacher_model=args.model, args=config, train_dataset=dataset)
-    if name.startswith("OPDTrainer"):
-        from opd_trl import OPDConfig, OPDTrainer
-
-        support = {"loss_support": "full"} if "full" in name else {}
-        config = OPDConfig(**options, **teacher, teacher_model_name_or_path=args.model, **support)
-        return OPDTrainer(model=args.model, args=config, train_dataset=Dataset.from_dict(data))
-    dataset = Dataset.from_dict(data | {"privileged_context": [CONTEXT] * len(rows)})
-    if name.startswith("SDFTTrainer"):
-        from trl.experimental.sdft import SDFTConfig, SDFTTrainer
-
-        config = SDFTConfig(
-            **options,
-            teacher_model_kind="base",
-            num_generations=1,
-            distillation_mode="topk_logits",
-            distillation_topk=20,
-            distillation_alpha=1.0,
-        )
-        return SDFTTrainer(model=args.model, args=config, train_dataset=dataset, peft_config=lora())
-    from opd_trl import OPSDConfig, OPSDTrainer
-
-    template = "{{ prompt }}\n\n{{ context }}"  # SDFT's own
-    config = OPSDConfig(**options, privileged_builder="hint", privileged_template=template)
-    return OPSDTrainer(model=args.model, args=config, train_dataset=dataset, peft_config=lora())
-
-
-def lora():
-    from peft import LoraConfig
-
-    return LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def work(name: str, args) -> None:
     """Train in this process, one step for every line read; answer each with seconds and MiB."""
     from transformers import TrainerCallback
 
-    trainer = build_trainer(name, args)
+    trainer = build_trainer(
+        name,
+        Setup(
+            student=args.model,
+            teacher=args.model,
+            output=args.json.parent / "trainer",
+            prompts=args.prompts,
+            completion_tokens=args.completion_tokens,
+            steps=args.rounds + 1,
+        ),
+    )
     answer: dict[str, float] = {}
 
     class TakeTurns(TrainerCallback):

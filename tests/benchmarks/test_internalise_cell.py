@@ -38,7 +38,9 @@ def two_steps(monkeypatch):
 
 
 def arguments(path, folder, objective):
-    return SimpleNamespace(model=path, rule="json", objective=objective, seed=0, output=folder)
+    return SimpleNamespace(
+        model=path, rule="json", objective=objective, seed=0, output=folder, device="cpu", settings={}, held_out=48
+    )
 
 
 def test_completions_end_with_the_first_eos():
@@ -93,7 +95,7 @@ def test_teacher_rows_stand_after_the_students_own_prompt_and_have_no_end(model_
 def test_sft_rows_are_equally_many_per_step_with_the_budgets_tokens(monkeypatch, two_steps, budget, count):
     row = {"input_ids": [3] * 8, "completion_mask": [0, 0, 1, 1, 1, 1, 1, 1]}
     monkeypatch.setattr(cell, "teacher_rows", lambda *args, seed: repeat(row))
-    assert cell.sft_rows(None, None, RULES["json"], seed=0, budget=budget) == count * [row]
+    assert cell.sft_rows(None, None, RULES["json"], seed=0, budget=budget, steps=2) == count * [row]
 
 
 @pytest.mark.parametrize("objective", ["before", "stop_gradient_topk", "sft"])

@@ -211,9 +211,9 @@ def test_a_name_that_is_not_in_the_cache_is_refused_unless_the_hub_may_be_asked(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(demo_model.DemoError, match=r"nobody/nothing is neither .* HF_HUB_OFFLINE=0"):
-        demo.check_name("nobody/nothing")
+        demo_model.check_name("nobody/nothing")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert demo.check_name("nobody/nothing") == "nobody/nothing"
+    assert demo_model.check_name("nobody/nothing") == "nobody/nothing"
 
 
 def test_an_answer_that_looks_like_markup_is_printed_as_it_is(capsys, tmp_path):

@@ -3,7 +3,7 @@ import os
 import pytest
 import torch
 
-from tests.cli.checking.conftest import recipe, run  # noqa: F401 - fixtures
+from tests.preflight.conftest import recipe, run  # noqa: F401 - fixtures
 from tests.gpu.place import CPU, CUDA, Place
 from tests.gpu.planted import Planted, plant
 
