@@ -12,9 +12,7 @@ from ..losses.fused import distillation_loss
 from ..models.loading import copy_student
 from ..models.sequences import left_pad
 from ..teachers import Teacher, routing
-from ..teachers.routing import TEACHER_COLUMN, is_routed
 from ..teachers.scores import Scores
-from .config_checks import TOP_K_SUPPORTS
 from .figures import log_distillation
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
 from .monitoring import add_monitor
@@ -69,7 +67,6 @@ class OPDTrainer(GRPOTrainer):
     _paper = PAPER
     config_class = OPDConfig
     requires_privileged_context = False
-    #: Student, teacher, tokens and objective -> loss and figures per token; where another loss is wanted, put it here.
     distillation_loss = staticmethod(distillation_loss)
 
     def __init__(
@@ -115,11 +112,11 @@ class OPDTrainer(GRPOTrainer):
         if not self.policy_is_active:  # it corrects the policy loss alone
             self.vllm_importance_sampling_correction = False
         self._forward_redirection = _ForwardRedirection()
-        self.may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teachers = self._build_teachers(teachers, initial_copy)
         self.num_rows = routing.prepare(self, self.teachers)
         self.reference = build_reference(self, initial_copy)
         self.objective = build_objective(args, self.temperature, self.num_rows, self.accelerator.device)
+        self.may_warn_of_dropped_tail = self.objective.drops_tail
         self.teacher_prompts = TeacherPrompts(self, view if uses_context else None)
         if args.max_teacher_prompt_length is not None and not args.sibling_context:
             self.teacher_prompts.check(train_dataset)
@@ -190,7 +187,7 @@ class OPDTrainer(GRPOTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        columns = (self.args.privileged_context_column, TEACHER_COLUMN)
+        columns = (self.args.privileged_context_column, routing.TEACHER_COLUMN)
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -217,7 +214,7 @@ class OPDTrainer(GRPOTrainer):
                 pad_token_id=self.tokenizer.pad_token_id,
                 device=self.accelerator.device,
             )
-        if is_routed(self.teachers):
+        if routing.is_routed(self.teachers):
             output["teacher_index"] = routing.teacher_index(inputs, list(self.teachers), self.accelerator.device)
         return output | token_logps(self, output) | self.score_ahead(output)
 
@@ -263,12 +260,11 @@ class OPDTrainer(GRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         scores = self.teacher_scores(model, inputs)
-        student = self.accelerator.unwrap_model(model)
         with self.accelerator.autocast():
             result = self.run_inside(
                 model,
                 student_pass,
-                student,
+                self.accelerator.unwrap_model(model),
                 inputs,
                 scores,
                 objective=self.objective,
