@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .divergences import LOG_ZERO, as_pair, check_beta, check_choice, divergence_named
 from .head import check_rows
-from .support import SUPPORTS, TAILS, LossSupport, Tail, combine_supports
+from .support import SUPPORTS, TAILS, TOP_K_SUPPORTS, LossSupport, Tail, combine_supports
 
 
 class Tokens(NamedTuple):
@@ -86,6 +86,11 @@ class Objective:
                 "support='sampled' needs completion_ids, the (N,) sampled tokens, and importance weights do too."
             )
 
+    @property
+    def drops_tail(self) -> bool:
+        """Is the probability outside of a TopK support left out of the loss?"""
+        return self.tail == "drop" and self.support in TOP_K_SUPPORTS
+
     def weighs(self, tokens: Tokens) -> bool:
         """Are tokens weighted by importance? Without `sampling_logps` they come from the student itself: ratio 1."""
         return self.importance_cap is not None and tokens.sampling_logps is not None
@@ -106,7 +111,7 @@ class Objective:
         A renormalised loss does not feel the common normaliser. The sparse products hold `n K H` numbers where the
         dense one holds `n V`.
         """
-        renormalized = self.tail == "renormalize" and self.support not in ("full", "sampled")
+        renormalized = self.tail == "renormalize" and self.support in TOP_K_SUPPORTS
         return renormalized and num_ids * hidden_size <= vocab_size
 
 

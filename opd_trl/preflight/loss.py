@@ -8,6 +8,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from ..losses.divergences import DIVERGENCES
 from ..losses.fused import distillation_loss
 from ..losses.next_token import NextToken
 from ..losses.objective import Objective, Tokens
@@ -21,8 +22,6 @@ from .state import Preflight
 MAX_TOKENS = 2048
 # K of the forms beside the configured one in a pre-flight, which has less room than `verify-loss`.
 PREFLIGHT_TOP_KS = (1, 20)
-#: Divergences as people say them.
-NAMES = {"reverse_kl": "reverse KL", "forward_kl": "forward KL", "jsd": "JSD", "mixed": "mixed divergence"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def heading(figures: dict[str, Any]) -> str:
     name, size = figures["block"]
     return (
         f"{figures['num_tokens']} positions of {figures['prompts']} prompts, answered by the student. Exact: the "
-        f"{NAMES[figures['divergence']]} over the whole vocabulary, {figures['exact_loss']:.4f} nats a "
+        f"{DIVERGENCES[figures['divergence']].title} over the whole vocabulary, {figures['exact_loss']:.4f} nats a "
         f"token.\nParameter block: {name} ({size:,} numbers).\nConfigured: {figures['configured']}.\n"
     )
 

@@ -13,7 +13,6 @@ from ..models.loading import copy_student
 from ..models.sequences import left_pad
 from ..teachers import Teacher, routing
 from ..teachers.scores import Scores
-from .config_checks import TOP_K_SUPPORTS
 from .figures import log_distillation
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
 from .monitoring import add_monitor
@@ -68,7 +67,6 @@ class OPDTrainer(GRPOTrainer):
     _paper = PAPER
     config_class = OPDConfig
     requires_privileged_context = False
-    #: Student, teacher, tokens and objective -> loss and figures per token; where another loss is wanted, put it here.
     distillation_loss = staticmethod(distillation_loss)
 
     def __init__(
@@ -113,11 +111,11 @@ class OPDTrainer(GRPOTrainer):
         self.policy_is_active = self.has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
         self.vllm_importance_sampling_correction &= self.policy_is_active  # it corrects the policy loss alone
         self._forward_redirection = _ForwardRedirection()
-        self.may_warn_of_dropped_tail = args.loss_tail == "drop" and args.loss_support in TOP_K_SUPPORTS
         self.teachers = self._build_teachers(teachers, initial_copy)
         self.num_rows = routing.prepare(self, self.teachers)
         self.reference = build_reference(self, initial_copy)
         self.objective = build_objective(args, self.temperature, self.num_rows, self.accelerator.device)
+        self.may_warn_of_dropped_tail = self.objective.drops_tail
         self.teacher_prompts = TeacherPrompts(self, view if uses_context else None)
         if args.max_teacher_prompt_length is not None and not args.sibling_context:
             self.teacher_prompts.check(train_dataset)

@@ -28,7 +28,8 @@ from .opd_config import OPDConfig
 
 # Batch entries `(B, T)` with a value of each token, in the order of `Tokens`; where they are there.
 TOKEN_ENTRIES = ("completion_ids", "sampling_logps", "reference_logps")
-#: Student, teacher, tokens and objective -> loss and figures per token.
+#: Student, teacher, tokens and objective -> loss and figures per token. `OPDTrainer.distillation_loss` is one; where
+#: another loss is wanted, a subclass sets it.
 DistillationLoss = Callable[[NextToken, NextToken | TeacherTopK, Tokens, Objective], tuple[Tensor, dict[str, Tensor]]]
 
 
