@@ -28,7 +28,7 @@ class ConstantPenalty(HiddenStates):
 
 
 class ConstantPenaltyTrainer(OPDTrainer):
-    """OPDTrainer with [`ConstantPenalty`]."""
+    """OPDTrainer whose teachers' scores have the loss of [`ConstantPenalty`]."""
 
     def teacher_scores(self, model, inputs) -> dict[str, Scores]:
         scores = super().teacher_scores(model, inputs)
