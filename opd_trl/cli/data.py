@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .flags import columns, json_object
+from .flags import columns, command_parser, json_object
 from .terminal import progress
 
 
@@ -79,79 +79,67 @@ examples
   opd-trl data filter data/traces.jsonl --output data/sft.jsonl --check-answer
   opd-trl data filter data/stories.jsonl --output data/sft.jsonl --no-box --max-chars 20000
 """
+#: `add_argument` of a parser.
+Add = Callable[..., argparse.Action]
 INSTRUCTION = r"Put the final answer, and nothing else, into \boxed{}."
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments of `opd-trl data`."""
-    parser = argparse.ArgumentParser(
-        prog="opd-trl data",
-        description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The parser of `opd-trl data`, with one of its own for each command."""
+    parser = command_parser("opd-trl data", DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    listing = add(commands, "list", "the data sets known by name", "List the data sets known by name.")
+
+    def command(name: str, summary: str, description: str) -> argparse.ArgumentParser:
+        form = argparse.RawDescriptionHelpFormatter
+        return commands.add_parser(
+            name, help=summary, description=description, formatter_class=form, allow_abbrev=False
+        )
+
+    listing = command("list", "the data sets known by name", "List the data sets known by name.")
     listing.add_argument("--procedural", action="store_true", help="the tasks of reasoning-gym instead (default: no)")
-    add_prepare(add(commands, "prepare", "a data set or a file, made ready", PREPARE))
-    add_procedural(add(commands, "procedural", "rows of a generator", PROCEDURAL))
-    add_traces(add(commands, "traces", "completions of a teacher", TRACES))
-    add_filter(add(commands, "filter", "leave out unfit traces", FILTER))
+    add_prepare(command("prepare", "a data set or a file, made ready", PREPARE).add_argument)
+    add_procedural(command("procedural", "rows of a generator", PROCEDURAL).add_argument)
+    add_traces(command("traces", "completions of a teacher", TRACES).add_argument)
+    add_filter(command("filter", "leave out unfit traces", FILTER).add_argument)
     return parser
 
 
-def add(commands: Any, name: str, summary: str, description: str) -> argparse.ArgumentParser:
-    """A command with its own help."""
-    return commands.add_parser(
-        name,
-        help=summary,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def add_output(parser: argparse.ArgumentParser, *, instruction: str = "") -> None:
-    """Options of the commands that write parts."""
+def add_output(add: Add, *, instruction: str = "") -> None:
+    """Options of the commands that write rows in parts, through `add`, the parser's `add_argument`."""
     default = f"default: {instruction}" if instruction else "default: none"
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
-    parser.add_argument(
+    add("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
+    add(
         "--parts",
         metavar="NAME=SHARE,...",
         help="disjoint parts by the hash of the prompt, into FILE.NAME.jsonl each; shares may add up to less than 1 "
         "(default: one file)",
     )
-    parser.add_argument("--salt", default="", help="another one gives another split (default: none)")
-    parser.add_argument(
-        "--max-rows",
-        type=int,
-        metavar="N",
-        help="at most so many rows in each file, chosen by hash (default: all)",
-    )
-    parser.add_argument(
+    add("--salt", default="", help="another one gives another split (default: none)")
+    add("--max-rows", type=int, metavar="N", help="at most so many rows in each file, chosen by hash (default: all)")
+    add(
         "--instruction",
         default=instruction,
         metavar="TEXT",
         help=f"stands below each question ({default.replace('%', '%%')})",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: refuse)")
+    add("--overwrite", action="store_true", help="replace what is there (default: refuse)")
 
 
-def add_prepare(parser: argparse.ArgumentParser) -> None:
-    """Options of `prepare`."""
-    parser.add_argument("source", metavar="NAME|FILE", help="a data set by name, or a file")
-    parser.add_argument("--split", help="default: the one that `opd-trl data list` names")
-    parser.add_argument("--config", help="configuration of the data set (default: likewise)")
-    parser.add_argument("--revision", help="commit or tag on the hub, for a result that stays (default: the newest)")
-    parser.add_argument("--path", help="a local copy in the hub's layout, or one file of it (default: from the hub)")
-    parser.add_argument(
+def add_prepare(add: Add) -> None:
+    """Options of `opd-trl data prepare`."""
+    add("source", metavar="NAME|FILE", help="a data set by name, or a file")
+    add("--split", help="default: the one that `opd-trl data list` names")
+    add("--config", help="configuration of the data set (default: likewise)")
+    add("--revision", help="commit or tag on the hub, for a result that stays (default: the newest)")
+    add("--path", help="a local copy in the hub's layout, or one file of it (default: from the hub)")
+    add(
         "--columns",
         type=columns,
         metavar="OURS=THEIRS,...",
         help="columns of a file by our names: prompt, answer, solution, privileged_context, or others to keep "
         "(default: these four, where they are there)",
     )
-    parser.add_argument(
+    add(
         "--require-box",
         nargs="?",
         const="solution",
@@ -159,7 +147,7 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         help=r"this text must have exactly one \boxed{} answer, which becomes `answer` where there is none (default: "
         "not asked; without COLUMN: solution)",
     )
-    parser.add_argument(
+    add(
         "--decontaminate",
         nargs="+",
         default=[],
@@ -167,65 +155,59 @@ def add_prepare(parser: argparse.ArgumentParser) -> None:
         help="evaluation sets whose prompts may not occur: names such as math500 or gsm8k:test, or files of ours "
         "(default: none)",
     )
-    parser.add_argument(
-        "--ngram",
-        type=int,
-        default=13,
-        metavar="N",
-        help="words in a row that make a match (default: %(default)s)",
-    )
-    add_output(parser)
+    add("--ngram", type=int, default=13, metavar="N", help="words in a row that make a match (default: %(default)s)")
+    add_output(add)
 
 
-def add_procedural(parser: argparse.ArgumentParser) -> None:
-    """Options of `procedural`."""
-    parser.add_argument("--task", required=True, metavar="NAME", help="`opd-trl data list --procedural` (required)")
-    parser.add_argument("--count", type=int, default=1000, metavar="N", help="rows to draw (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the generator (default: %(default)s)")
-    parser.add_argument("--options", type=json_object, default={}, metavar="JSON", help="of the task (default: none)")
-    add_output(parser, instruction=INSTRUCTION)
+def add_procedural(add: Add) -> None:
+    """Options of `opd-trl data procedural`."""
+    add("--task", required=True, metavar="NAME", help="`opd-trl data list --procedural` (required)")
+    add("--count", type=int, default=1000, metavar="N", help="rows to draw (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the generator (default: %(default)s)")
+    add("--options", type=json_object, default={}, metavar="JSON", help="of the task (default: none)")
+    add_output(add, instruction=INSTRUCTION)
 
 
-def add_traces(parser: argparse.ArgumentParser) -> None:
-    """Options of `traces`."""
-    parser.add_argument("--model", required=True, help="who writes: hub id or path (required)")
-    parser.add_argument("--data", type=Path, required=True, metavar="FILE.jsonl", help="rows with `prompt` (required)")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
-    parser.add_argument("--revision", help="of the model (default: the newest)")
-    parser.add_argument("--dtype", default="auto", help="of the weights (default: %(default)s)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    parser.add_argument("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=0.95, help="mass that is sampled from (default: %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=4096, help="longest trace (default: %(default)s)")
-    parser.add_argument("--samples", type=int, default=1, help="traces per prompt (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=16, help="traces written together (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--max-rows", type=int, metavar="N", help="only the first N prompts (default: all)")
-    parser.add_argument("--chat-template-kwargs", type=json_object, default={}, metavar="JSON", help="default: none")
-    parser.add_argument("--privileged-builder", metavar="NAME", help="as in `opd-trl opsd` (default: no context)")
-    parser.add_argument("--privileged-template", metavar="JINJA", help="in place of its wording (default: its own)")
-    parser.add_argument("--privileged-context-column", default="privileged_context", help="default: %(default)s")
-    parser.add_argument("--privileged-context", metavar="TEXT", help="one for all rows (default: the column)")
-    parser.add_argument("--privileged-context-file", metavar="FILE", help="the same from a file (default: the column)")
-    parser.add_argument("--overwrite", action="store_true", help="begin again and replace (default: go on, or refuse)")
+def add_traces(add: Add) -> None:
+    """Options of `opd-trl data traces`."""
+    add("--model", required=True, help="who writes: hub id or path (required)")
+    add("--data", type=Path, required=True, metavar="FILE.jsonl", help="rows with `prompt` (required)")
+    add("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
+    add("--revision", help="of the model (default: the newest)")
+    add("--dtype", default="auto", help="of the weights (default: %(default)s)")
+    add("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    add("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
+    add("--top-p", type=float, default=0.95, help="mass that is sampled from (default: %(default)s)")
+    add("--max-new-tokens", type=int, default=4096, help="longest trace (default: %(default)s)")
+    add("--samples", type=int, default=1, help="traces per prompt (default: %(default)s)")
+    add("--batch-size", type=int, default=16, help="traces written together (default: %(default)s)")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--max-rows", type=int, metavar="N", help="only the first N prompts (default: all)")
+    add("--chat-template-kwargs", type=json_object, default={}, metavar="JSON", help="default: none")
+    add("--privileged-builder", metavar="NAME", help="as in `opd-trl opsd` (default: no context)")
+    add("--privileged-template", metavar="JINJA", help="in place of its wording (default: its own)")
+    add("--privileged-context-column", default="privileged_context", help="default: %(default)s")
+    add("--privileged-context", metavar="TEXT", help="one for all rows (default: the column)")
+    add("--privileged-context-file", metavar="FILE", help="the same from a file (default: the column)")
+    add("--overwrite", action="store_true", help="begin again and replace (default: go on, or refuse)")
 
 
-def add_filter(parser: argparse.ArgumentParser) -> None:
-    """Options of `filter`."""
-    parser.add_argument("source", type=Path, metavar="FILE", help="traces: rows with `completion`")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
-    parser.add_argument("--check-answer", action="store_true", help="reject wrong answers (math-verify; default: no)")
-    parser.add_argument("--no-box", action="store_true", help="do not ask for a boxed answer (default: ask)")
-    parser.add_argument("--line-chars", type=int, default=20, help="shortest line that counts (default: %(default)s)")
-    parser.add_argument("--line-repeats", type=int, default=5, help="so often is too often (default: %(default)s)")
-    parser.add_argument("--block-chars", type=int, default=100, help="length of a block (default: %(default)s)")
-    parser.add_argument("--block-repeats", type=int, default=5, help="so often is too often (default: %(default)s)")
-    parser.add_argument("--max-chars", type=int, metavar="N", help="reject longer traces (default: no limit)")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: refuse)")
+def add_filter(add: Add) -> None:
+    """Options of `opd-trl data filter`."""
+    add("source", type=Path, metavar="FILE", help="traces: rows with `completion`")
+    add("--output", type=Path, required=True, metavar="FILE.jsonl", help="what to write (required)")
+    add("--check-answer", action="store_true", help="reject wrong answers (math-verify; default: no)")
+    add("--no-box", action="store_true", help="do not ask for a boxed answer (default: ask)")
+    add("--line-chars", type=int, default=20, help="shortest line that counts (default: %(default)s)")
+    add("--line-repeats", type=int, default=5, help="so often is too often (default: %(default)s)")
+    add("--block-chars", type=int, default=100, help="length of a block (default: %(default)s)")
+    add("--block-repeats", type=int, default=5, help="so often is too often (default: %(default)s)")
+    add("--max-chars", type=int, metavar="N", help="reject longer traces (default: no limit)")
+    add("--overwrite", action="store_true", help="replace what is there (default: refuse)")
 
 
 def main(argv: list[str]) -> int:
-    """Run `opd-trl data`."""
+    """Run `opd-trl data` and return its exit status."""
     args = make_parser().parse_args(argv)
     from ..data import jobs
 
@@ -275,7 +257,7 @@ def run_traces(args: argparse.Namespace) -> None:
 
 
 def show(report: dict[str, Any], file: Path) -> None:
-    """Print the counts as a table."""
+    """Print how many rows were read, kept and rejected, and in which files they are."""
     table = Table("", "rows", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     table.add_row("read", f"{report['read']:,}")

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from .flags import command_parser
 from .terminal import progress
 
 
@@ -54,13 +55,8 @@ Exit status: 0 done, 2 bad input, 130 interrupted (the same command goes on).
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="opd-trl eval",
-        description=DESCRIPTION,
-        epilog=RULES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The parser of `opd-trl eval`."""
+    parser = command_parser("opd-trl eval", DESCRIPTION, RULES)
     add = parser.add_argument
     add("--model", required=True, help="folder or hub id")
     add("--adapter", help="folder of a LoRA adapter on top of it")
@@ -101,16 +97,11 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("opd-trl eval: interrupted. The samples are kept; the same command goes on.", file=sys.stderr)
         return 130
-    print_result(result, as_json=args.json)
-    return 0
-
-
-def print_result(result: dict[str, Any], *, as_json: bool) -> None:
-    """The card, or the result as JSON."""
-    if as_json:
+    if args.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
         show(result, Console(highlight=False, markup=False))
+    return 0
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -138,7 +129,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def heading(result: dict[str, Any]) -> str:
-    """Model, data, protocol, machine."""
+    """What was measured and how: model, data, rules, protocol, date and machine, a line each."""
     identity, conditions = result["identity"], result["conditions"]
     lines = [f"model     {name_of(identity)}"]
     for part, source in result["sources"].items():
@@ -152,7 +143,7 @@ def heading(result: dict[str, Any]) -> str:
 
 
 def name_of(identity: dict[str, Any]) -> str:
-    """Who was measured."""
+    """What was measured: the model, with its adapter and the context that it read."""
     parts = [identity["model"]["path"]]
     if identity.get("adapter"):
         parts.append(f"adapter {identity['adapter']['path']}")
@@ -181,15 +172,11 @@ def in_words(protocol: dict[str, Any]) -> str:
 
 
 def figure_table(result: dict[str, Any]) -> Table:
-    """One row for each figure."""
+    """The figures as a table: value, interval over problems, and with several seeds that over both and each seed's."""
     several = any("by_seed" in figure for figure in result["figures"].values())
     table = Table(box=None, pad_edge=False)
-    table.add_column("figure", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("95 % over problems", no_wrap=True)
-    if several:
-        table.add_column("and over seeds", no_wrap=True)
-        table.add_column("each seed", no_wrap=True)
+    for column in ("figure", "value", "95 % over problems", *(["and over seeds", "each seed"] if several else [])):
+        table.add_column(column, justify="right" if column == "value" else "left", no_wrap=True)
     table.add_column("what")
     for name, figure in result["figures"].items():
         unit = figure["unit"]
@@ -221,7 +208,7 @@ def difference_table(comparison: dict[str, Any]) -> Table:
 
 
 def number(value: float, unit: str, *, sign: bool = False) -> str:
-    """A value as it is printed.
+    """A value as it is printed: a share in percent, anything else with four digits behind the point.
 
     >>> number(0.5, "%"), number(-0.021, "%", sign=True), number(1.25, "")
     ('50.0', '-2.1', '1.2500')
@@ -231,5 +218,5 @@ def number(value: float, unit: str, *, sign: bool = False) -> str:
 
 
 def between(low: float, high: float, unit: str, *, sign: bool = False) -> str:
-    """An interval as it is printed."""
+    """The ends of an interval as they are printed, as `number` prints a value."""
     return f"{number(low, unit, sign=sign)} to {number(high, unit, sign=sign)}"

@@ -1,22 +1,26 @@
-"""Values of flags that several commands read alike."""
+"""What the parsers of several commands have in common: their form, and the values that they read alike."""
 
 import argparse
 import json
 from typing import Any
 
 
-def json_object(text: str) -> dict[str, Any]:
-    """Read a JSON object.
+def command_parser(prog: str, description: str, epilog: str | None = None, **options: Any) -> argparse.ArgumentParser:
+    """A parser that prints its texts as they are written, and takes no abbreviated flags."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog, description=description, epilog=epilog, formatter_class=form, allow_abbrev=False, **options
+    )
 
-    Raises:
-        ArgumentTypeError: the text is something else.
-    """
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object; raises ArgumentTypeError where the text is something else."""
     try:
         value = json.loads(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as " + '{"enable_thinking": false}')
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as " + '{"enable_thinking": false}')
     return value
 
 

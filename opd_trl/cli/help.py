@@ -112,12 +112,7 @@ class Flag:
 
 
 def read_fields(source: str, class_name: str) -> list[Flag]:
-    """Return the fields that a dataclass declares, from its source.
-
-    Args:
-        source: of the module.
-        class_name: the dataclass. Fields without `field(..., metadata={"help": ...})` are left out.
-    """
+    """Return the fields of the dataclass `class_name` in the source of its module; those without a help left out."""
     lines = source.splitlines()
     body = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name).body
     flags, group = [], ""

@@ -20,6 +20,7 @@ List the published methods that the field `method` sets, or show one: its source
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of `opd-trl methods`."""
     parser = argparse.ArgumentParser(
         prog="opd-trl methods", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,7 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run `opd-trl methods`."""
+    """Run `opd-trl methods` and return its exit status."""
     args = make_parser().parse_args(argv)
     from ..trainers.published_methods import METHODS, find_method
 
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def print_table(methods) -> None:
-    """One line per method."""
+    """Print a line for each method: its name, command, source and title."""
     table = Table("method", "command", "source", "what it is", box=None, pad_edge=False)
     for name, method in methods.items():
         table.add_row(name, " or ".join(method.commands), method.source, method.title)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .flags import command_parser
 from .pipelines.runner import Outcome, Run
 
 
@@ -41,14 +42,8 @@ A description of the file: docs/pipeline.md.
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments of `opd-trl pipeline`."""
-    parser = argparse.ArgumentParser(
-        prog=NAME,
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The parser of `opd-trl pipeline`."""
+    parser = command_parser(NAME, DESCRIPTION, EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE", help="the pipeline, by path or name (required)")
     parser.add_argument(
         "--from",
@@ -88,11 +83,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the pipeline, then run it.
-
-    Raises:
-        ValueError: what is given cannot be run; nothing has been run.
-    """
+    """Check the pipeline, then run it; raises ValueError, before anything is run, where that is not possible."""
     from .pipelines.arguments import command_lines
     from .pipelines.child import locked
     from .pipelines.document import read_pipeline
@@ -175,7 +166,7 @@ def figures(outcome: Outcome) -> list[str]:
 
 
 def as_line(name: str, figure: dict[str, Any]) -> str:
-    """A figure and its interval.
+    """A figure of a result and its interval, as the table of stages shows them.
 
     >>> as_line("avg@8", {"value": 0.28241, "low": 0.2674, "high": 0.298})
     'avg@8 0.282 [0.267, 0.298]'

@@ -1,21 +1,25 @@
 """`opd-trl plan`: what a training run takes on each GPU, whether it fits, and which setting to change."""
 
+import argparse
 import json
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from ..planning.component import gib
+from .flags import command_parser
 
 
-HELP = """\
-usage: opd-trl plan --config RECIPE [--gpus N] [--gpu-memory GIB] [--prompt-length N] [--student-config DIR]
+USAGE = """\
+opd-trl plan --config RECIPE [--gpus N] [--gpu-memory GIB] [--prompt-length N] [--student-config DIR]
                     [--teacher-config [NAME=]DIR ...] [--json FILE] [--FIELD VALUE ...]
                     [flags of accelerate launch]
-
+"""
+DESCRIPTION = """\
 Sizes a training run before it starts: an estimate of the memory on each GPU, component by component, for the engine
 of --accelerate_config and for every other one, and the settings that save most. Nothing is loaded but the config.json
 of the models.
@@ -29,33 +33,48 @@ Examples
   opd-trl plan --config math/opd_qwen3_1.7b_from_8b --teacher_server_url http://10.0.0.2:8001
   # would LoRA fit one GPU of 24 GiB?
   opd-trl plan --config my_recipe.yaml --use_peft --accelerate_config single_gpu --gpu-memory 24
-
-  --config RECIPE         a name (`opd-trl recipes list`) or a YAML file; its keys are flags too, as for opd and opsd
-  --gpus N                how many GPUs; default: num_processes, or those of the accelerate configuration, or 8
-  --gpu-memory GIB        memory of one GPU; default 80
-  --prompt-length N       tokens of a prompt, padding included; default 512. The teacher's: max_teacher_prompt_length,
-                          or the same
-  --student-config DIR    folder with the student's config.json, in place of model_name_or_path
-  --teacher-config DIR    folder with the teacher's config.json, in place of teacher_model_name_or_path; of several
-                          teachers NAME=DIR for each that is not at hand. A served teacher whose sizes nothing gives is
-                          left out, and the report says so: the server is not asked
-  --json FILE             write all figures, in bytes
-
-Exit status: 0 fits (tight included: only the reserve of 10 % is touched), 1 does not fit, 2 bad input.
 """
+EXIT = "Exit status: 0 fits (tight included: only the reserve of 10 % is touched), 1 does not fit, 2 bad input."
+CONFIG = "a name (`opd-trl recipes list`) or a YAML file; its keys are flags too, as for opd and opsd"
+GPUS = "how many GPUs; default: num_processes, or those of the accelerate configuration, or 8"
+PROMPT_LENGTH = """\
+tokens of a prompt, padding included; default 512. The teacher's: max_teacher_prompt_length, or the same"""
+STUDENT = "folder with the student's config.json, in place of model_name_or_path"
+TEACHER = """\
+folder with the teacher's config.json, in place of teacher_model_name_or_path; of several teachers NAME=DIR for each
+that is not at hand. A served teacher whose sizes nothing gives is left out, and the report says so: the server is not
+asked"""
+# The flags of the command itself, beside those of the training commands.
+OWN_FLAGS: dict[str, dict[str, Any]] = {
+    "gpus": {"type": int, "metavar": "N", "help": GPUS},
+    "gpu_memory": {"type": float, "default": 80.0, "metavar": "GIB", "help": "memory of one GPU; default 80"},
+    "prompt_length": {"type": int, "default": 512, "metavar": "N", "help": PROMPT_LENGTH},
+    "student_config": {"metavar": "DIR", "help": STUDENT},
+    "teacher_config": {"nargs": "+", "metavar": "DIR", "help": TEACHER},
+    "json": {"type": Path, "metavar": "FILE", "help": "write all figures, in bytes"},
+}
+
+
+def make_help() -> argparse.ArgumentParser:
+    """What `--help` prints; the parser that reads the flags knows those of training too, and takes seconds to load."""
+    parser = command_parser("opd-trl plan", DESCRIPTION, EXIT, usage=USAGE)
+    parser.add_argument("--config", metavar="RECIPE", help=CONFIG)
+    for name, options in OWN_FLAGS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    return parser
 
 
 def main(argv: list[str]) -> int:
     """Run `opd-trl plan` and return its exit status."""
     if not argv or {"-h", "--help"} & set(argv):
-        print(HELP, end="")
+        make_help().print_help()
         return 0
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the training process gives them
             from ..planning.inputs import plan
 
-            figures, path = plan(argv)
+            figures, path = plan(argv, OWN_FLAGS)
         if path is not None:
             path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     except (ValueError, ImportError, OSError) as error:
@@ -82,10 +101,10 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def heading(figures: dict[str, Any]) -> str:
-    """What is sized."""
-    spread = f" on {figures['gpus']} GPUs" if figures["gpus"] > 1 else ""
+    """The first lines of the report: engine, parameters, teachers, lengths of prompts."""
+    gpus = f" on {figures['gpus']} GPUs" if figures["gpus"] > 1 else ""
     return (
-        f"Memory on each GPU, {figures['engine']}{spread}: an estimate, not a measurement.\n"
+        f"Memory on each GPU, {figures['engine']}{gpus}: an estimate, not a measurement.\n"
         f"Student {figures['student_parameters']:,} parameters, {figures['trained_parameters']:,} trained; "
         f"{teachers_in_words(figures['teachers'])}; "
         f"prompts of {figures['prompt_length']}, the teacher's of {figures['teacher_prompt_length']} tokens.\n"
@@ -93,7 +112,7 @@ def heading(figures: dict[str, Any]) -> str:
 
 
 def teachers_in_words(teachers: list[dict[str, Any]]) -> str:
-    """Which teachers there are.
+    """The teachers as the first lines of the report name them: name, parameters, whether one is served.
 
     >>> teachers_in_words([{"name": "math", "parameters": 1000, "served": False},
     ...                    {"name": "code", "parameters": None, "served": True}])
@@ -135,14 +154,11 @@ def component_table(figures: dict[str, Any]) -> Table:
 
 
 def engine_table(rows: list[dict[str, Any]]) -> Table:
-    """The same recipe under every engine."""
+    """What the same recipe takes under every engine, one row for each."""
     table = Table(box=None, pad_edge=False)
-    table.add_column("--accelerate_config", no_wrap=True)
-    table.add_column("engine", no_wrap=True)
-    table.add_column("GPUs", justify="right")
-    table.add_column("GiB on each", justify="right")
-    table.add_column("verdict", no_wrap=True)
+    for column in ("--accelerate_config", "engine", "GPUs", "GiB on each", "verdict"):
+        number = column in ("GPUs", "GiB on each")
+        table.add_column(column, justify="right" if number else "left", no_wrap=not number)
     for row in rows:
-        cells = (row["accelerate_config"], row["engine"], str(row["gpus"]), gib(row["total"]), row["verdict"])
-        table.add_row(*cells)
+        table.add_row(row["accelerate_config"], row["engine"], str(row["gpus"]), gib(row["total"]), row["verdict"])
     return table

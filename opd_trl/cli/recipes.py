@@ -25,6 +25,7 @@ from ..scripts.recipe_files import (
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The parser of `opd-trl recipes`."""
     parser = argparse.ArgumentParser(prog="opd-trl recipes", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names and what they are")
@@ -38,13 +39,12 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run `opd-trl recipes`."""
+    """Run `opd-trl recipes` and return its exit status."""
     args = make_parser().parse_args(argv)
-
     actions: dict[str, Callable[[], None]] = {
         "list": print_list,
         "show": lambda: print_recipe(args.name, resolved=args.resolved),
-        "copy": lambda: print_copy(args.name, args.destination),
+        "copy": lambda: print(*(f"wrote {path}" for path in copy_recipe(args.name, args.destination)), sep="\n"),
     }
     try:
         actions[args.command]()
@@ -87,18 +87,12 @@ def print_recipe(name: str, *, resolved: bool) -> None:
 def resolved_text(recipe: Recipe) -> str:
     """Return a recipe as one YAML text; a comment before each run of keys names the file that they are from."""
     text, origin = "", None
-    for key, value in recipe.beside().items():
+    for key, value in recipe.resolved_values().items():
         if recipe.origins[key] != origin:
             origin = recipe.origins[key]
             text += f"# {os.path.relpath(origin, recipe.path.parent)}\n"
         text += yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=110)
     return text
-
-
-def print_copy(name: str, destination: Path) -> None:
-    """Copy a recipe and say what was written."""
-    for path in copy_recipe(name, destination):
-        print(f"wrote {path}")
 
 
 def copy_recipe(name: str, destination: Path) -> list[Path]:
@@ -117,7 +111,7 @@ def copy_recipe(name: str, destination: Path) -> list[Path]:
     target = destination if destination.suffix == ".yaml" else destination / source.name
     targets = {source.resolve(): target}
     for path in linked_files(source):
-        targets.setdefault(path.resolve(), target.parent / place(path.resolve(), source.resolve().parent))
+        targets.setdefault(path.resolve(), target.parent / place_of_copy(path.resolve(), source.resolve().parent))
     sides = {
         (origin.parent / path).resolve(): copy.parent / path
         for origin, copy in targets.items()
@@ -141,12 +135,12 @@ def copy_recipe(name: str, destination: Path) -> list[Path]:
     return sorted(written, key=lambda path: path != target)
 
 
-def place(path: Path, folder: Path) -> Path:
-    """Where a file goes, from the folder of the copied recipe.
+def place_of_copy(path: Path, folder: Path) -> Path:
+    """Where the copy of a file lies, seen from the folder of the copied recipe.
 
-    >>> place(Path("/recipes/smoke/base.yaml"), Path("/recipes/smoke"))
+    >>> place_of_copy(Path("/recipes/smoke/base.yaml"), Path("/recipes/smoke"))
     PosixPath('base.yaml')
-    >>> place(Path("/recipes/math/opd.yaml"), Path("/recipes/smoke"))
+    >>> place_of_copy(Path("/recipes/math/opd.yaml"), Path("/recipes/smoke"))
     PosixPath('math/opd.yaml')
     """
     return path.relative_to(folder) if path.is_relative_to(folder) else Path(path.parent.name, path.name)

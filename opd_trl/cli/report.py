@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from .flags import command_parser
+
 
 DESCRIPTION = """\
 Shows a training run, or several side by side, as one HTML page that needs no network: mail it, attach it, open it from
@@ -25,18 +27,11 @@ Examples
   opd-trl report runs/opsd --json figures.json --png figures/
 """
 
-EXIT = """\
-Exit status: 0 written, 2 bad input (nothing is written).
-"""
-
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="opd-trl report",
-        description=DESCRIPTION,
-        epilog=EXIT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    """The parser of `opd-trl report`."""
+    parser = command_parser(
+        "opd-trl report", DESCRIPTION, "Exit status: 0 written, 2 bad input (nothing is written).\n"
     )
     add = parser.add_argument
     add("runs", metavar="RUN", nargs="+", type=Path, help="output_dir of a training run")

@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from .flags import command_parser
 from .terminal import progress
 
 
@@ -40,14 +41,8 @@ QUICK_SEEDS, SEEDS, MAX_SEEDS = 1, 5, 10
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments of `opd-trl reproduce`."""
-    parser = argparse.ArgumentParser(
-        prog="opd-trl reproduce",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The parser of `opd-trl reproduce`."""
+    parser = command_parser("opd-trl reproduce", DESCRIPTION, EXAMPLES)
     parser.add_argument("study", choices=[*STUDIES], help="what to reproduce")
     parser.add_argument("--seeds", type=int, help=f"from 0 on (default: {SEEDS}; with --quick {QUICK_SEEDS})")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a claim or an arm; repeatable")
@@ -74,11 +69,7 @@ def main(argv: list[str]) -> int:
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """Run what is open, then write and print the report.
-
-    Raises:
-        SettingsError: flags or settings that cannot be run; nothing is written.
-    """
+    """Run what is open, then write and print the report; raises SettingsError for what cannot be run."""
     from ..reproduce.settings import SettingsError, read_settings
     from ..reproduce.study import all_jobs, matching, read_lines
     from ..reproduce.study_report import write_report
@@ -114,8 +105,8 @@ def run_open(jobs, settings, home: Path, workers: int, console) -> int:
         console.print(f"{len(jobs) - total} of {len(jobs)} steps are done already in {home}.", highlight=False)
     if total == 0:
         return 0
-    with callbacks(console, total) as told:
-        failed = run(jobs, settings=settings, home=home, workers=workers, **told)
+    with callbacks(console, total) as hooks:
+        failed = run(jobs, settings=settings, home=home, workers=workers, **hooks)
     if failed:
         names = ", ".join(f"{job.name} (seed {job.seed})" for job in failed[:5])
         console.print(

@@ -9,9 +9,7 @@ from ..serving.start import InputError, bind, check, serve
 from .flags import json_object
 
 
-HELP = """\
-usage: opd-trl serve-teacher --model PATH_OR_HUB_ID [--port N] [--host ADDRESS] [--FLAG VALUE ...]
-
+DESCRIPTION = """\
 Loads a causal language model once and scores token sequences over HTTP, with the code of a teacher in the training
 process. Students on this machine or others train against it with one line in their recipe:
 
@@ -26,26 +24,9 @@ Examples
   # a large teacher over all GPUs of the machine, in 4 bits (needs bitsandbytes)
   opd-trl serve-teacher --model Qwen/Qwen3-32B --device auto \\
       --model-init-kwargs '{"quantization_config": {"load_in_4bit": true}}'
+"""
 
-The model
-  --model PATH_OR_HUB_ID        a folder with a saved model and its tokenizer, or a model of the hub
-  --revision NAME               branch, tag or commit of the hub
-  --dtype TYPE                  auto (that of the checkpoint; default), bfloat16, float16, float32
-  --device DEVICE               default: cuda where there is one, else cpu; auto spreads the model over all GPUs
-  --max-length N                longest sequence in tokens; default: the model's context window
-  --model-init-kwargs JSON      further arguments of from_pretrained; they win over the flags above
-  --trust-remote-code           run code that comes with the model
-
-The server
-  --host ADDRESS                default 127.0.0.1: this machine alone. 0.0.0.0 is every machine that reaches this one
-  --port N                      default 8001; 0 takes a free one
-  --served-model-name NAME      default: what --model says
-  --batch-size N                sequences in one forward; default 8
-  --max-sequences N             sequences in one request; default 64
-  --max-logprobs N              ids scored at a position, most probable ones and requested ones; default 100
-  --max-request-mib N           size of a request; default 16
-  --max-concurrent-requests N   requests at a time, waiting ones included; default 32
-
+EPILOG = """\
 OPD_TRL_API_KEY, in the environment, is the key that every request but /health must carry. It is no flag: others on
 the machine can read the flags of a process. The traffic is not encrypted: in a network that you do not trust, keep
 127.0.0.1 and connect through `ssh -N -L 8001:127.0.0.1:8001 TEACHER_MACHINE`.
@@ -69,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: list[str]) -> int:
     """Run `opd-trl serve-teacher` and return its exit status."""
     if not argv or {"-h", "--help"} & set(argv):
-        print(HELP, end="")
+        make_parser().print_help()
         return 0
     args = make_parser().parse_args(argv)
     key = os.environ.get(API_KEY_VARIABLE, "").strip() or None
@@ -84,37 +65,56 @@ def main(argv: list[str]) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=NAME, add_help=False, allow_abbrev=False)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--served-model-name")
-    parser.add_argument("--revision")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float16", "float32"))
-    parser.add_argument("--device")
-    parser.add_argument("--max-length", type=positive)
-    parser.add_argument("--model-init-kwargs", type=json_object, default={})
-    parser.add_argument("--trust-remote-code", action="store_true")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=port, default=8001)
-    for flag, default in (
-        ("batch-size", 8),
-        ("max-sequences", 64),
-        ("max-logprobs", 100),
-        ("max-request-mib", 16),
-        ("max-concurrent-requests", 32),
+    """The parser of `opd-trl serve-teacher`."""
+    parser = Parser(
+        NAME,
+        usage=f"{NAME} --model PATH_OR_HUB_ID [--port N] [--host ADDRESS] [--FLAG VALUE ...]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = parser.add_argument_group("The model").add_argument
+    a_model = "a folder with a saved model and its tokenizer, or a model of the hub"
+    add("--model", required=True, metavar="PATH_OR_HUB_ID", help=a_model)
+    add("--revision", metavar="NAME", help="branch, tag or commit of the hub")
+    dtypes = ("auto", "bfloat16", "float16", "float32")
+    a_dtype = "auto (that of the checkpoint; default), bfloat16, float16, float32"
+    add("--dtype", default="auto", choices=dtypes, metavar="TYPE", help=a_dtype)
+    a_device = "default: cuda where there is one, else cpu; auto spreads the model over all GPUs"
+    add("--device", metavar="DEVICE", help=a_device)
+    a_length = "longest sequence in tokens; default: the model's context window"
+    add("--max-length", type=positive, metavar="N", help=a_length)
+    more = "further arguments of from_pretrained; they win over the flags above"
+    add("--model-init-kwargs", type=json_object, default={}, metavar="JSON", help=more)
+    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+
+    add = parser.add_argument_group("The server").add_argument
+    a_host = "default 127.0.0.1: this machine alone. 0.0.0.0 is every machine that reaches this one"
+    add("--host", default="127.0.0.1", metavar="ADDRESS", help=a_host)
+    add("--port", type=port, default=8001, metavar="N", help="default 8001; 0 takes a free one")
+    add("--served-model-name", metavar="NAME", help="default: what --model says")
+    for flag, default, what in (
+        ("--batch-size", 8, "sequences in one forward"),
+        ("--max-sequences", 64, "sequences in one request"),
+        ("--max-logprobs", 100, "ids scored at a position, most probable ones and requested ones"),
+        ("--max-request-mib", 16, "size of a request"),
+        ("--max-concurrent-requests", 32, "requests at a time, waiting ones included"),
     ):
-        parser.add_argument(f"--{flag}", type=positive, default=default)
+        add(flag, type=positive, default=default, metavar="N", help=f"{what}; default {default}")
     return parser
 
 
 def positive(text: str) -> int:
-    """A whole number from 1."""
+    """Read a whole number from 1 on; raises ArgumentTypeError for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
     return int(text)
 
 
 def port(text: str) -> int:
-    """A port, or 0 for a free one."""
+    """Read a port, or 0 for a free one; raises ArgumentTypeError for anything else."""
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"expected a port from 0 to 65535, got {text!r}")
     return int(text)

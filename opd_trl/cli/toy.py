@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ..data.toy_task import write
+from .flags import command_parser
 
 
 DESCRIPTION = r"""
@@ -33,14 +34,8 @@ examples
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The arguments of `opd-trl toy`."""
-    parser = argparse.ArgumentParser(
-        prog="opd-trl toy",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """The parser of `opd-trl toy`."""
+    parser = command_parser("opd-trl toy", DESCRIPTION, EXAMPLES)
     parser.add_argument("--output", type=Path, default=Path("runs/toy"), help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of rows (default: 0)")
     parser.add_argument("--task", choices=["addition"], default="addition", help="default: %(default)s")
@@ -49,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Run `opd-trl toy`."""
+    """Run `opd-trl toy` and return its exit status."""
     args = make_parser().parse_args(argv)
     from ..data.files import DataError
 

@@ -14,16 +14,16 @@ from .files import Row
 
 
 class RejectedRow(ValueError):
-    """A row that is no example; the message is the reason under which it is counted."""
+    """A row that is not an example; the message is the reason under which it is counted."""
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """One data set.
+    """A data set that is known by name.
 
     Args:
         hub_id, config, split: what `datasets.load_dataset` is asked for.
-        columns: the ones that `to_row` reads.
+        columns: what `to_row` reads of a row.
         to_row: from a row of the data set to one of ours; raises RejectedRow.
         about: one line for `opd-trl data list`.
         gated: does the hub ask for a token and an accepted licence?
@@ -39,14 +39,43 @@ class Adapter:
 
 
 def chat(question: str) -> list[dict[str, str]]:
-    """A question as the one user turn of a conversation.
-
-    Raises:
-        RejectedRow: it is empty.
-    """
+    """A question as the one user turn of a conversation; raises RejectedRow where it is empty."""
     if not question or not question.strip():
         raise RejectedRow("empty prompt")
     return [{"role": "user", "content": question.strip()}]
+
+
+def mapped(columns: dict[str, str]) -> Callable[[Row], Row]:
+    """A `to_row` that renames columns: from our names to those of the rows.
+
+    Args:
+        columns: e.g. `{"prompt": "question", "answer": "label"}`; `prompt` is needed. Others keep their values.
+
+    Example:
+        >>> mapped({"prompt": "q", "answer": "a"})({"q": "1 + 1?", "a": 2, "id": 7})
+        {'prompt': [{'role': 'user', 'content': '1 + 1?'}], 'answer': '2'}
+    """
+
+    def to_row(row: Row) -> Row:
+        made = {ours: row[theirs] for ours, theirs in columns.items()}
+        prompt = made["prompt"]
+        if isinstance(prompt, str):
+            made["prompt"] = chat(prompt)
+        elif not _is_messages(prompt):
+            raise RejectedRow("prompt is neither text nor messages with a user turn")
+        if made.get("answer") is not None:
+            made["answer"] = str(made["answer"]).strip()
+        return made
+
+    return to_row
+
+
+def _is_messages(prompt: object) -> bool:
+    return (
+        isinstance(prompt, list)
+        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
+        and any(turn["role"] == "user" and str(turn["content"]).strip() for turn in prompt)
+    )
 
 
 def gsm8k(row: Row) -> Row:
@@ -68,17 +97,12 @@ def gsm8k(row: Row) -> Row:
 
 
 def problem_with_solution(row: Row) -> Row:
-    """MATH-500, AIME 2024: columns problem, solution, answer."""
+    """MATH-500 and AIME 2024, whose columns are problem, solution and answer."""
     return {
         "prompt": chat(row["problem"]),
         "solution": row["solution"].strip(),
         "answer": str(row["answer"]).strip(),
     }
-
-
-def problem_with_answer(row: Row) -> Row:
-    """AIME 2025: there are no solutions."""
-    return {"prompt": chat(row["problem"]), "answer": str(row["answer"]).strip()}
 
 
 def openthoughts_math(row: Row) -> Row:
@@ -90,11 +114,6 @@ def openthoughts_math(row: Row) -> Row:
     if answer is None:
         raise RejectedRow(f"solution: {reason}")
     return {"prompt": chat(row["problem"]), "solution": solution.strip(), "answer": answer}
-
-
-def dapo_math(row: Row) -> Row:
-    """DAPO-Math-17k as open-r1 has it, without the prompt's wrapping: `solution` is the answer alone."""
-    return {"prompt": chat(row["prompt"]), "answer": str(row["solution"]).strip()}
 
 
 # What the original DAPO-Math-17k says around each problem: how it starts, and where the problem ends.
@@ -160,7 +179,7 @@ ADAPTERS = {
         None,
         "test",
         ("problem", "answer"),
-        problem_with_answer,
+        mapped({"prompt": "problem", "answer": "answer"}),
         "30 problems of AIME 2025, for evaluation",
     ),
     "openthoughts_math": Adapter(
@@ -176,7 +195,7 @@ ADAPTERS = {
         "en",
         "train",
         ("prompt", "solution"),
-        dapo_math,
+        mapped({"prompt": "prompt", "answer": "solution"}),  # `solution` is the answer alone
         "14,116 English problems with integer answers",
     ),
     "dapo_math_original": Adapter(
@@ -205,36 +224,3 @@ ADAPTERS = {
         "short word problems, 700 and 300 (test)",
     ),
 }
-
-
-def mapped(columns: dict[str, str]) -> Callable[[Row], Row]:
-    """The adapter function of a file: from our column names to the file's.
-
-    Args:
-        columns: e.g. `{"prompt": "question", "answer": "label"}`; `prompt` is needed. Others keep their values.
-
-    Example:
-        >>> mapped({"prompt": "q", "answer": "a"})({"q": "1 + 1?", "a": 2, "id": 7})
-        {'prompt': [{'role': 'user', 'content': '1 + 1?'}], 'answer': '2'}
-    """
-
-    def to_row(row: Row) -> Row:
-        made = {ours: row[theirs] for ours, theirs in columns.items()}
-        prompt = made["prompt"]
-        if isinstance(prompt, str):
-            made["prompt"] = chat(prompt)
-        elif not _is_messages(prompt):
-            raise RejectedRow("prompt is neither text nor messages with a user turn")
-        if made.get("answer") is not None:
-            made["answer"] = str(made["answer"]).strip()
-        return made
-
-    return to_row
-
-
-def _is_messages(prompt: object) -> bool:
-    return (
-        isinstance(prompt, list)
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
-        and any(turn["role"] == "user" and str(turn["content"]).strip() for turn in prompt)
-    )

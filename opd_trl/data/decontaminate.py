@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .files import Row
@@ -71,8 +71,8 @@ class Contamination:
         self._equal.setdefault(prompt_key(prompt), name)
         words = words_of(prompt_text(prompt))
         for n, grams in self._grams.items():
-            for start in range(len(words) - n + 1):
-                grams.setdefault(tuple(words[start : start + n]), name)
+            for gram in ngrams(words, n):
+                grams.setdefault(gram, name)
         if self.min_words <= len(words) < self.ngram:
             self._short.setdefault(len(words), {}).setdefault(tuple(words), name)
 
@@ -84,19 +84,18 @@ class Contamination:
         words = words_of(prompt_text(prompt))
         if self.min_words <= len(words) < self.ngram and (name := self._grams[len(words)].get(tuple(words))):
             return Match(name, " ".join(words))
-        return self._window(words, self.ngram, self._grams[self.ngram]) or next(
-            (found for n, texts in self._short.items() if (found := self._window(words, n, texts))), None
-        )
-
-    @staticmethod
-    def _window(words: list[str], n: int, grams: dict[tuple[str, ...], str]) -> Match | None:
-        for start in range(len(words) - n + 1):
-            gram = tuple(words[start : start + n])
-            if gram in grams:
-                return Match(grams[gram], " ".join(gram))
+        for n, known in ((self.ngram, self._grams[self.ngram]), *self._short.items()):
+            for gram in ngrams(words, n):
+                if gram in known:
+                    return Match(known[gram], " ".join(gram))
         return None
 
 
+def ngrams(words: list[str], n: int) -> Iterator[tuple[str, ...]]:
+    """Every `n` words in a row, from the first on."""
+    return (tuple(words[start : start + n]) for start in range(len(words) - n + 1))
+
+
 def evaluation_prompts(rows: Iterable[Row], source: str) -> Iterable[tuple[str | list, str]]:
-    """The prompts of our rows, each with a name that says where it stands."""
+    """Pairs of a row's prompt and its name, such as `math500 row 12`: what `Contamination` takes."""
     return ((row["prompt"], f"{source} row {number}") for number, row in enumerate(rows, start=1))

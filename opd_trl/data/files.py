@@ -31,7 +31,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
     """Yield the rows of a JSONL file, one line at a time; blank lines are passed over.
 
     Raises:
-        DataError: no such file, a line that is not UTF-8, no JSON, or no object: file and line are named.
+        DataError: no such file, a line that is not UTF-8, not JSON, or not an object: file and line are named.
 
     Example:
         >>> import pathlib, tempfile
@@ -45,12 +45,12 @@ def read_jsonl(path: Path) -> Iterator[Row]:
             row = json.loads(line)
         except ValueError as error:
             raise DataError(
-                f"{path}, line {number} is no JSON: {error}. Expected one object per line; repair or remove the line."
+                f"{path}, line {number} is not JSON: {error}. Expected one object per line; repair or remove the line."
             ) from error
         if not isinstance(row, dict):
             raise DataError(
                 f"{path}, line {number} holds a {type(row).__name__}, expected one object per line, such as "
-                '{"prompt": ...}. A JSON list over several lines is no JSONL.'
+                '{"prompt": ...}. A JSON list over several lines is not JSONL.'
             )
         yield row
 

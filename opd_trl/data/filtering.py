@@ -1,7 +1,8 @@
 """Teacher traces that are fit for supervised training: finished, with an answer, and not going round in circles."""
 
+import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +19,14 @@ _BASE = np.uint64(6364136223846793005)
 
 @dataclass(frozen=True)
 class TraceFilter:
-    """What is rejected.
+    """Which texts of a teacher are unfit for supervised training.
 
     Args:
         line_chars, line_repeats: a line of at least so many characters that occurs at least so often.
         block_chars, block_repeats: any stretch of so many characters that occurs at least so often, nowhere
             overlapping itself.
         need_box: reject where there is no boxed answer.
-        max_chars: reject longer texts; None is no limit.
+        max_chars: reject longer texts; None takes any length.
 
     Source: arXiv 2605.11182: no boxed answer; repeated lines of at least 20 characters, at least 5 times; repeated
     blocks of 100 characters. It gives no number of times for blocks: here it is that of lines.
@@ -130,7 +131,7 @@ def filter_rows(
     batch_size: int = 64,
     progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[Row], dict[str, Any]]:
-    """Keep the traces that pass.
+    """The traces that pass a filter and, with a judge, have the right answer.
 
     Args:
         rows: with `completion` (text, or messages of which the assistant's are read), and `answer` where there is a
@@ -149,7 +150,8 @@ def filter_rows(
     kept: list[Row] = []
     reasons: Counter[str] = Counter()
     read = 0
-    for batch in _batches(rows, batch_size):
+    rows = iter(rows)
+    while batch := list(itertools.islice(rows, batch_size)):
         verdicts = [_reason(row, rule, number) for number, row in enumerate(batch, start=read + 1)]
         if judge is not None:
             _judge(batch, verdicts, judge, first=read + 1)
@@ -198,14 +200,3 @@ def _judge(batch: list[Row], verdicts: list[str | None], judge: Judge, *, first:
             verdicts[i] = "answer of the row cannot be read"
         elif right < 1:
             verdicts[i] = "wrong answer"
-
-
-def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        batch.append(row)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch

@@ -13,14 +13,13 @@ from .adapters import ADAPTERS, RejectedRow, mapped
 from .decontaminate import Contamination, evaluation_prompts
 from .files import DataError, Row, check_free, looks_local, write_jsonl
 from .filtering import TraceFilter, filter_rows
-from .outputs import Output, report_file, write_report
+from .outputs import Output, check_jsonl, report_file, write_report
 from .prepare import prepare
 from .sources import load_named, read_file, with_columns
 
 
+#: Columns of ours that a file is read by where `--columns` does not say.
 OURS = ("prompt", "answer", "solution", "privileged_context")
-
-
 #: Title and number of rows, where it is known -> a progress bar, which yields what takes the number done.
 Bar = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
 #: What was read, kept and rejected, and the file that says so.
@@ -39,7 +38,7 @@ def prepare_rows(args: argparse.Namespace, bar: Bar) -> Report:
 
 
 def draw_procedural(args: argparse.Namespace) -> Report:
-    """Draw rows of a generator, split, write."""
+    """Draw rows of a reasoning-gym task, split them, and write each part."""
     from .procedural import generate
 
     output = output_of(args)
@@ -52,8 +51,7 @@ def draw_procedural(args: argparse.Namespace) -> Report:
 
 def write_traces(args: argparse.Namespace, bar: Bar) -> dict[str, Any]:
     """Let a model write completions to the prompts of a file; return the report."""
-    check_jsonl(args.output)
-    check_free(args.output, report_file(args.output), overwrite=args.overwrite)
+    check_file(args)
     check_numbers(args)
     if looks_local(args.model) and not Path(args.model).expanduser().exists():
         raise DataError(f"--model {args.model} does not exist (looked in {Path.cwd()}). Give a folder or a hub id.")
@@ -68,13 +66,7 @@ def write_traces(args: argparse.Namespace, bar: Bar) -> dict[str, Any]:
     sampler = load_sampler(args, settings.template_kwargs)
     with bar("writing", len(rows) * args.samples) as advance:
         report = traces.write_traces(
-            rows,
-            prompts,
-            sampler,
-            args.output,
-            settings,
-            restart=args.overwrite,
-            progress=advance,
+            rows, prompts, sampler, args.output, settings, restart=args.overwrite, progress=advance
         )
     write_report(args.output, report)
     return report
@@ -96,9 +88,8 @@ def load_sampler(args: argparse.Namespace, template_kwargs: dict[str, Any] | Non
 
 
 def filter_traces(args: argparse.Namespace, bar: Bar) -> Report:
-    """Leave out unfit traces, count why, write."""
-    check_jsonl(args.output)
-    check_free(args.output, report_file(args.output), overwrite=args.overwrite)
+    """Leave out unfit traces, count the reasons, and write the others."""
+    check_file(args)
     names = ("line_chars", "line_repeats", "block_chars", "block_repeats", "max_chars")
     rule = TraceFilter(need_box=not args.no_box, **{name: getattr(args, name) for name in names})
     rows = read_file(args.source)
@@ -120,8 +111,7 @@ SAMPLING = ("model", "revision", "temperature", "top_p", "max_new_tokens", "samp
 def source(args: argparse.Namespace) -> tuple[Iterable[Row], Callable[[Row], Row], dict[str, Any]]:
     """The rows that are asked for, how each becomes one of ours, and what to note about them.
 
-    Raises:
-        DataError: neither a name nor a file, or options that do not go together.
+    Raises DataError for neither a name nor a file, and for options that do not go together.
     """
     if args.source in ADAPTERS:
         if args.columns is not None:
@@ -136,22 +126,20 @@ def source(args: argparse.Namespace) -> tuple[Iterable[Row], Callable[[Row], Row
     if not Path(args.source).exists() and not looks_local(args.source):
         load_named(args.source)  # says which names there are
     path = Path(args.source)
-    chosen = args.columns or {name: name for name in OURS if name in first_row(read_file(path), args.source)}
+    chosen = args.columns
+    if chosen is None:
+        first = next(iter(read_file(path)), None)
+        if first is None:
+            raise DataError(f"{args.source} has no rows. Put one example into each line or row.")
+        chosen = {name: name for name in OURS if name in first}
     # The first row names the columns where --columns does not: all rows must have them, and `prompt` at least.
     wanted = chosen.values() if args.columns else {"prompt": None, **chosen}
     checked = with_columns(read_file(path), wanted, source=args.source, remedy=MAP_COLUMNS)
     return checked, mapped(chosen), {"source": args.source, "columns": chosen}
 
 
-def first_row(rows: Iterable[Row], name: str) -> Row:
-    """The first row; raises DataError where there is none."""
-    for row in rows:
-        return row
-    raise DataError(f"{name} has no rows. Put one example into each line or row.")
-
-
 def against(names: list[str], ngram: int) -> Contamination:
-    """What training rows are compared with; raises DataError for an n that is too small."""
+    """The prompts of evaluation sets that training rows are compared with; raises DataError for too small an n."""
     prompts: list[tuple[str | list, str]] = []
     for name in names:
         known, _, split = name.partition(":")
@@ -167,7 +155,7 @@ def against(names: list[str], ngram: int) -> Contamination:
 
 
 def shaped(rows: Iterable[Row], to_row: Callable[[Row], Row]) -> Iterator[Row]:
-    """The rows that an adapter takes."""
+    """The rows as an adapter shapes them; those that it rejects are left out."""
     for row in rows:
         with suppress(RejectedRow):
             yield to_row(row)
@@ -186,15 +174,15 @@ def privileged(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def output_of(args: argparse.Namespace) -> Output:
-    """Where to, checked."""
+    """Where the rows of `prepare` and `procedural` go; raises DataError where a file is in the way."""
     options = {name: getattr(args, name) for name in ("salt", "max_rows", "instruction")}
     return Output.checked(args.output, args.parts, overwrite=args.overwrite, **options)
 
 
-def check_jsonl(output: Path) -> None:
-    """Raise DataError where an output is no `.jsonl`."""
-    if output.suffix != ".jsonl":
-        raise DataError(f"--output {output} must end in .jsonl: that is what is written.")
+def check_file(args: argparse.Namespace) -> None:
+    """Raise DataError where `--output` of `traces` or `filter` is not a free `.jsonl` file."""
+    check_jsonl(args.output)
+    check_free(args.output, report_file(args.output), overwrite=args.overwrite)
 
 
 def check_numbers(args: argparse.Namespace) -> None:
@@ -210,10 +198,9 @@ def check_numbers(args: argparse.Namespace) -> None:
 
 
 def judge() -> Callable:
-    """Tells right from wrong answers; raises DataError where math-verify is missing."""
+    """The function that tells right from wrong answers; raises DataError where math-verify is missing."""
     if importlib.util.find_spec("math_verify") is None:
         raise DataError("--check-answer needs math-verify: pip install 'opd_trl[math]' (or pip install math-verify).")
-
     return math_accuracy
 
 

@@ -12,7 +12,7 @@ from .splits import parse_parts, position, split_rows
 
 @dataclass(frozen=True)
 class Output:
-    """What is to be written.
+    """The files that rows are written to, and which rows each of them gets.
 
     Args:
         path: `NAME.jsonl`; with parts `NAME.PART.jsonl` for each. The report is `NAME.report.json`.
@@ -35,8 +35,7 @@ class Output:
     def checked(cls, path: Path, parts: str | None, *, overwrite: bool, **options: Any) -> "Output":
         """Read the parts and make sure that nothing is in the way."""
         output = cls(path, parse_parts(parts) if parts else {}, **options)
-        if path.suffix != ".jsonl":
-            raise DataError(f"--output {path} must end in .jsonl: that is what is written.")
+        check_jsonl(path)
         if output.max_rows is not None and output.max_rows < 1:
             raise DataError(f"--max-rows must be at least 1, got {output.max_rows}.")
         check_free(*output.files().values(), output.report_file, overwrite=overwrite)
@@ -44,7 +43,7 @@ class Output:
 
     @property
     def report_file(self) -> Path:
-        """Where the report goes."""
+        """The report beside the rows, `NAME.report.json`."""
         return report_file(self.path)
 
     def files(self) -> dict[str, Path]:
@@ -58,11 +57,7 @@ class Output:
         return {part: self.path.with_name(f"{self.path.stem}.{part}.jsonl") for part in self.parts}
 
     def write(self, rows: list[Row], report: dict[str, Any]) -> dict[str, Any]:
-        """Split, write, and return the report with the rows of each file in it.
-
-        Raises:
-            DataError: a part would be empty; nothing is written.
-        """
+        """Split and write; return the report with the rows of each file. DataError: a part would be empty."""
         split = split_rows(rows, self.parts, salt=self.salt) if self.parts else {"all": rows}
         chosen = {part: self._first(split[part]) for part in self.files()}
         report = report | {
@@ -99,6 +94,12 @@ def instructed(row: Row, instruction: str) -> Row:
     return row | {"prompt": [*prompt[:last], asked, *prompt[last + 1 :]]}
 
 
+def check_jsonl(output: Path) -> None:
+    """Raise DataError where an output is not a `.jsonl` file."""
+    if output.suffix != ".jsonl":
+        raise DataError(f"--output {output} must end in .jsonl: that is what is written.")
+
+
 def report_file(output: Path) -> Path:
     """The report that lies beside an output.
 
@@ -109,7 +110,7 @@ def report_file(output: Path) -> Path:
 
 
 def write_report(output: Path, report: dict[str, Any]) -> None:
-    """Write a report beside an output."""
+    """Write a report as `NAME.report.json` beside the output `NAME.jsonl`."""
     with atomically(report_file(output)) as file:
         json.dump(report, file, indent=2, ensure_ascii=False)
         file.write("\n")

@@ -14,7 +14,7 @@ from .splits import prompt_key
 
 @dataclass
 class Prepared:
-    """What came of a data set.
+    """The rows that a data set gave, and how many were left out for which reason.
 
     Args:
         rows: the kept ones, in their order.
@@ -29,7 +29,7 @@ class Prepared:
     contaminated: list[dict[str, Any]] = field(default_factory=list)
 
     def report(self) -> dict[str, Any]:
-        """The counts, ready for JSON."""
+        """The counts as `NAME.report.json` holds them, ready for JSON."""
         return {
             "read": self.read,
             "kept": len(self.rows),

@@ -21,11 +21,7 @@ def _library() -> Any:
 
 
 def task_names() -> list[str]:
-    """The names of all tasks.
-
-    Raises:
-        DataError: reasoning-gym is not installed.
-    """
+    """The names of all tasks; raises DataError where reasoning-gym is not installed."""
     _library()
     from reasoning_gym.factory import DATASETS
 
@@ -55,7 +51,7 @@ def generate(task: str, *, count: int, seed: int, options: dict[str, Any] | None
     if task not in task_names():
         near = ", ".join(difflib.get_close_matches(task, task_names(), n=3))
         raise DataError(
-            f"{task!r} is no task of reasoning-gym{f', did you mean {near}' if near else ''}? "
+            f"{task!r} is not a task of reasoning-gym{f', did you mean {near}' if near else ''}? "
             "`opd-trl data list --procedural` shows all."
         )
     try:

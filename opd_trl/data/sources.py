@@ -44,7 +44,7 @@ def adapter_of(name: str) -> Adapter:
     if name not in ADAPTERS:
         near = difflib.get_close_matches(name, ADAPTERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise DataError(f"{name!r} is no known data set and no file: {hint}There are {', '.join(ADAPTERS)}.")
+        raise DataError(f"{name!r} is neither a known data set nor a file: {hint}There are {', '.join(ADAPTERS)}.")
     return ADAPTERS[name]
 
 
@@ -82,11 +82,7 @@ def explain(error: Exception, adapter: Adapter, place: str, *, split: str, confi
 
 
 def read_file(path: Path) -> Iterable[Row]:
-    """The rows of a `.jsonl`, `.parquet`, `.csv` or `.json` file.
-
-    Raises:
-        DataError: no such file, another type, empty, or broken (in JSONL with its line).
-    """
+    """The rows of a `.jsonl`, `.parquet`, `.csv` or `.json` file; raises DataError where it has or gives none."""
     if not path.is_file():
         raise DataError(f"{path} does not exist (looked in {Path.cwd()}). Give a file ({FORMATS}).")
     if path.suffix not in READERS:
@@ -105,11 +101,7 @@ def read_file(path: Path) -> Iterable[Row]:
 
 
 def with_columns(rows: Iterable[Row], columns: Iterable[str], *, source: str, remedy: str) -> Iterator[Row]:
-    """Yield the rows, each checked to have the columns.
-
-    Raises:
-        DataError: a column is missing; row and columns are named, and `remedy` says what to do.
-    """
+    """Yield the rows; raises DataError, which ends with `remedy`, for the first one that lacks one of the columns."""
     wanted = tuple(columns)
     for number, row in enumerate(rows, start=1):
         missing = [column for column in wanted if column not in row]

@@ -35,7 +35,7 @@ def prompt_key(prompt: str | list[dict[str, Any]]) -> str:
 
 
 def parse_parts(text: str) -> dict[str, float]:
-    """Read `sft=0.4,rlvr=0.3,opd=0.3`.
+    """Name of each part -> its share, from a text such as `sft=0.4,rlvr=0.3,opd=0.3`.
 
     Raises:
         DataError: no such form, a share outside (0, 1], a name given twice, `rest`, or shares of more than 1 together.
@@ -53,8 +53,8 @@ def parse_parts(text: str) -> dict[str, float]:
             value = -1.0
         if not name.isidentifier() or name == REST or not 0 < value <= 1 or name in parts:
             raise DataError(
-                f"--parts {text!r}: {piece.strip()!r} is no part. Expected name=share with shares above 0 and up to "
-                "1 and every name once, e.g. sft=0.4,rlvr=0.3,opd=0.3."
+                f"--parts {text!r}: {piece.strip()!r} is not a part. Expected name=share with shares above 0 and up "
+                "to 1 and every name once, e.g. sft=0.4,rlvr=0.3,opd=0.3."
             )
         parts[name] = value
     if sum(parts.values()) > 1 + 1e-9:
@@ -98,11 +98,7 @@ def part_of(prompt: str | list[dict[str, Any]], parts: dict[str, float], *, salt
 
 
 def split_rows(rows: Iterable[Row], parts: dict[str, float], *, salt: str = "") -> dict[str, list[Row]]:
-    """Rows by part, in their order; the rest is under the name `rest`, where there is any.
-
-    Raises:
-        DataError: a part gets no row.
-    """
+    """Rows by part, in their order; the rest, if any, is under `rest`. Raises DataError where a part gets no row."""
     split: dict[str, list[Row]] = {name: [] for name in parts}
     for row in rows:
         split.setdefault(part_of(row["prompt"], parts, salt=salt) or REST, []).append(row)

@@ -85,8 +85,6 @@ def addition(seed: int) -> dict[str, list[Row]]:
 
 
 TASKS = {"addition": addition}
-
-
 # `datasets` reads this head: one configuration per file. Its cache knows a folder by this head alone and would go on
 # serving the rows of a file that was rewritten: the hash in the description makes it look again.
 CARD = """\
@@ -107,11 +105,7 @@ CONFIG = """\
 
 
 def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: bool = False) -> str:
-    """Write data and model to `output`; return what was written, in words.
-
-    Raises:
-        DataError: one of the files is there and may not be overwritten; nothing is written.
-    """
+    """Write data and model to `output`; return what was written, in words. DataError: a file is in the way."""
     parts = TASKS[task](seed)
     card = output / "README.md"
     check_free(card, output / "model", *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
@@ -124,14 +118,14 @@ def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: boo
     for part, rows in parts.items():
         write_jsonl(output / f"{part}.jsonl", rows)
     counts = ", ".join(f"{len(rows)} rows in {part}.jsonl" for part, rows in parts.items())
-    configs = "".join(CONFIG.format(part=part, digest=digest(output / f"{part}.jsonl")) for part in parts)
+    configs = "".join(CONFIG.format(part=part, digest=sha256(output / f"{part}.jsonl")) for part in parts)
     with atomically(card) as file:
         file.write(CARD.format(configs=configs, task=task, seed=seed, counts=counts))
     return f"Wrote {output}: {counts}; a model of {parameters:,} parameters in {output / 'model'}."
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
+def sha256(file: Path) -> str:
+    """SHA-256 of the content of a file, 64 hexadecimal digits."""
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 

@@ -46,11 +46,7 @@ class TraceSettings:
 
 
 def check_rows(rows: list[Row], settings: TraceSettings) -> list:
-    """The prompts that the writer reads, one per row.
-
-    Raises:
-        DataError: no rows, no prompt in a row, or the privileged context of a row is missing or does not fit.
-    """
+    """The prompts that the writer reads, one per row; raises DataError where one or its context is missing."""
     if not rows:
         raise DataError("there are no prompts. Give a file with at least one row.")
     for number, row in enumerate(rows, start=1):
@@ -69,27 +65,25 @@ def check_rows(rows: list[Row], settings: TraceSettings) -> list:
 
 
 def digest(rows: list[Row]) -> str:
-    """SHA-256 of rows."""
+    """SHA-256 of rows as they would stand in a JSONL file, 64 hexadecimal digits."""
     return hashlib.sha256("\n".join(map(to_line, rows)).encode()).hexdigest()
 
 
 def part_file(output: Path) -> Path:
-    """Where the traces stand until all are there."""
+    """The file that holds the traces until all of them are written."""
     return output.with_name(f"{output.name}.part")
 
 
 def settings_file(output: Path) -> Path:
-    """Where the settings of an unfinished run stand."""
+    """The file that holds the settings of a run until it has ended."""
     return output.with_name(f"{output.name}.part.json")
 
 
 def begin(output: Path, settings: TraceSettings, *, restart: bool) -> int:
-    """Make the unfinished file ready; return how many whole batches it has.
+    """Make the unfinished file ready, or empty with `restart`; return how many whole batches it has.
 
-    A last batch that is not whole is cut off: it is written again with the same seed.
-
-    Raises:
-        DataError: it was begun with other settings, or cannot be read.
+    A last batch that is not whole is cut off: it is written again with the same seed. Raises DataError where the file
+    was begun with other settings, or cannot be read.
     """
     part, record = part_file(output), settings_file(output)
     wanted = json.loads(json.dumps(asdict(settings)))

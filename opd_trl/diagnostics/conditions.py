@@ -46,8 +46,8 @@ class Condition:
     threshold: float = 0.0
     minus: str | None = None
 
-    def of(self, line: dict[str, float | None]) -> float | None:
-        """The figure in a log line, None where it is not there."""
+    def figure_in(self, line: dict[str, float | None]) -> float | None:
+        """The value of the figure in a log line, `minus` subtracted; None where one of them is not there."""
         value, other = line.get(self.figure), 0.0 if self.minus is None else line.get(self.minus)
         return None if value is None or other is None else float(value) - float(other)
 
@@ -64,7 +64,7 @@ class Condition:
 
     @property
     def name(self) -> str:
-        """How a message calls it."""
+        """The figure as messages and the run log name it: `figure`, or `figure - minus`."""
         return self.figure if self.minus is None else f"{self.figure} - {self.minus}"
 
 
@@ -89,14 +89,14 @@ def against_first(threshold: Callable[[float, float], float], *, falls: bool) ->
 
 
 def standard_error(one: Sequence[float], other: Sequence[float]) -> float:
-    """Of the difference of two means, from the scatter within each window; 0 for windows of a single line."""
+    """Standard error of the difference of two means, from the scatter in each window; 0 for windows of one line."""
     if len(one) < 2:
         return 0.0
     return math.sqrt((variance(one) + variance(other)) / len(one))
 
 
 def against_share(*, falls: bool) -> Reader:
-    """The same with a share of the first window, of which nothing can be said unless it is above zero."""
+    """Compare the last window with a share of the first one's mean; nothing holds unless that mean is above zero."""
 
     def read(series: Sequence[float], window: int, share: float) -> Reading:
         reading = against_first(lambda first, given: first * given, falls=falls)(series, window, share)

@@ -112,7 +112,7 @@ def repeated_trigrams(completion_ids: Tensor, completion_mask: Tensor) -> Tensor
     trigram[:, 1:] += completion_ids[:, :-1] << ID_BITS
     trigram[:, 2:] += completion_ids[:, :-2]
     place = torch.arange(completion_ids.size(-1), device=completion_ids.device)
-    # What is no 3-gram of the completion gets a number of its own.
+    # What is not a 3-gram of the completion gets a number of its own.
     trigram = torch.where((place >= 2) & completion_mask.bool(), trigram, -1 - place)
     ordered, order = trigram.sort(dim=-1, stable=True)
     repeated = torch.zeros_like(ordered, dtype=torch.bool)

@@ -12,7 +12,7 @@ from .warning_rules import RULES, Rule
 
 @dataclass(frozen=True)
 class MonitorWarning:
-    """A rule that has fired.
+    """The warning of a rule that has fired at a step of a run.
 
     Attributes:
         step: optimizer step of the log line.
@@ -55,7 +55,7 @@ class Monitor:
         self._series: dict[Condition, list[float]] = defaultdict(list)
 
     def update(self, step: int, line: Mapping[str, float | None]) -> list[MonitorWarning]:
-        """Take in a log line; the rules that fire at it, each for the only time.
+        """Take in a log line; return a warning for each rule that fires at it, which it does once in a run.
 
         Args:
             step: its optimizer step.
@@ -63,11 +63,11 @@ class Monitor:
         """
         fired = []
         for condition in {condition for rule in self.open for condition in rule.conditions}:
-            value = condition.of(line)
+            value = condition.figure_in(line)
             if value is not None and (math.isfinite(value) or condition.kind == "not_finite"):
                 self._series[condition].append(value)
         for rule in self.open:
-            if any(condition.of(line) is None for condition in rule.conditions):
+            if any(condition.figure_in(line) is None for condition in rule.conditions):
                 continue
             readings = [condition.read(self._series[condition], rule.window) for condition in rule.conditions]
             if all(reading is not None and reading.holds for reading in readings):
@@ -79,12 +79,12 @@ class Monitor:
         condition = rule.conditions[0]
         found = (condition.name, reading.value, reading.threshold, rule.window)
         why, advice = rule.cause(self.settings), rule.advice(self.settings)
-        message = f"{rule.name} at step {step}: {said(rule, reading)}. {why} {advice}"
+        message = f"{rule.name} at step {step}: {in_words(rule, reading)}. {why} {advice}"
         return MonitorWarning(step, rule.name, *found, message.strip())
 
 
-def said(rule: Rule, reading: Reading) -> str:
-    """What was read, in words."""
+def in_words(rule: Rule, reading: Reading) -> str:
+    """What the first condition of a rule has read, as a clause of a warning: figure, value, threshold."""
     condition, value, limit = rule.conditions[0], f"{reading.value:.3g}", f"{reading.threshold:.3g}"
     if condition.kind == "not_finite":
         return f"{condition.name} is {value}"

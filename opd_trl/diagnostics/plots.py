@@ -38,7 +38,7 @@ DISTILLATION_PANELS = (
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A figure that needs no display."""
+    """A matplotlib figure, sizes in inches, that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,16 +48,9 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def plot_run(history: Sequence[dict[str, Any]], panels: Sequence[Panel], path: Path, *, title: str) -> Path:
-    """Draw the panels side by side into a PNG.
+    """Draw panels side by side into the PNG `path`, under a `title`; return the path.
 
-    Args:
-        history: log lines, each with a `step` and some of the metrics.
-        panels: what to draw; a metric that no line has is left out.
-        path: file to write.
-        title: above all panels.
-
-    Returns:
-        `path`.
+    `history` are log lines, each with a `step` and some of the metrics; a metric that no line has is left out.
     """
     figure = new_figure(4.2 * len(panels), 3.4)
     figure.suptitle(title, fontsize=11)
@@ -66,14 +59,8 @@ def plot_run(history: Sequence[dict[str, Any]], panels: Sequence[Panel], path: P
             points = [(line["step"], line[metric]) for line in history if line.get(metric) is not None]
             if points:
                 axes.plot(*zip(*points, strict=True), marker="o", markersize=3, linewidth=1.5, label=label)
-        axes.set(title=panel.title, xlabel="step")
-        axes.set_ylim(panel.limits)
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
-    return path
+        finish(axes, panel)
+    return saved(figure, path, dpi=120)
 
 
 def plot_curves(curves: Sequence[Curve], panel: Panel, path: Path, *, marks: Sequence[int] = ()) -> Path:
@@ -107,10 +94,21 @@ def plot_curves(curves: Sequence[Curve], panel: Panel, path: Path, *, marks: Seq
         axes.plot(curve.steps, curve.values, label=text, linewidth=1.5, marker=dots, markersize=3, **style)
     for i, step in enumerate(marks):
         axes.axvline(step, color="#b00020", linewidth=1, linestyle=":", label="warning" if i == 0 else None)
+    finish(axes, panel)
+    return saved(figure, path, dpi=150)
+
+
+def finish(axes: Any, panel: Panel) -> None:
+    """Give one plot its title, the range of its axis, a grid and, where anything is drawn, a legend."""
     axes.set(title=panel.title, xlabel="step")
     axes.set_ylim(panel.limits)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
+
+
+def saved(figure: Any, path: Path, *, dpi: int) -> Path:
+    """Write a figure as a PNG, its folder made where it is missing; return `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=dpi)
     return path

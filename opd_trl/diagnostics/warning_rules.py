@@ -25,7 +25,7 @@ OPTIMISATION = "Optimisation: the step is too large, or a number has overflowed.
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of the configuration.
+    """A change of the configuration that is advised against a failure.
 
     Attributes:
         text: a full sentence.
@@ -40,7 +40,7 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Rule:
-    """A sign of a failure.
+    """A sign of a failure in the log lines of a run, with its cause and what to do.
 
     Attributes:
         name: in the run log.

@@ -167,12 +167,12 @@ def matches(pattern: str) -> Rule:
     True
 
     Raises:
-        ValueError: it is none.
+        ValueError: the pattern is not a regular expression.
     """
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}.") from None
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}.") from None
     return lambda answer: compiled.search(answer) is not None
 
 
@@ -201,12 +201,8 @@ def _refuses(answer: str) -> bool:
 def language(code: str) -> Rule:
     """The answer is in a language, as `langdetect` judges it (seeded): reliable from about ten words on.
 
-    Args:
-        code: ISO 639-1, as langdetect has it: `en`, `de`, `zh-cn`.
-
-    Raises:
-        ValueError: langdetect does not know the language.
-        ImportError: it is not installed.
+    `code` is ISO 639-1 as langdetect has it: `en`, `de`, `zh-cn`. Raises ValueError for a language that it does not
+    know, ImportError where it is not installed.
     """
     detectors = _detectors()
     if code not in detectors.get_lang_list():

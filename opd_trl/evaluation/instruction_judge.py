@@ -26,26 +26,23 @@ class InstructionJudge:
         self._calls = LimitedCalls(file, name, hello, workers=workers, time_limit=time_limit)
 
     def __call__(self, tasks: list[dict[str, Any]]) -> list[tuple[Followed, str | None]]:
-        """Judge answers.
+        """What each answer follows, and "timeout" or "crash" where it could not be judged.
 
         Args:
             tasks: the arguments of [`follow_instructions`], by name.
-
-        Returns:
-            what each answer follows, and "timeout" or "crash" where it could not be judged.
         """
         outcomes = zip(tasks, self._calls(tasks), strict=True)
         return [
-            (Followed(*outcome.result) if outcome.failure is None else nothing(task), outcome.failure)
+            (Followed(*outcome.result) if outcome.failure is None else follows_nothing(task), outcome.failure)
             for task, outcome in outcomes
         ]
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes that judge."""
         self._calls.close()
 
 
-def nothing(task: dict[str, Any]) -> Followed:
-    """None of a task's instructions."""
+def follows_nothing(task: dict[str, Any]) -> Followed:
+    """What is noted of an answer that could not be judged: it follows none of the task's instructions."""
     none = [False] * len(task["instruction_ids"])
     return Followed(none, none)

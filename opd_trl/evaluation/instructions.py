@@ -26,7 +26,7 @@ class Followed(NamedTuple):
 def follow_instructions(
     prompt: str, instruction_ids: Sequence[str], kwargs: Sequence[dict[str, Any]], answer: str
 ) -> Followed:
-    """Judge one answer.
+    """Which of the instructions of a prompt one answer follows.
 
     Some checks take quadratic time in the length of a hostile answer, and the library logs whole answers:
     `InstructionJudge` calls this in processes of its own, within a limit.

@@ -23,7 +23,7 @@ START_SECONDS = 300
 
 
 class Outcome(NamedTuple):
-    """What came of a call.
+    """The result of a call, or why there is none.
 
     Args:
         result: what the function returned; None where there is a failure.
@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     failure: str | None
 
 
-class LimitedCalls:
+class LimitedCalls(contextlib.AbstractContextManager):
     """Processes that call one function; one that overruns its limit is ended and replaced.
 
     Call it with the keyword arguments of many calls; the processes start with the first. A context manager: `close`
@@ -65,7 +65,7 @@ class LimitedCalls:
         self._threads = ThreadPoolExecutor(workers)
 
     def __call__(self, calls: Iterable[dict[str, Any]]) -> list[Outcome]:
-        """The outcome of each call, in order."""
+        """Call the function with each set of arguments; return the outcomes in order."""
         return list(self._threads.map(self._call, calls))
 
     def _call(self, arguments: dict[str, Any]) -> Outcome:
@@ -76,13 +76,10 @@ class LimitedCalls:
             self._workers.put(worker)
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes and the threads that wait for them."""
         self._threads.shutdown(wait=True, cancel_futures=True)
         while not self._workers.empty():
             self._workers.get().stop()
-
-    def __enter__(self) -> "LimitedCalls":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -110,11 +107,7 @@ class Worker:
         return Outcome(None, TIMEOUT if slow else CRASH)
 
     def start(self) -> None:
-        """Start the process and wait until it has imported what it needs.
-
-        Raises:
-            RuntimeError: it does not come up.
-        """
+        """Start the process and wait until it has imported what it needs; raises RuntimeError where it does not."""
         self.stop()
         self.process = subprocess.Popen(
             self.command,

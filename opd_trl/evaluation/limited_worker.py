@@ -44,6 +44,7 @@ def limited(function: Callable[..., Any], arguments: dict[str, Any], seconds: fl
 
 
 def on_limit(signum, frame) -> None:
+    """The handler of the signal that the timer sends at the limit."""
     raise OutOfTime
 
 

@@ -1,6 +1,7 @@
 """Is a mathematical answer right? By math-verify, in processes that may be ended."""
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import re
@@ -20,7 +21,7 @@ TIME_LIMIT = 5.0
 
 
 class Verdict(NamedTuple):
-    """What came of one answer.
+    """Whether one answer is right, and why not.
 
     Args:
         correct: None where the right answer itself cannot be parsed.
@@ -33,7 +34,7 @@ class Verdict(NamedTuple):
     value: str | None
 
 
-class Judge:
+class Judge(contextlib.AbstractContextManager):
     """Compares answers in processes that are ended when they overrun their limit: such an answer is wrong.
 
     A context manager; `close` ends the processes.
@@ -83,11 +84,8 @@ class Judge:
         return list(map(_verdict, self._calls({"answer": a, "gold": b, "well_formed": well_formed} for a, b in pairs)))
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes that compare."""
         self._calls.close()
-
-    def __enter__(self) -> "Judge":
-        return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -105,7 +103,7 @@ def shared_judge() -> Judge:
     return judge
 
 
-# Of a text that math-verify reads.
+# Most characters of a text that math-verify is given to read.
 MAX_CHARS = 10_000
 
 

@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 
     @property
     def half_width(self) -> float:
-        """Half the distance of the ends."""
+        """Half the distance between the ends, in the unit of the value."""
         return (self.high - self.low) / 2
 
 
@@ -132,7 +132,7 @@ def bootstrap_interval(
 
 
 def _means(values: NDArray, over_seeds: bool, resamples: int, seed: int) -> NDArray[np.float64]:
-    """Means of resampled problems, and seeds."""
+    """The mean of each resample `(resamples,)`, of problems drawn with replacement and, where asked for, of seeds."""
     rng = np.random.default_rng(seed)
     problems, seeds = values.shape
     per_problem, means = values.mean(1), []

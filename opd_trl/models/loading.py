@@ -29,12 +29,10 @@ def plain_models(args: TrainingArguments) -> Iterator[None]:
 
 
 def load_whole(path: str, distributed_type: str, **kwargs: Any) -> nn.Module:
-    """Load a model that is not trained, whole on every rank.
+    """Load a model that is not trained, whole on every rank; `kwargs` of `from_pretrained` win.
 
-    Args:
-        path: folder or hub id.
-        distributed_type: of the job, as accelerate names it. `device_map="auto"` would take other ranks' GPUs.
-        kwargs: of `from_pretrained`; they win.
+    In a job of several processes (`distributed_type`, as accelerate names it) `device_map="auto"` would take other
+    ranks' GPUs.
     """
     one_device = {"device_map": None} if distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}
     return create_model_from_path(path, **one_device | kwargs)
@@ -47,11 +45,7 @@ def copy_student(model, kwargs: dict[str, Any]) -> nn.Module | None:
 
 
 def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
-    """The tokenizer of a model; `revision` is a branch, tag or commit of the hub.
-
-    Raises:
-        ValueError: it cannot be loaded.
-    """
+    """The tokenizer of a model, at a branch, tag or commit of the hub; raises ValueError where it cannot be loaded."""
     try:
         return AutoTokenizer.from_pretrained(model, revision=revision)
     except (OSError, ValueError) as error:
@@ -61,26 +55,16 @@ def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
 def load_engine(
     name: str, model: str, tokenizer: Any, *, adapter: str | None, dtype: str, batch_size: int | None
 ) -> Engine:
-    """Load the model.
+    """A model, with a LoRA adapter where one is given, behind the engine "transformers" or "vllm".
 
-    Args:
-        name: "transformers" or "vllm".
-        model: folder or hub id.
-        tokenizer: its own.
-        adapter: folder of a LoRA adapter, or None.
-        dtype: "auto" (as saved), "float32", "bfloat16", "float16".
-        batch_size: answers at once; None for the engine's default.
-
-    Raises:
-        ValueError: it cannot be loaded.
-        ImportError: vLLM is asked for and not installed.
+    `batch_size` is how many answers are generated at once, None for the default of the engine; `dtype` is that of
+    `load_model`. Raises ValueError where the model cannot be loaded, ImportError where vLLM is not installed.
     """
     sizes = {} if batch_size is None else {"batch_size": batch_size}
     if name == "vllm":
         from .vllm_engine import VLLMEngine
 
         return VLLMEngine(model, adapter=adapter, dtype=dtype, **sizes)
-
     return TransformersEngine(load_model(model, adapter=adapter, dtype=dtype), tokenizer, **sizes)
 
 

@@ -20,14 +20,14 @@ import opd_trl
 TRAINING = ("trl", "transformers", "torch", "peft", "accelerate", "datasets", "vllm", "deepspeed")
 EVALUATION = ("torch", "transformers", "trl", "peft", "vllm", "math-verify", "if-verifiable", "langdetect", "numpy")
 WEIGHTS = (".safetensors", ".bin", ".gguf")
-# Of a weight file's start and end; the whole of a large model would take minutes.
+# Bytes of a weight file's start and end that are hashed; the whole of a large model would take minutes.
 PROBE = 2**20
 
 
 def fingerprint(folder: Path) -> str:
     """A digest of a model's or adapter's folder: names and sizes of all files, small ones whole, ends of weight files.
 
-    It tells one checkpoint from another. It is no proof against somebody who forges one.
+    It tells one checkpoint from another. It does not protect against somebody who forges one.
     """
     total = hashlib.sha256()
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
@@ -43,7 +43,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def check_model(model: str, *, option: str, needs: str) -> None:
-    """Raise ValueError where a path is meant that is not there, or is no model."""
+    """Raise ValueError where a path is meant that is not there, or is not a model."""
     path = Path(model).expanduser()
     local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
     if local and not path.is_dir():
@@ -57,7 +57,7 @@ def check_model(model: str, *, option: str, needs: str) -> None:
 
 
 def identify(model: str) -> dict[str, str]:
-    """A model by its place and what is known of its content."""
+    """What tells a model from others: `path`, and the `fingerprint` of a local folder."""
     path = Path(model).expanduser()
     if path.is_dir():
         return {"path": str(path.resolve()), "fingerprint": fingerprint(path)}
@@ -74,7 +74,7 @@ def versions(packages: Sequence[str] = TRAINING) -> dict[str, str]:
 
 
 def conditions() -> dict[str, Any]:
-    """Versions, commit, command, machine and date."""
+    """Under which conditions a result is made: versions, commit, command, machine and date."""
     return {
         "versions": versions(EVALUATION),
         "git_commit": _commit(),
@@ -85,7 +85,7 @@ def conditions() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Of the checkout that the package is run from; with a `+` where files of it are changed."""
+    """The commit of the checkout that the package is run from, with a `+` where its files are changed; or None."""
     folder = Path(opd_trl.__file__).parent
     git = ["git", "-C", str(folder)]
     try:

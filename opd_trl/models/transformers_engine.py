@@ -8,10 +8,11 @@ from torch import nn
 from transformers import GenerationConfig
 
 from .sampling import Completion, Sampling, derived_seed
+from .sequences import left_pad
 
 
 class TransformersEngine:
-    """A causal language model and its tokenizer.
+    """Completes prompts with a causal language model of transformers.
 
     The model's own generation settings (top-k, repetition penalty, ...) are dropped, but for its end tokens: nothing
     but the given sampling decides.
@@ -37,30 +38,14 @@ class TransformersEngine:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """Answers to prompts of token ids; one seed for the batch is made of all of theirs.
-
-        Returns:
-            an answer for each, up to its end token.
-        """
-        width = max(map(len, prompts))
-        ids = [[self.pad_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        options = {"do_sample": False}
-        if sampling.temperature > 0:
-            options = {
-                "do_sample": True,
-                "temperature": sampling.temperature,
-                "top_p": sampling.top_p,
-                "top_k": sampling.top_k,
-            }
+        """An answer to each prompt of token ids, up to its end token; one seed for the batch is made of theirs."""
+        ids, mask = left_pad(prompts, pad_token_id=self.pad_id, device=self.model.device)
+        options: dict[str, Any] = {"do_sample": sampling.temperature > 0, "max_new_tokens": sampling.max_new_tokens}
+        if options["do_sample"]:
+            options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         torch.manual_seed(derived_seed(*seeds))
-        output = self.model.generate(
-            input_ids=torch.tensor(ids, device=self.model.device),
-            attention_mask=torch.tensor(mask, device=self.model.device),
-            max_new_tokens=sampling.max_new_tokens,
-            **options,
-        )
-        return [self._completion(row) for row in output[:, width:].tolist()]
+        output = self.model.generate(input_ids=ids, attention_mask=mask, **options)
+        return [self._completion(row) for row in output[:, ids.size(1) :].tolist()]
 
     def _completion(self, ids: list[int]) -> Completion:
         length = next((i + 1 for i, token in enumerate(ids) if token in self.end_ids), None)
@@ -132,21 +117,12 @@ def greedy_answers(
 
 
 def make_sampler(
-    model: Any,
-    tokenizer: Any,
-    sampling: Sampling,
-    *,
-    template_kwargs: dict[str, Any] | None = None,
+    model: Any, tokenizer: Any, sampling: Sampling, *, template_kwargs: dict[str, Any] | None = None
 ) -> Callable[[list, int], list[Completion]]:
     """A function of prompts (messages or texts) and a seed that writes one completion each, all in one batch.
 
-    Args:
-        model, tokenizer: of the same checkpoint.
-        sampling: how tokens are drawn.
-        template_kwargs: of the chat template, e.g. `enable_thinking`.
-
-    Raises:
-        ValueError: neither model nor tokenizer names an end token.
+    `template_kwargs` are of the chat template, e.g. `enable_thinking`. Raises ValueError where neither model nor
+    tokenizer names an end token.
     """
     engine = TransformersEngine(model, tokenizer)
 
@@ -158,11 +134,7 @@ def make_sampler(
 
 
 def token_ids(tokenizer: Any, prompt: str | list[dict[str, Any]], template_kwargs: dict[str, Any] | None) -> list[int]:
-    """A prompt as the model reads it.
-
-    Raises:
-        ValueError: messages, and the tokenizer has no chat template.
-    """
+    """The token ids of a prompt, up to where the answer starts; raises ValueError for messages without a template."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     if tokenizer.chat_template is None:

@@ -54,7 +54,7 @@ class VLLMEngine:
         self.end_ids = end_ids(_eos_of(model), self.llm.get_tokenizer().eos_token_id)
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
-        """Answers to prompts of token ids."""
+        """An answer to each prompt of token ids, drawn with its own seed."""
         from vllm import SamplingParams
 
         parameters = [

@@ -45,7 +45,7 @@ def changes(work: Workload, engine: Engine, engines: list[Engine]) -> Iterator[t
 
 
 def model_changes(work: Workload) -> Iterator[tuple[str, dict]]:
-    """What is trained, and in which dtype the frozen weights are."""
+    """Changes of what is trained, and of the dtype of frozen weights."""
     if not work.use_peft and work.adapter_parameters is not None:
         yield "use_peft: true", {"use_peft": True}
     if work.use_peft:
@@ -57,7 +57,7 @@ def model_changes(work: Workload) -> Iterator[tuple[str, dict]]:
 
 
 def teacher_changes(work: Workload) -> Iterator[tuple[str, dict]]:
-    """Where teachers with weights of their own lie."""
+    """Changes of where teachers with weights of their own lie."""
     if work.teachers:
         halved = (replace(x, size=replace(x.size, width=2)) for x in work.teachers_here)
         yield "teacher_model_init_kwargs: {dtype: bfloat16}", {"teachers": (*halved, *work.teachers_served)}
@@ -71,7 +71,7 @@ def teacher_changes(work: Workload) -> Iterator[tuple[str, dict]]:
 
 
 def batch_changes(work: Workload) -> Iterator[tuple[str, dict]]:
-    """How much goes through the model at a time."""
+    """Changes of how much goes through the model at a time."""
     if not work.gradient_checkpointing:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
     batch, length = work.batch_size, work.completion_length
@@ -84,7 +84,7 @@ def batch_changes(work: Workload) -> Iterator[tuple[str, dict]]:
 
 
 def generation_changes(work: Workload) -> Iterator[tuple[str, dict]]:
-    """Where completions come from."""
+    """Changes of where completions come from and how many are generated at a time."""
     if work.generation == "colocate":
         yield "vllm_enable_sleep_mode: true", {"vllm_sleeps": True}
         yield "vllm_mode: server, on GPUs of its own", {"generation": "server"}

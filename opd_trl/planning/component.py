@@ -26,19 +26,19 @@ class Component:
     moments: tuple[str, ...] = MOMENTS
 
 
-def at(components: list[Component], moment: str) -> float:
-    """Bytes at one moment."""
+def bytes_at(components: list[Component], moment: str) -> float:
+    """Bytes on one GPU at one moment of a step."""
     return sum(part.bytes for part in components if moment in part.moments)
 
 
 def peak_moment(components: list[Component]) -> str:
-    """The moment that takes most."""
-    return max(MOMENTS, key=lambda moment: at(components, moment))
+    """The moment of a step that takes the most memory."""
+    return max(MOMENTS, key=lambda moment: bytes_at(components, moment))
 
 
 def total(components: list[Component]) -> float:
-    """Bytes at the peak of a step."""
-    return at(components, peak_moment(components))
+    """Bytes on one GPU at the peak of a step."""
+    return bytes_at(components, peak_moment(components))
 
 
 def verdict(needed: float, memory: float) -> str:
@@ -49,7 +49,7 @@ def verdict(needed: float, memory: float) -> str:
 
 
 def product(count: int, width: float, shards: int = 1) -> str:
-    """A product in words.
+    """How a component's bytes come about, as the table shows it: numbers, their width, GPUs that share them.
 
     >>> product(1000, 4, 8)
     '1,000 x 4 B / 8 GPUs'
@@ -58,7 +58,7 @@ def product(count: int, width: float, shards: int = 1) -> str:
 
 
 def gib(amount: float) -> str:
-    """Bytes in GiB.
+    """Bytes in GiB, as they are printed.
 
     >>> gib(3 * 2**29)
     '1.50'

@@ -13,15 +13,10 @@ DEFAULT_GPUS = 8
 
 
 def read_engine(launch: Namespace, *, gpus: int | None, on_cpu: bool) -> tuple[Engine, list[Engine]]:
-    """The engine that `accelerate launch` would start, and all engines on as many GPUs.
+    """The engine that `accelerate launch` would start, DDP without a configuration, and all engines on as many GPUs.
 
-    Args:
-        launch: the flags of `accelerate launch`. Without a configuration: DDP.
-        gpus: by default those of the configuration or of `num_processes`, or 8.
-        on_cpu: one process without a GPU.
-
-    Raises:
-        ValueError: an engine that is not sized.
+    `gpus` are by default those of the configuration or of `num_processes`, or 8. Raises ValueError for an engine that
+    is not sized.
     """
     if on_cpu:
         engine = Engine("cpu", "CPU", 1)
@@ -31,7 +26,7 @@ def read_engine(launch: Namespace, *, gpus: int | None, on_cpu: bool) -> tuple[E
     gpus = gpus or launch.num_processes or (config.num_processes if kind != "NO" else None) or DEFAULT_GPUS
     known = {engine.name: engine for engine in engines(gpus)}
     if launch.use_deepspeed or kind == "DEEPSPEED":
-        engine = read_deepspeed(known, getattr(config, "deepspeed_config", {}) | given(launch))
+        engine = read_deepspeed(known, getattr(config, "deepspeed_config", {}) | deepspeed_flags(launch))
     elif launch.use_fsdp or kind == "FSDP":
         engine = read_fsdp(known, {"fsdp_version": launch.fsdp_version} | getattr(config, "fsdp_config", {}))
     elif kind in ("NO", "MULTI_GPU"):
@@ -41,8 +36,8 @@ def read_engine(launch: Namespace, *, gpus: int | None, on_cpu: bool) -> tuple[E
     return engine, [engine if other.name == engine.name else other for other in known.values()]
 
 
-def given(launch: Namespace) -> dict[str, Any]:
-    """DeepSpeed's settings among the flags."""
+def deepspeed_flags(launch: Namespace) -> dict[str, Any]:
+    """DeepSpeed's settings among the flags of `accelerate launch`, those that are not given left out."""
     names = ("zero_stage", "offload_optimizer_device", "offload_param_device", "deepspeed_config_file")
     return {name: getattr(launch, name) for name in names if getattr(launch, name) is not None}
 
@@ -62,7 +57,7 @@ def read_deepspeed(known: dict[str, Engine], settings: dict[str, Any]) -> Engine
 
 
 def read_fsdp(known: dict[str, Engine], settings: dict[str, Any]) -> Engine:
-    """The engine of FSDP's settings."""
+    """The FSDP2 engine with its offloading; raises ValueError for version 1, which is not sized."""
     if int(settings["fsdp_version"]) != 2:
         raise ValueError(f"fsdp_version {settings['fsdp_version']} is not sized. Take --accelerate_config fsdp2.")
     offload = bool(settings.get("fsdp_offload_params"))

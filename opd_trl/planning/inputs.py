@@ -9,7 +9,7 @@ from trl import ModelConfig
 
 from ..scripts.common import model_init_kwargs
 from ..scripts.launching import launch_arguments
-from ..scripts.recipe_command import check_misplaced, make_parser, peek, training_command
+from ..scripts.recipe_command import Flags, check_misplaced, make_parser, peek, training_command
 from ..teachers.routing import is_routed, named_teachers
 from ..trainers.config_checks import is_url
 from ..trainers.opd_config import OPDConfig
@@ -21,16 +21,9 @@ from .workload import Teacher, Workload, teacher_flag
 
 
 def read_workload(training: OPDConfig, model_args: ModelConfig, own: Namespace, *, on_cpu: bool) -> Workload:
-    """Put the fields of a recipe together with the sizes of its models.
+    """Put the fields of a recipe together with the sizes of its models; `own` are the flags of `opd-trl plan`.
 
-    Args:
-        training: an OPDConfig or OPSDConfig.
-        model_args: TRL's ModelConfig.
-        own: the flags of `opd-trl plan`.
-        on_cpu: does the recipe train on a CPU?
-
-    Raises:
-        ValueError: a config.json that cannot be read or sized, or a length that is missing.
+    Raises ValueError for a config.json that cannot be read or sized, or a length that is missing.
     """
     if training.max_completion_length is None:
         raise ValueError("max_completion_length is not set. Set it to the longest completion in tokens.")
@@ -73,12 +66,8 @@ def read_workload(training: OPDConfig, model_args: ModelConfig, own: Namespace, 
 def read_teachers(training: OPDConfig, given: list[str]) -> tuple[Teacher, ...]:
     """Size the separate teachers; none where the student is its own.
 
-    Args:
-        training: names them.
-        given: of `--teacher-config`, a folder, or `name=folder` for each of several teachers.
-
-    Raises:
-        ValueError: a folder for a teacher that there is not, or no config.json of a teacher in this job.
+    `given` is what `--teacher-config` gives: a folder, or `name=folder` for each of several teachers. Raises
+    ValueError for a folder of a teacher that there is not, or where a teacher in this job has no config.json.
     """
     if training.teaches_itself:
         if given:
@@ -113,7 +102,7 @@ def teacher_folders(given: list[str], names: list[str]) -> dict[str, str]:
 
 
 def read_teacher(training: OPDConfig, name: str, teacher: str, folder: str | None) -> Teacher:
-    """Size one. The server of a served one is not asked: without a local copy or a folder nothing is known of it."""
+    """Size one teacher. A server is not asked: without a local copy or a folder nothing is known of its teacher."""
     remote, served = training.trust_remote_code, is_url(teacher)
     local_copy = training.teacher_model_name_or_path if served else None
     path, flag = local_copy if served else teacher, f"--teacher-config {teacher_flag(name)}"
@@ -128,26 +117,14 @@ def read_teacher(training: OPDConfig, name: str, teacher: str, folder: str | Non
     return Teacher(name, size, served, local_copy)
 
 
-# The flags that `opd-trl plan` adds to those of the training commands.
-OWN_FLAGS = {
-    "gpus": {"type": int},
-    "gpu_memory": {"type": float, "default": 80.0},
-    "prompt_length": {"type": int, "default": 512},
-    "student_config": {},
-    "teacher_config": {"nargs": "+"},
-    "json": {"type": Path},
-}
-
-
-def plan(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
+def plan(argv: list[str], own_flags: Flags) -> tuple[dict[str, Any], Path | None]:
     """Parse a command line and size its run; return the figures and the file to write them to.
 
-    Raises:
-        ValueError: what is given cannot be sized.
+    `own_flags` are those of `opd-trl plan`, with their argparse options. Raises ValueError for what cannot be sized.
     """
     recipe = peek(argv, "generation_batch_size")
-    parser = make_parser(training_command(recipe), OWN_FLAGS, prog="opd-trl plan")
-    check_misplaced(recipe, OWN_FLAGS, prog="opd-trl plan")
+    parser = make_parser(training_command(recipe), own_flags, prog="opd-trl plan")
+    check_misplaced(recipe, own_flags, prog="opd-trl plan")
     # --use_cpu: without a GPU transformers refuses bf16, and a plan is often made where there is none.
     _, training, model_args, _, own, launch_flags = parser.parse_args_and_config(
         [*argv, "--use_cpu"], return_remaining_strings=True
@@ -168,8 +145,8 @@ def plan(argv: list[str]) -> tuple[dict[str, Any], Path | None]:
 
 
 def check_own(own: argparse.Namespace) -> None:
-    """Refuse sizes that are none."""
-    for name, lowest in (("gpus", 1), ("gpu_memory", 1), ("prompt_length", 1)):
+    """Refuse sizes below 1 among the flags of `opd-trl plan`."""
+    for name in ("gpus", "gpu_memory", "prompt_length"):
         value = getattr(own, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"--{name.replace('_', '-')} must be >= {lowest}, got {value:g}.")
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be >= 1, got {value:g}.")

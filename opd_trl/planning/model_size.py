@@ -16,17 +16,9 @@ from .workload import FOUR_BITS, ModelSize
 def read_config(
     field: str, name: str | None, folder: str | None, *, flag: str, trust_remote_code: bool
 ) -> PretrainedConfig:
-    """Read the config.json of a model.
+    """The config.json of a model: in `folder` where one is given, else that of the recipe's model `name`.
 
-    Args:
-        field: `student` or `teacher`, for the message.
-        name: the model of the recipe, a path or hub id.
-        folder: of `--student-config` or `--teacher-config`; wins over `name`.
-        flag: that flag with what it takes, for the message.
-        trust_remote_code: as for loading the model.
-
-    Raises:
-        ValueError: there is no readable config.json.
+    `field` (`student` or `teacher`) and `flag`, which takes the folder, are for the ValueError where none can be read.
     """
     if name is None and folder is None:
         raise ValueError(f"no {field} is given. Name it in the recipe, or give {flag}.")
@@ -48,7 +40,7 @@ def build(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedMod
 def measure(
     model: PreTrainedModel, *, dtype: str | torch.dtype | None, quantization: dict[str, Any] | None = None
 ) -> ModelSize:
-    """Count a causal language model.
+    """The sizes of a causal language model, counted on its modules.
 
     Args:
         model: on any device.
@@ -82,7 +74,7 @@ def measure(
         )
     except AttributeError as error:
         raise ValueError(
-            f"a {config.model_type} model is no transformer decoder that can be sized: {error}."
+            f"a {config.model_type} model is not a transformer decoder that can be sized: {error}."
         ) from error
 
 
@@ -114,11 +106,7 @@ def quantized_bits(settings: dict[str, Any]) -> float | None:
 
 
 def adapter_parameters(model: PreTrainedModel, model_args: ModelConfig) -> int | None:
-    """What the recipe's LoRA trains on `model`, which gets the adapter.
-
-    Returns:
-        None where LoRA is off and PEFT does not know which layers of the model to take.
-    """
+    """How many weights the recipe's LoRA trains on `model`; None where it is off and PEFT knows no layers for it."""
     try:
         peft_model = get_peft_model(model, get_peft_config(dataclasses.replace(model_args, use_peft=True)))
     except ValueError:

@@ -39,7 +39,7 @@ def estimate(work: Workload, engine: Engine) -> list[Component]:
 
 
 def student_weights(work: Workload, engine: Engine) -> Component:
-    """Weights and adapters."""
+    """The student's weights and its adapters; an EMA teacher of LoRA is a second adapter."""
     model, shards = work.student, engine.shards(3)
     width = weight_width(work, engine, model, trained=not work.use_peft)
     needed, how = stored_bytes(model, width), stored_in_words(model, width, shards)

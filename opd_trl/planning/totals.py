@@ -1,4 +1,4 @@
-"""The figures of a plan."""
+"""The figures of a plan, as `opd-trl plan` prints them and writes them as JSON."""
 
 from dataclasses import asdict
 from typing import Any
@@ -42,12 +42,7 @@ def size(work: Workload, engine: Engine, engines: list[Engine]) -> dict[str, Any
 
 
 def notes(teacher: Teacher, served_top_k: int | None) -> list[str]:
-    """What the figures take a served teacher for.
-
-    Args:
-        teacher: with or without known sizes.
-        served_top_k: of the workload.
-    """
+    """Sentences on what the figures take a served teacher for, and what is not counted of it."""
     who = f"The served teacher {teacher.name}".strip()
     if teacher.size is None:
         kind = "" if served_top_k is None else f"{who} is counted as vLLM's completions endpoint, by its TopK alone. "
@@ -69,7 +64,7 @@ def notes(teacher: Teacher, served_top_k: int | None) -> list[str]:
 
 
 def summary(work: Workload, engine: Engine) -> dict[str, Any]:
-    """What the table of engines says of one."""
+    """What the table of engines says of one engine: its total in bytes, and whether that fits."""
     needed = total(estimate(work, engine))
     return {
         "engine": engine.title,

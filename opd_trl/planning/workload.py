@@ -12,7 +12,7 @@ FOUR_BITS = 4.5  # of a weight in blocks of 64 with a float32 scale each, arXiv 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A causal language model.
+    """The sizes of a causal language model.
 
     Args:
         parameters: all of them, tied weights once.
@@ -39,10 +39,12 @@ class ModelSize:
 
     @property
     def head_parameters(self) -> int:
+        """Weights of the LM head, `V x H`."""
         return self.vocab_size * self.hidden_size
 
     @property
     def query_size(self) -> int:
+        """Width of the queries of a token, all heads together."""
         return self.num_heads * self.head_dim
 
     @property
@@ -124,18 +126,19 @@ class Workload:
 
     @property
     def teachers_here(self) -> tuple[Teacher, ...]:
-        """Those with weights of their own in this job. A LoRA student is its own base with the adapter switched."""
+        """Teachers with weights of their own in this job. A LoRA student is its own base with the adapter switched."""
         if not self.teachers and not self.use_peft and self.teacher_kind in ("base", "ema"):
             return (Teacher("", self.student),)
         return tuple(teacher for teacher in self.teachers if not teacher.served)
 
     @property
     def teachers_served(self) -> tuple[Teacher, ...]:
+        """The teachers behind HTTP."""
         return tuple(teacher for teacher in self.teachers if teacher.served)
 
     @property
     def teachers_ahead(self) -> tuple[Teacher, ...]:
-        """Those that score a whole generation batch before the micro-batches: served ones always."""
+        """Those that score a whole generation batch before the micro-batches: served teachers always."""
         here = self.teacher_offload or self.teacher_batch_size is not None
         return self.teachers_served + (self.teachers_here if here else ())
 
@@ -162,6 +165,7 @@ class Workload:
 
     @property
     def trained_parameters(self) -> int:
+        """How many weights are trained: those of the adapter, or all."""
         return self.adapter_parameters if self.use_peft else self.student.parameters
 
     @property
@@ -190,6 +194,7 @@ class Engine:
 
     @property
     def fsdp(self) -> bool:
+        """Does FSDP2 shard the weights? Of the others only DeepSpeed does."""
         return self.stage == 3 and not self.deepspeed
 
     def shards(self, stage: int) -> int:
@@ -213,14 +218,17 @@ def engines(gpus: int) -> list[Engine]:
 
 
 def weight_width(work: Workload, engine: Engine, model: ModelSize, *, trained: bool = False) -> int:
-    """Of a weight: DeepSpeed casts models to 16 bits; accelerate's FSDP2 keeps what it trains in float32."""
+    """Bytes of a weight: DeepSpeed casts models to 16 bits; accelerate's FSDP2 keeps what it trains in float32."""
     if work.mixed_precision and engine.deepspeed:
         return 2
     return 4 if work.mixed_precision and engine.fsdp and trained else model.width
 
 
 def trained_width(work: Workload, engine: Engine) -> int:
-    """Of a trained weight and its gradient: PEFT makes adapters float32, TRL those of a quantized model bfloat16."""
+    """Bytes of a trained weight and of its gradient.
+
+    PEFT makes adapters float32, TRL those of a quantized model bfloat16.
+    """
     if not work.use_peft:
         return weight_width(work, engine, work.student, trained=True)
     return 2 if work.student.linear_bits or (work.mixed_precision and engine.deepspeed) else 4
@@ -237,13 +245,13 @@ def stream_width(work: Workload, engine: Engine) -> int:
 
 
 def stored_bytes(model: ModelSize, width: float) -> float:
-    """Of a model's weights; a 4-bit one takes 4.5, with a float32 scale per 64 (arXiv 2305.14314, section 2)."""
+    """Bytes of a model's weights; a 4-bit one takes 4.5, with a float32 scale per 64 (arXiv 2305.14314, section 2)."""
     saved = width - model.linear_bits / 8 if model.linear_bits else 0
     return model.parameters * width - model.linear_parameters * saved
 
 
 def stored_in_words(model: ModelSize, width: float, shards: int = 1, *, without: int = 0) -> str:
-    """How `stored_bytes` come about, less some parameters."""
+    """How `stored_bytes` come about, as the table shows it; `without` some parameters."""
     bits = f", linear layers at {model.linear_bits:g} bits" if model.linear_bits else ""
     return product(model.parameters - without, width, shards) + bits
 

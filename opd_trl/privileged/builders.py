@@ -73,14 +73,14 @@ def get_builder(name: str, *, template: str | None = None) -> Builder:
     try:
         compiled = Environment(undefined=StrictUndefined, autoescape=False).from_string(template or TEMPLATES[name])
     except TemplateError as error:
-        raise ValueError(f"privileged_template is no valid Jinja template: {error}. Got {template!r}.") from error
+        raise ValueError(f"privileged_template is not a valid Jinja template: {error}. Got {template!r}.") from error
     if name == "system_prompt":
         return partial(_as_system_message, compiled)
     return partial(_as_demonstrations if name == "few_shot" else _around_last_user_turn, compiled)
 
 
 def import_builder(path: str) -> Builder:
-    """Import `package.module:function` (or `package.module.function`)."""
+    """The user's own builder at the import path `package.module:function` (or `package.module.function`)."""
     module_name, _, attribute = path.replace(":", ".").rpartition(".")
     try:
         builder = getattr(importlib.import_module(module_name), attribute)

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 @dataclass(frozen=True)
 class Chart:
-    """One chart.
+    """A chart of the page: which metrics it draws, and how it is read.
 
     Args:
         key: names it in links and files.
@@ -236,15 +236,17 @@ def drawn_sections(names: Iterable[str]) -> list[tuple[Section, list[Drawn]]]:
     for section in SECTIONS:
         charts: list[Drawn] = []
         for chart in section.charts:
-            metrics = taken(chart, left)
+            metrics = shown_metrics(chart, left)
             left = [name for name in left if name not in metrics]
-            charts += each(chart, metrics) if chart.key in ONE_EACH else [Drawn(chart, metrics)] if metrics else []
+            charts += (
+                one_chart_each(chart, metrics) if chart.key in ONE_EACH else [Drawn(chart, metrics)] if metrics else []
+            )
         if charts:
             found.append((section, charts))
     return found
 
 
-def taken(chart: Chart, names: list[str]) -> dict[str, str]:
+def shown_metrics(chart: Chart, names: list[str]) -> dict[str, str]:
     """Those of `names` that a chart shows, in its order, with their labels."""
     found: dict[str, str] = {}
     for pattern, label in chart.metrics.items():
@@ -255,8 +257,8 @@ def taken(chart: Chart, names: list[str]) -> dict[str, str]:
     return found
 
 
-def each(chart: Chart, metrics: dict[str, str]) -> list[Drawn]:
-    """One chart for each metric."""
+def one_chart_each(chart: Chart, metrics: dict[str, str]) -> list[Drawn]:
+    """A chart of its own for each metric, with its label as the title: scales that have nothing in common."""
     return [
         Drawn(Chart(f"{chart.key}-{slug(name)}", label, {name: label}), {name: label})
         for name, label in metrics.items()
@@ -264,7 +266,7 @@ def each(chart: Chart, metrics: dict[str, str]) -> list[Drawn]:
 
 
 def slug(name: str) -> str:
-    """A name for links and files.
+    """A name as links and files can hold it: letters, digits and `_`, all else a dash.
 
     >>> slug("eval_rewards/My Reward/mean")
     'eval_rewards-My-Reward-mean'

@@ -81,7 +81,7 @@ def render(runs: list[Run], figures: dict[str, Any], now: datetime) -> str:
 
 
 def label_of(drawn: Drawn, label: str) -> str:
-    """A metric in words, for tables."""
+    """A metric as tables name it: the title of its chart, and its label where the chart has several."""
     return drawn.chart.title if len(drawn.metrics) == 1 else f"{drawn.chart.title}: {label}"
 
 
@@ -101,7 +101,7 @@ def extremes(run: Run) -> dict[str, dict[str, float]]:
 
 
 def page_data(runs: list[Run], figures: dict[str, Any], sections: list[tuple[Section, list[Drawn]]]) -> dict[str, Any]:
-    """What the script draws."""
+    """What the page's script draws: charts, and for each run its curves, marks, warnings and samples."""
     charts = [drawn for _, found in sections for drawn in found]
     names = {name for drawn in charts for name in drawn.metrics}
     samples = page_samples([run.samples for run in runs])
@@ -120,18 +120,18 @@ def page_data(runs: list[Run], figures: dict[str, Any], sections: list[tuple[Sec
         "fullColour": {key: full_colour(samples, key) for key in ("d", "r")},
         "runs": [
             {
-                "name": told["name"],
+                "name": known["name"],
                 **curves(run, names, points),
                 "notFinite": marks(run, names),
                 "resumedAt": [step for step in run.resumed_at if step > 0],
                 "warnings": [
                     {"step": line["step"], "figure": line["metric"], "rule": str(line["rule"])}
-                    for line in told["warnings"]
+                    for line in known["warnings"]
                     if not line["superseded"]
                 ],
                 "samples": found,
             }
-            for run, told, found in zip(runs, figures["runs"], samples, strict=True)
+            for run, known, found in zip(runs, figures["runs"], samples, strict=True)
         ],
     }
 
@@ -140,18 +140,10 @@ PAGE = "report.html"
 
 
 def write_report(args: argparse.Namespace, now: datetime | None = None) -> tuple[dict[str, Any], list[Path]]:
-    """Read the runs and write what was asked for.
+    """Read the runs and write what the command line asks for; return the figures, and the files written.
 
-    Args:
-        args: of the command line: runs, output, png, json.
-        now: the time of the report; that of the clock by default.
-
-    Returns:
-        The figures, and the files that were written.
-
-    Raises:
-        RunLogError: a run cannot be read, or is given twice; nothing was written.
-        OSError: a file cannot be written.
+    `now` is the time of the report, that of the clock by default. Raises RunLogError, before anything is written,
+    where a run cannot be read or is given twice.
     """
     now = now or datetime.now(UTC)
     runs = [read_run(folder) for folder in args.runs]
@@ -161,13 +153,13 @@ def write_report(args: argparse.Namespace, now: datetime | None = None) -> tuple
     output = args.output or (runs[0].folder if len(runs) == 1 else Path()) / PAGE
     if output.is_dir():
         raise RunLogError(f"--output {output} is a folder. Name a file, such as {output / PAGE}.")
-    told = figures(runs, now)
-    page = render(runs, told, now)
-    texts = {output: page} | ({} if args.json is None else {args.json: json.dumps(told, indent=2) + "\n"})
+    found = figures(runs, now)
+    page = render(runs, found, now)
+    texts = {output: page} | ({} if args.json is None else {args.json: json.dumps(found, indent=2) + "\n"})
     for path, text in texts.items():
         with atomically(path) as file:
             file.write(text)
     written = list(texts)
     if args.png is not None:
-        written += write_pictures(runs, told, args.png)
-    return told, written
+        written += write_pictures(runs, found, args.png)
+    return found, written

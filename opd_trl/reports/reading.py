@@ -1,6 +1,7 @@
 """Read `run_log/` of a training run: finished, in progress or crashed."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,6 @@ from .runs import Column, Run, merged, surviving
 
 
 LONG = 20 * 2**20  # bytes, about 3 s
-INFINITY = float("inf")
 
 
 class RunLogError(ValueError):
@@ -23,10 +23,11 @@ class RunLogError(ValueError):
 
 @dataclass
 class Unread:
-    """Lines that could not be read.
+    """The lines of a run log that could not be read, by file.
 
     Args:
-        broken: file -> lines inside it that are no JSON object with a step: two processes wrote, or the disk was full.
+        broken: file -> lines inside it that are not a JSON object with a step: two processes wrote, or the disk was
+            full.
         half_written: files whose last line has no end, as in a run that is writing it or was killed.
     """
 
@@ -49,7 +50,7 @@ class Log:
     ends: dict[int, tuple[int, float]] = field(default_factory=dict)
 
     def keep(self, line: dict[str, Any]) -> None:
-        """Add a line; what is no number is passed over."""
+        """Add a line; what is not a number is passed over."""
         step, session = line.pop("step"), line.pop("session")
         seconds = line.pop("seconds", None)
         before = self.ends.get(session, (0, 0.0))
@@ -103,11 +104,7 @@ def read_run(folder: Path) -> Run:
 
 
 def find_log(folder: Path) -> Path:
-    """Return the folder of the run log.
-
-    Raises:
-        RunLogError: there is none.
-    """
+    """Return the folder of the run log; raises RunLogError where there is none."""
     if not folder.exists():
         raise RunLogError(f"{folder} does not exist (looked in {Path.cwd()}). Give the output_dir of a training run.")
     if not folder.is_dir():
@@ -128,18 +125,14 @@ def find_log(folder: Path) -> Path:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Read `run.json`.
-
-    Raises:
-        RunLogError: no JSON, no sessions, or a format that this version does not know.
-    """
+    """Read `run.json`; raises RunLogError unless it is the header of a run log, in a format known here."""
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         version, sessions = header["format"], header["sessions"]
     except (ValueError, KeyError, TypeError) as error:
         raise RunLogError(
-            f"{path} is no header of a run log ({error!r}). Expected an object with `format` and `sessions`, as the "
-            "trainers of opd_trl write it."
+            f"{path} is not the header of a run log ({error!r}). Expected an object with `format` and `sessions`, as "
+            "the trainers of opd_trl write it."
         ) from error
     if not isinstance(version, int) or version > FORMAT:
         raise RunLogError(
@@ -179,7 +172,6 @@ def opened(path: Path) -> BinaryIO:
     """Open a file to be read, with a progress bar on a terminal where it takes seconds."""
     if path.stat().st_size < LONG:
         return path.open("rb")
-
     console = Console(stderr=True)
     bar = {"console": console, "transient": True, "disable": not console.is_terminal}
     return open_with_bar(path, "rb", description=f"Reading {path.name}", **bar)
@@ -210,9 +202,9 @@ def is_number(value: Any) -> bool:
     >>> is_number(0.5), is_number(True), is_number(None), is_number(float("nan"))
     (True, False, False, False)
     """
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < INFINITY
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def survives(line: dict[str, Any], limits: dict[int, float]) -> bool:
-    """Was a line's step not run again by a later session?"""
-    return line["step"] <= limits.get(line["session"], float("inf"))
+    """Does a line count still: was its step not run again by a later session?"""
+    return line["step"] <= limits.get(line["session"], math.inf)

@@ -57,7 +57,7 @@ class RunLog:
         self._guarded(append_lines, self.folder / f"{name}.jsonl", [line])
 
     def end(self, outcome: str) -> None:
-        """Note how the session ended."""
+        """Note in `run.json` when and how the session ended: `outcome` in words."""
         self.sessions[self.index] |= {"ended": now(), "outcome": outcome}
         self._guarded(self._write_sessions)
 
@@ -100,7 +100,7 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
 
 
 def now() -> str:
-    """UTC in ISO 8601, to the second."""
+    """The time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

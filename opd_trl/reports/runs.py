@@ -19,7 +19,7 @@ class Column:
         self.steps, self.sessions, self.values = array("q"), array("q"), array("d")
 
     def append(self, step: int, session: int, value: float = 0.0) -> None:
-        """Add a value."""
+        """Add the value that a session logged at a step."""
         self.steps.append(step)
         self.sessions.append(session)
         self.values.append(value)
@@ -149,7 +149,7 @@ def moment(text: Any) -> datetime | None:
 
 
 def session_seconds(session: dict[str, Any], end: tuple[int, float] | None) -> float:
-    """How long a session ran: to its end, or to its last line."""
+    """Seconds that a session ran: to its end, or where that is not known to its last line."""
     started, ended = moment(session.get("started")), moment(session.get("ended"))
     if started is not None and ended is not None:
         return max(0.0, (ended - started).total_seconds())

@@ -85,7 +85,7 @@ def one_each(values: Any, count: int) -> list[float | None]:
 
 
 def short(value: float | None, digits: int = 3) -> float | None:
-    """A value with so many significant digits."""
+    """A value rounded to so many significant digits, so that it is short in JSON; None stays None."""
     return None if value is None else float(f"{value:.{digits}g}")
 
 

@@ -36,15 +36,16 @@ def cost(run: Run) -> dict[str, Any] | None:
 
 
 def mean(run: Run, metric: str) -> float:
-    """Mean of a metric over the lines that have it."""
+    """Mean of a metric over the log lines that have it, in the unit of the metric."""
     return float(run.series[metric].values.mean())
 
 
-TOLD = ("trainer", "method", "student", "teachers", "max_steps", "device", "processes", "argv", "versions")
+# What a session of the run log says of its run.
+ABOUT_RUN = ("trainer", "method", "student", "teachers", "max_steps", "device", "processes")
 
 
 def figures(runs: list[Run], now: datetime) -> dict[str, Any]:
-    """All figures, as `--json` writes them.
+    """All figures of a report, as `--json` writes them.
 
     Returns:
         `written`, `runs` (see `run_figures`) and `different_settings`: field -> its value in each run.
@@ -69,7 +70,7 @@ def run_figures(run: Run, name: str, now: datetime) -> dict[str, Any]:
         "step": run.step,
         "seconds": round(run.seconds, 1),
         "seconds_since_last_line": None if run.state != OPEN else run.age(now),
-        **{key: session.get(key) for key in TOLD},
+        **{key: session.get(key) for key in (*ABOUT_RUN, "argv", "versions")},
         "sessions": [
             {key: entry.get(key) for key in ("started", "ended", "outcome", "first_step")} for entry in run.sessions
         ],
@@ -111,9 +112,9 @@ def headline(run: Run, now: datetime) -> str:
     age, usual = run.age(now), run.seconds_per_line()
     if not run.lines:
         return "no end recorded and no line logged: just started, or crashed before the first step"
-    told = "" if age is None else f"; last line {ago(age)}"
-    told += "" if usual is None else f", one came every {duration(usual)}"
-    return f"no end recorded: in progress or crashed{told}"
+    signs = "" if age is None else f"; last line {ago(age)}"
+    signs += "" if usual is None else f", one came every {duration(usual)}"
+    return f"no end recorded: in progress or crashed{signs}"
 
 
 def run_names(folders: list[Path]) -> list[str]:
@@ -132,13 +133,12 @@ def run_names(folders: list[Path]) -> list[str]:
 
 
 def different_settings(runs: list[Run]) -> dict[str, list[Any]]:
-    """Fields of the configuration, and what else was told of the runs, that are not the same in all of them."""
+    """Fields of the configuration, and of what else sessions say of their runs, that are not the same in all."""
     if len(runs) < 2:
         return {}
-    told = ("trainer", "method", "student", "teachers", "max_steps", "device", "processes")
     tables = [
         {
-            **{key: run.session.get(key) for key in told},
+            **{key: run.session.get(key) for key in ABOUT_RUN},
             **{f"version of {key}": value for key, value in mapping(run.session.get("versions")).items()},
             **mapping(run.session.get("config")),
         }

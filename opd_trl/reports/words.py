@@ -1,4 +1,4 @@
-"""Figures in words."""
+"""Numbers, times and settings as the page writes them."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ def duration(seconds: float) -> str:
 
 
 def ago(seconds: float) -> str:
-    """How long since.
+    """How long something is past, in its largest unit.
 
     >>> ago(4), ago(200), ago(90_000)
     ('4 s ago', '3 min ago', '1 d ago')
@@ -36,7 +36,7 @@ def ago(seconds: float) -> str:
 
 
 def number(value: Any) -> str:
-    """A figure of a log, short.
+    """A value of the log as tables show it, with four significant digits.
 
     >>> number(0.123456), number(0.0000021), number(1234567.0), number(3), number(None)
     ('0.1235', '2.1e-06', '1,234,567', '3', '-')
@@ -62,7 +62,7 @@ def setting(value: Any) -> str:
 
 
 def teachers(value: Any) -> str:
-    """The teachers of a run.
+    """The teachers of a run, each with its name where there are several.
 
     >>> teachers({"": "the student (base)"}), teachers({"math": "m", "code": "c"}), teachers({})
     ('the student (base)', 'math: m, code: c', '-')

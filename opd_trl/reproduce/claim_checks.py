@@ -2,20 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..evaluation.statistics import Interval
-from .confusion import Results
+from .confusion import Line, Results
 from .intervals import paired
 from .settings import Settings
 
 
-Line = dict[str, Any]
-
-
 @dataclass(frozen=True)
 class Check:
-    """One comparison of a claim.
+    """One comparison that a claim makes, and how it came out.
 
     Attributes:
         claim: name of the claim.

@@ -33,7 +33,7 @@ class Results:
 
     @classmethod
     def of(cls, lines: Sequence[Line]) -> "Results":
-        """Sort lines."""
+        """Sort the lines of `results.jsonl` by what they are about."""
         found = cls()
         for line in lines:
             if line["kind"] in ("arm", "forecast"):
@@ -59,15 +59,15 @@ class Results:
         return {seed: found[0] for seed, found in values.items() if found and found[0] is not None}
 
     def runs(self, arm: Arm) -> dict[int, Line]:
-        """Of an arm, by seed."""
+        """Seed -> the result of that run of an arm, seeds in order."""
         return dict(sorted(self.arms.get(arm.name, {}).items()))
 
     def before(self, arm: Arm, name: str) -> dict[int, float]:
-        """A figure of its student before."""
+        """A figure of the arm's student before training, by seed."""
         return self._reference((arm.student, arm.prompts, None), name)
 
     def teacher(self, arm: Arm, name: str) -> dict[int, float]:
-        """A figure of its teacher."""
+        """A figure of the arm's teacher, by seed."""
         return self._reference((arm.teacher_model, arm.prompts, arm.context), name)
 
     def _reference(self, subject: tuple[str, str, str | None], name: str) -> dict[int, float]:
@@ -87,7 +87,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What was said of a run, and what came.
+    """What the pre-flight said of a run, and whether the run then worked.
 
     Attributes:
         arm, seed: the run.
@@ -104,12 +104,12 @@ class Forecast:
 
     @property
     def is_right(self) -> bool:
-        """Doubted and failed, or not doubted and worked."""
+        """Was the pre-flight right: did it doubt a run that failed, or not doubt one that worked?"""
         return (self.verdict in DOUBTS) != self.worked
 
 
 def forecasts(settings: Settings, results: Results) -> list[Forecast]:
-    """Of every run that was looked at before, and that can be judged."""
+    """What was said of every run that the pre-flight looked at and that can be judged."""
     return [
         Forecast(arm.name, seed, look["verdict"], doubts_of(look), closed >= WORKED)
         for arm in settings.arms.values()
@@ -128,7 +128,7 @@ def doubts_of(look: Line) -> tuple[str, ...]:
 
 
 def counts(found: Sequence[Forecast]) -> dict[tuple[str, bool], int]:
-    """(verdict, worked) -> runs.
+    """(verdict, did it work?) -> how many runs.
 
     >>> counts([Forecast("a", 0, "fix", ("overlap",), False), Forecast("b", 0, "ok", (), True)])["ok", True]
     1

@@ -37,7 +37,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path) -> Any:
-    """A model, float32."""
+    """The model in a folder that `save` wrote, in float32 on the CPU."""
     return AutoModelForCausalLM.from_pretrained(folder)
 
 
@@ -60,7 +60,7 @@ def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, ki
 
 
 def fit(model, tokenizer, rows, settings: dict[str, Any], *, seed: int, callbacks: list[Any] | None = None) -> None:
-    """Supervised training by TRL."""
+    """Train a model in place with TRL's SFTTrainer; `settings` are fields of SFTConfig."""
     with tempfile.TemporaryDirectory() as scratch:
         args = SFTConfig(output_dir=scratch, seed=seed, data_seed=seed, **ON_CPU | settings)
         SFTTrainer(model, args=args, train_dataset=rows, processing_class=tokenizer, callbacks=callbacks).train()
@@ -106,7 +106,7 @@ def stabilized(home: Path, settings: dict[str, Any], seed: int) -> None:
 
 
 def teacher_text(teacher: Path, count: int, *, part: str, prompts: str, seed: int, temperature: float = 1.0) -> Any:
-    """A data set `prompt`, `completion` of a teacher's answers."""
+    """A data set of `prompt` and `completion`: what a teacher answers to `count` drawn prompts."""
     rows = asked_rows(count, part=part, prompts=prompts, context=None, seed=seed)
     found = answer(load_model(teacher), load_tokenizer(teacher), rows, seeds=[seed], temperature=temperature)
     return Dataset.from_list(

@@ -7,25 +7,24 @@ from typing import Any
 import numpy as np
 
 from ..diagnostics.plots import COLOURS, new_figure
-from .confusion import WORKED, Results, forecasts
+from .confusion import WORKED, Line, Results, forecasts
 from .intervals import t_interval
 from .settings import Arm, Settings
 from .tables import WORDS
 
 
-Line = dict[str, Any]
 GREY = "#888888"
 VERDICTS = {"ok": COLOURS[0], "fix": COLOURS[4], "stop": COLOURS[1]}
 OUTCOMES = {"accuracy": "right on held-out problems, T = 1", "marked": "opens with the mark, T = 1"}
 
 
 def colour(place: int) -> str:
-    """Of an arm by its place in the claim."""
+    """The colour of an arm by its place in the claim."""
     return COLOURS[place % len(COLOURS)]
 
 
 def dashes(place: int) -> str:
-    """Another line for arms that share a colour."""
+    """The dashes of an arm's curve by its place in the claim: arms that share a colour differ in them."""
     return ("-", "--", ":")[place // len(COLOURS) % 3]
 
 
@@ -69,7 +68,7 @@ def draw_outcomes(axes: Any, arms: Sequence[Arm], results: Results) -> None:
 
 
 def draw_curves(axes: Any, arms: Sequence[Arm], results: Results, log_name: str) -> None:
-    """Mean over seeds and their range."""
+    """The curve of a logged figure for each arm: its mean over seeds, and their range."""
     for place, arm in enumerate(arms):
         curves = [x["curves"] for x in results.runs(arm).values() if log_name in x["curves"]]
         if not curves:
@@ -107,14 +106,14 @@ def draw_picks(axes: Any, arms: Sequence[Arm], results: Results) -> None:
 def draw_confusion(settings: Settings, lines: Sequence[Line], path: Path) -> Path:
     """A row per arm, a dot per seed: how much of the gap it closed, coloured by what the pre-flight had said."""
     results = Results.of(lines)
-    said = {(x.arm, x.seed): x.verdict for x in forecasts(settings, results)}
-    arms = [arm for arm in settings.arms.values() if any(name == arm.name for name, _ in said)]
+    verdicts = {(x.arm, x.seed): x.verdict for x in forecasts(settings, results)}
+    arms = [arm for arm in settings.arms.values() if any(name == arm.name for name, _ in verdicts)]
     figure = new_figure(9, max(3.0, 0.25 * len(arms) + 1.4))
     axes = figure.subplots()
     for place, arm in enumerate(arms):
         for seed, closed in results.gap_closed(arm).items():
-            if (arm.name, seed) in said:
-                shade = VERDICTS[said[arm.name, seed]]
+            if (arm.name, seed) in verdicts:
+                shade = VERDICTS[verdicts[arm.name, seed]]
                 axes.plot([float(np.clip(closed, -1.05, 1.15))], [place], "o", color=shade, markersize=5, alpha=0.8)
     axes.axvline(WORKED, color="black", linestyle=":")
     for verdict, shade in VERDICTS.items():

@@ -26,7 +26,7 @@ class Arm:
     """One training run, repeated for every seed.
 
     Attributes:
-        name: of the arm.
+        name: under which results are kept.
         student: a model of `MODELS`.
         teacher: another one, or `self`.
         prompts: `solve`, `quick` or `pick`.
@@ -34,7 +34,7 @@ class Arm:
         trainer: `distil`; `penalty`: a constant in place of the teacher's figures; `sft`: on the teacher's text.
         fields: of OPDConfig, beyond those that all arms share.
         outcome: what decides whether it worked: `accuracy`, `marked` or `pick`.
-        label: in tables.
+        label: its name in tables and pictures.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Arm:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """What must have been trained before."""
+        """The models that must have been trained before: of the student and of the teacher."""
         return tuple(dict.fromkeys((self.student, self.teacher_model)))
 
     @property
     def teacher_model(self) -> str:
-        """Whose weights teach."""
+        """The model whose weights teach: that of the student where it is its own teacher."""
         return self.student if self.teacher == SELF else self.teacher
 
 
@@ -70,7 +70,7 @@ class Claim:
         against: the arm that the others are compared with.
         figures: log names that the table and the picture show beside the outcome.
         checks: pairs (above, below): the claim wants the first to end above the second. Each is an arm, for its
-            outcome, or `arm:figure`; see `checks.figure`.
+            outcome, or `arm:figure`; see `claim_checks.figure`.
     """
 
     name: str
@@ -82,20 +82,20 @@ class Claim:
     checks: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def of(cls, name: str, spec: dict[str, Any]) -> "Claim":
-        """From YAML."""
+    def from_yaml(cls, name: str, spec: dict[str, Any]) -> "Claim":
+        """A claim as the settings file has it: its lists become tuples."""
         lists = {field: tuple(spec.get(field, ())) for field in ("arms", "figures")}
         return cls(**spec | lists | {"name": name, "checks": tuple(map(tuple, spec.get("checks", ())))})
 
     @property
     def compared(self) -> list[str]:
-        """Arms of the checks."""
+        """Names of the arms that the checks compare."""
         return [side.partition(":")[0] for check in self.checks for side in check]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A whole study.
+    """All that a study runs: models, arms, and the claims that they speak to.
 
     Attributes:
         models: settings of each model that is trained beforehand.
@@ -113,20 +113,16 @@ class Settings:
     claims: dict[str, Claim]
 
     def digest(self) -> str:
-        """Of everything that decides what the lines of results hold; results of other settings are not mixed in."""
+        """Twelve digits that change with all that results depend on, so that those of other settings stay apart."""
         shared = {"models": self.models, "training": self.training, "evaluation": self.evaluation}
         return sha(shared | {"preflight": self.preflight})
 
     def arm_digest(self, name: str) -> str:
-        """Of an arm."""
+        """Twelve digits that change with the settings of an arm, its label aside, and with those of all arms."""
         return sha({"shared": self.digest(), "arm": asdict(self.arms[name]) | {"label": ""}})
 
     def chosen(self, only: list[str]) -> list[str]:
-        """Arms of the claims, or single arms, of these names; all of them for none.
-
-        Raises:
-            SettingsError: no such claim or arm.
-        """
+        """Names of the arms that these claims and arms mean, all for none; raises SettingsError for others."""
         unknown = [name for name in only if name not in self.claims and name not in self.arms]
         if unknown:
             raise SettingsError(
@@ -138,16 +134,12 @@ class Settings:
 
 
 def sha(content: Any) -> str:
-    """Twelve digits of SHA-256 of JSON."""
+    """The first 12 digits of the SHA-256 of a value as JSON."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def read_settings(path: Path, *, quick: bool = False) -> Settings:
-    """Read a settings file; with `quick` its section `quick` goes over it.
-
-    Raises:
-        SettingsError: unknown keys, models, arms or words.
-    """
+    """Read a settings file, its section `quick` over it where asked for; raises SettingsError for unknown names."""
     content = yaml.safe_load(path.read_text("utf-8"))
     over = content.pop("quick", {})
     if quick:
@@ -155,7 +147,7 @@ def read_settings(path: Path, *, quick: bool = False) -> Settings:
     kept = content.pop("only", None)
     try:
         arms = {name: Arm(name=name, **spec) for name, spec in content.pop("arms").items()}
-        claims = {name: Claim.of(name, spec) for name, spec in content.pop("claims").items()}
+        claims = {name: Claim.from_yaml(name, spec) for name, spec in content.pop("claims").items()}
         settings = Settings(arms=arms, claims=claims, **content)
     except (TypeError, KeyError) as error:
         raise SettingsError(f"{path}: {error}.") from error
@@ -171,7 +163,7 @@ def merged(below: Any, above: Any) -> Any:
 
 
 def only(settings: Settings, kept: list[str]) -> Settings:
-    """Settings with these arms alone."""
+    """Settings with the arms of these names alone, and the claims that speak of them."""
     arms = {name: settings.arms[name] for name in kept}
     claims = {
         name: dataclasses.replace(claim, arms=tuple(arm for arm in claim.arms if arm in arms))
@@ -182,11 +174,7 @@ def only(settings: Settings, kept: list[str]) -> Settings:
 
 
 def check(settings: Settings, path: Path) -> None:
-    """Refuse names that are nowhere.
-
-    Raises:
-        SettingsError: which one, and what there is.
-    """
+    """Raise SettingsError where an arm or a claim names a model, trainer, outcome or arm that does not exist."""
     for arm in settings.arms.values():
         known = {"student": MODELS, "teacher": (*MODELS, SELF), "trainer": TRAINERS, "outcome": OUTCOMES}
         for field, names in known.items():

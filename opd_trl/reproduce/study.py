@@ -21,7 +21,7 @@ RESULTS = "results.jsonl"
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to do.
+    """One thing to do in a process of its own: train a model, measure one, run a pre-flight or an arm.
 
     Attributes:
         kind: `model`, `reference`, `forecast` or `arm`.
@@ -41,7 +41,7 @@ class Job:
 
     @property
     def key(self) -> tuple[str, str, int, str]:
-        """What its line of results is found by."""
+        """What the job's line in `results.jsonl` is found by."""
         return self.kind, self.name, self.seed, self.digest
 
 
@@ -57,8 +57,8 @@ def all_jobs(settings: Settings, seeds: Sequence[int], arms: Sequence[str]) -> l
     jobs = []
     for seed in seeds:
         jobs += [
-            Job("model", name, seed, model_digest(settings, name), MAKERS[name][2])
-            for name in MAKERS
+            Job("model", name, seed, sha({x: settings.models[x] for x in (name, *needs)}), needs)
+            for name, (_, _, needs) in MAKERS.items()
             if name in wanted
         ]
         jobs += [
@@ -72,13 +72,6 @@ def all_jobs(settings: Settings, seeds: Sequence[int], arms: Sequence[str]) -> l
             if kind == "arm" or arm.trainer != "sft"
         ]
     return jobs
-
-
-def model_digest(settings: Settings, name: str) -> str:
-    """Of the settings of a model and of those that it comes from."""
-    from .models import MAKERS
-
-    return sha({maker: settings.models[maker] for maker in (name, *MAKERS[name][2])})
 
 
 def subjects_of(arm) -> list[tuple[str, str, str | None]]:
@@ -101,7 +94,7 @@ def read_lines(home: Path) -> list[Line]:
 
 def matching(lines: Sequence[Line], jobs: Sequence[Job]) -> list[Line]:
     """The lines that belong to these jobs, the last of each, in the order of the jobs."""
-    known = {(line["kind"], line["name"], line["seed"], line["digest"]): line for line in lines}
+    known = {key_of(line): line for line in lines}
     return [known[job.key] for job in jobs if job.key in known]
 
 
@@ -114,17 +107,10 @@ def run(
     started: Callable[[Job], None] = lambda job: None,
     ended: Callable[[Job, str | None], None] = lambda job, error: None,
 ) -> list[Job]:
-    """Run the jobs that have no line yet.
+    """Run the jobs that have no line yet in `results.jsonl` of the folder `home`, to which results are appended.
 
-    Args:
-        jobs: from `all_jobs`.
-        settings: of the study.
-        home: folder of the study; results are appended to `results.jsonl` in it as they come.
-        workers: processes, each of one thread.
-        started, ended: called for each job; with the error where it failed.
-
-    Returns:
-        jobs that failed, or that need one that did.
+    `workers` is the number of processes, each of one thread; `started` and `ended` are called for each job, the latter
+    with the error where it failed. Returns the jobs that failed, or that need one that did.
     """
     from ..models.provenance import conditions
 
@@ -162,19 +148,19 @@ def run(
 
 
 def key_of(line: Line) -> tuple[str, str, int, str]:
-    """Of a line of results."""
+    """The key of the job that a line of `results.jsonl` comes from."""
     return line["kind"], line["name"], line["seed"], line["digest"]
 
 
 def line_of(job: Job, result: Line, made_by: Line) -> Line:
-    """A line of results."""
+    """The line of `results.jsonl` that holds the result of a job."""
     subject = dict(zip(("model", "prompts", "context"), job.subject, strict=True)) if job.subject else {}
     head = {"kind": job.kind, "name": job.name, "seed": job.seed, "digest": job.digest}
     return head | subject | {"result": result, "made": made_by}
 
 
 def prepare() -> None:
-    """A worker: one thread, no network, quiet."""
+    """Prepare a worker process: one thread, no network, no warnings."""
     import warnings
 
     import torch

@@ -1,4 +1,4 @@
-"""What a study leaves to read: Markdown and pictures."""
+"""The report of a study: Markdown and pictures in its folder."""
 
 from pathlib import Path
 from typing import Any

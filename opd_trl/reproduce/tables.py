@@ -3,20 +3,15 @@
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from .claim_checks import checked
-from .confusion import DOUBTS, WORKED, Results, by_finding, by_rule, counts, doubts_of, forecasts
+from .confusion import DOUBTS, WORKED, Line, Results, by_finding, by_rule, counts, doubts_of, forecasts
 from .intervals import paired, shown, t_interval
 from .settings import Arm, Claim, Settings
 
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-Line = dict[str, Any]
 #: Log names in few words.
 WORDS = {
     "support/student_mass": "mass on S",
@@ -61,7 +56,7 @@ def checks_text(settings: Settings, lines: Sequence[Line]) -> str:
 
 
 def side_text(settings: Settings, side: str) -> str:
-    """A side of a check in words."""
+    """A side of a check as tables name it: the label of its arm, and the figure that is meant."""
     name, _, what = side.partition(":")
     return settings.arms[name].label + (f" ({WORDS.get(what, what)})" if what else "")
 
@@ -77,7 +72,7 @@ def claim_text(settings: Settings, claim: Claim, results: Results) -> str:
 
 
 def problem_row(settings: Settings, claim: Claim, arm: Arm, results: Results) -> dict[str, str]:
-    """Cells of an arm by their heading."""
+    """The row of an arm in the table of a claim: heading -> text."""
     name = arm.outcome
     what = {"accuracy": "right", "marked": "opens with the mark"}[name]
     outcome = results.after(arm, name)
@@ -98,7 +93,7 @@ def problem_row(settings: Settings, claim: Claim, arm: Arm, results: Results) ->
     cells |= {WORDS[figure]: mean(results.last(arm, figure)) for figure in claim.figures if "length" not in figure}
     cells["worked"] = worked(arm, results)
     cells[f"against: {against.label}"] = shown(paired(results.after(against, name), outcome), sign=True) * differs
-    cells["pre-flight"] = said(arm, results)
+    cells["pre-flight"] = preflight_in_words(arm, results)
     return cells
 
 
@@ -135,7 +130,7 @@ def pick_table(arms: Sequence[Arm], results: Results) -> str:
     return markdown(rows)
 
 
-def said(arm: Arm, results: Results) -> str:
+def preflight_in_words(arm: Arm, results: Results) -> str:
     """What the pre-flight said: in how many seeds it doubted, and why."""
     doubts = [doubts_of(look) for look in results.forecasts.get(arm.name, {}).values()]
     if not doubts:
@@ -188,7 +183,7 @@ def monitor_text(settings: Settings, results: Results) -> str:
 
 
 def conditions_text(lines: Sequence[Line]) -> str:
-    """Machines, dates, commits and versions."""
+    """The line that says where the results come from: machines, dates, versions and commits."""
     made = [line["made"] for line in lines if line.get("made")]
     if not made:
         return ""
@@ -201,12 +196,12 @@ def conditions_text(lines: Sequence[Line]) -> str:
 
 
 def mean(values: dict[int, float], form: str = ".2f") -> str:
-    """Over seeds; empty for none."""
+    """The mean of one value per seed as text; empty where there is none."""
     return format(sum(values.values()) / len(values) + 0.0, form) if values else ""
 
 
 def interval(values: dict[int, float], form: str = ".2f") -> str:
-    """Mean and interval over seeds; empty for none."""
+    """The mean of one value per seed and its interval as text; empty where there is none."""
     if not values:
         return ""
     if form == ".2f":
@@ -216,7 +211,7 @@ def interval(values: dict[int, float], form: str = ".2f") -> str:
 
 
 def markdown(rows: Iterable[dict[str, str]]) -> str:
-    """A table with the columns that any row fills.
+    """A Markdown table of the rows, with the columns that any of them fills.
 
     >>> print(markdown([{"": "a|b", "x": "1", "y": ""}, {"": "c", "x": "", "y": ""}]), end="")
     |  | x |
@@ -235,8 +230,8 @@ def markdown(rows: Iterable[dict[str, str]]) -> str:
     return "\n".join([*head, *body]) + "\n"
 
 
-def summary(settings: Settings, lines: Sequence[Line]) -> "Table":
-    """For the terminal: one row per arm."""
+def summary(settings: Settings, lines: Sequence[Line]) -> Table:
+    """The results as a table for the terminal, one row per arm."""
     results = Results.of(lines)
     table = Table("arm", "before", "after", "teacher", "worked", "the pre-flight", box=None, pad_edge=False)
     for arm in settings.arms.values():
@@ -251,6 +246,6 @@ def summary(settings: Settings, lines: Sequence[Line]) -> "Table":
             interval(results.after(arm, arm.outcome)),
             mean(results.teacher(arm, arm.outcome)),
             worked(arm, results),
-            said(arm, results).partition(":")[0],
+            preflight_in_words(arm, results).partition(":")[0],
         )
     return table

@@ -7,7 +7,7 @@ likeliest tokens hold a part of the probability, and a student that goes wrong h
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from ..data.splits import split_rows
@@ -35,7 +35,7 @@ NUM_PICKS = 100
 
 
 class Style:
-    """How a solution is written.
+    """How the worked steps of a solution are written.
 
     Args:
         words: from the commonest to the rarest.
@@ -55,10 +55,10 @@ class Style:
         digits = digits[::-1] if self.from_the_right else digits
         totals = [total % MODULUS for total in itertools.accumulate(digits)]
         steps = zip(totals, digits[1:], strict=False)
-        return "".join(f"{self.say(draw)}{a}+{b}={(a + b) // MODULUS}{(a + b) % MODULUS}" for a, b in steps)
+        return "".join(f"{self.words_before(draw)}{a}+{b}={(a + b) // MODULUS}{(a + b) % MODULUS}" for a, b in steps)
 
-    def say(self, draw: random.Random) -> str:
-        """One word, or more."""
+    def words_before(self, draw: random.Random) -> str:
+        """The loose words that introduce a step: one, and each time with probability 1/4 one more."""
         count = 1
         while draw.random() < ONE_MORE_WORD:
             count += 1
@@ -71,7 +71,7 @@ OTHER_STYLE = Style(WORDS[::-1], from_the_right=True)
 
 
 def answer_of(digits: tuple[int, ...]) -> str:
-    """The sum modulo six.
+    """The right answer to a problem: the sum of its digits modulo six, as text.
 
     >>> answer_of((4, 3, 0, 2))
     '3'
@@ -117,11 +117,11 @@ class Source:
         self.draw, self.style = random.Random(f"{part} {seed}"), style
 
     def digits(self) -> tuple[int, ...]:
-        """A problem."""
+        """A problem of the part, drawn at random: its digits."""
         return self.draw.choice(self.problems)
 
     def solution(self, digits: tuple[int, ...]) -> str:
-        """Worked steps and the answer."""
+        """The text that solves a problem: worked steps, then the boxed answer."""
         return self.style.steps(digits, self.draw) + boxed(digits)
 
     def demonstration(self, digits: tuple[int, ...]) -> str:
@@ -167,7 +167,7 @@ def draw_pick(source: Source) -> str:
 
 
 def pick_prompt(number: int) -> str:
-    """Asks for one letter; the number makes prompts differ."""
+    """The prompt that asks for one letter; its number makes prompts differ."""
     return f"pick {number}"
 
 
@@ -214,22 +214,18 @@ def asked_rows(count: int, *, part: str, prompts: str, context: str | None, seed
 
 
 def asked_row(source: Source, digits: tuple[int, ...], *, prompts: str, context: str | None) -> Row:
-    """One of them."""
+    """One row of `asked_rows`, for the problem `digits`."""
     if prompts == "pick":
         row: Row = {"prompt": as_prompt(draw_pick(source)), "answer": ""}
-        said = None if context is None else source.draw.choice(context.split(" or "))
+        shown = None if context is None else source.draw.choice(context.split(" or "))
     else:
         row = {"prompt": as_prompt(problem(digits, quick=prompts == "quick")), "answer": answer_of(digits)}
-        said = None if context is None else CONTEXTS[context](source, digits)
-    return row if said is None else row | {"privileged_context": said}
+        shown = None if context is None else CONTEXTS[context](source, digits)
+    return row if shown is None else row | {"privileged_context": shown}
 
 
 def problems_of(part: str) -> list[tuple[int, ...]]:
-    """The problems of a part."""
-    rows = ({"prompt": problem(digits, quick=True), "digits": digits} for digits in all_problems())
+    """The digits of every problem of a part; the parts are disjoint by the hash of the prompt."""
+    digits = itertools.product(range(MODULUS), repeat=DIGITS)
+    rows = ({"prompt": problem(x, quick=True), "digits": x} for x in digits)
     return [row["digits"] for row in split_rows(rows, PARTS)[part]]
-
-
-def all_problems() -> Iterator[tuple[int, ...]]:
-    """Every sum there is."""
-    return itertools.product(range(MODULUS), repeat=DIGITS)

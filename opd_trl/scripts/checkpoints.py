@@ -29,9 +29,8 @@ def checkpoint_of(training_args) -> str | None:
             )
         return given
     folders = sorted(Path(training_args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
-    for folder in folders:
-        if is_whole(folder):
-            return str(folder)
+    if whole := next(filter(is_whole, folders), None):
+        return str(whole)
     raise ValueError(
         f"resume_from_checkpoint is true, and {training_args.output_dir} has no whole checkpoint. Leave it out to "
         "start anew."

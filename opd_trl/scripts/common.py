@@ -74,14 +74,7 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
 
 
 def reward_func(name: str) -> Callable:
-    """Return a reward function.
-
-    Args:
-        name: `math_accuracy`, one of TRL's, or an import path `package.module.function`.
-
-    Raises:
-        ValueError: no such name or path.
-    """
+    """Return a reward function: `math_accuracy`, one of TRL's, or an import path; raises ValueError for others."""
     ready = {
         "math_accuracy": lambda: math_accuracy,
         # The lengths of TRL's own GRPO script.
@@ -122,11 +115,7 @@ def model_init_kwargs(training_args, model_args) -> dict[str, Any]:
 
 
 def build_trainer(trainer_class: type, script_args, training_args, model_args, dataset_args, **options):
-    """Load the data and build the trainer; `options` are further arguments of it.
-
-    Raises:
-        DataError: the data set is missing, unreadable or empty.
-    """
+    """Load the data (DataError where that fails) and build the trainer; `options` are further arguments of it."""
     evaluate = training_args.eval_strategy != "no"
     train_dataset, eval_dataset = load_splits(script_args, dataset_args, evaluate=evaluate)
     training_args.model_init_kwargs = model_init_kwargs(training_args, model_args)

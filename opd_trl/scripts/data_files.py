@@ -11,11 +11,7 @@ from ..data.files import FORMATS, READERS, DataError, looks_local
 
 
 def check_data_arguments(script_args, dataset_args) -> None:
-    """Check what can be checked without reading data.
-
-    Raises:
-        DataError: no data set is given, or it looks like a local one and does not exist.
-    """
+    """Raise DataError where no data set is given, or one that looks local does not exist; no data is read."""
     name = script_args.dataset_name
     if dataset_args.datasets:
         if name:
@@ -34,19 +30,9 @@ def check_data_arguments(script_args, dataset_args) -> None:
 
 
 def load_splits(script_args, dataset_args, *, evaluate: bool) -> tuple[Any, Any | None]:
-    """Load the training split, and the evaluation split where `evaluate`.
+    """The training set, and the evaluation set where `evaluate`, else None; raises DataError where one is missing.
 
-    Args:
-        script_args: `dataset_name`, `dataset_config`, `dataset_train_split`, `dataset_test_split`,
-            `dataset_streaming` of [`~trl.ScriptArguments`].
-        dataset_args: [`~trl.DatasetMixtureConfig`].
-        evaluate: is an evaluation split needed?
-
-    Returns:
-        The training set, and the evaluation set or None.
-
-    Raises:
-        DataError: missing, unreadable or empty, or without the split.
+    `script_args` has the fields of [`~trl.ScriptArguments`], `dataset_args` is a [`~trl.DatasetMixtureConfig`].
     """
     check_data_arguments(script_args, dataset_args)
     name = script_args.dataset_name or "the mixture `datasets`"
@@ -64,7 +50,6 @@ def _load(script_args, dataset_args):
         path = Path(script_args.dataset_name).expanduser()
         if path.exists():
             return _load_local(path, script_args)
-
         return load_dataset(
             script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
         )

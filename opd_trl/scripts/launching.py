@@ -104,15 +104,9 @@ def resolve_accelerate_config(flags: list[str]) -> list[str]:
 
 
 def launch(module: str, launch_flags: list[str], arguments: list[str]) -> int:
-    """Run a training module under `accelerate launch` and return its exit status.
+    """Run a training module, as `python -m` does, under `accelerate launch`; return its exit status.
 
-    Args:
-        module: import path, run as `python -m`, so that no place of files matters.
-        launch_flags: for `accelerate launch`, `--accelerate_config` among them.
-        arguments: for the module.
-
-    Raises:
-        ValueError: accelerate refuses a flag or a combination of them.
+    Raises ValueError where accelerate refuses a flag or a combination of them.
     """
     from accelerate.commands.launch import launch_command
 
@@ -125,11 +119,7 @@ def launch(module: str, launch_flags: list[str], arguments: list[str]) -> int:
 
 
 def launch_arguments(launch_flags: list[str], *rest: str) -> argparse.Namespace:
-    """Return what `accelerate launch` makes of its flags and of `rest`, the script and its arguments.
-
-    Raises:
-        ValueError: accelerate refuses a flag, or there is no such configuration.
-    """
+    """What `accelerate launch` makes of its flags and of `rest`, script and arguments; ValueError: it refuses."""
     from accelerate.commands.launch import launch_command_parser
 
     parser = launch_command_parser()
@@ -140,8 +130,7 @@ def launch_arguments(launch_flags: list[str], *rest: str) -> argparse.Namespace:
 def num_processes(launch_flags: list[str]) -> int:
     """How many processes `accelerate launch` would start: by its flags, its configuration, or the GPUs at hand.
 
-    Raises:
-        ValueError: see `launch_arguments`; or the file is no configuration of accelerate.
+    Raises ValueError where accelerate refuses a flag, or the file is not a configuration of it.
     """
     from torch.cuda import device_count
 
@@ -150,7 +139,7 @@ def num_processes(launch_flags: list[str]) -> int:
         return args.num_processes
     config = yaml.safe_load(Path(args.config_file).read_text(encoding="utf-8")) if args.config_file else {}
     if not isinstance(config, dict):
-        raise ValueError(f"{args.config_file} is no configuration of `accelerate config`: it holds no mapping.")
+        raise ValueError(f"{args.config_file} is not a configuration of `accelerate config`: it holds no mapping.")
     return config.get("num_processes") or max(1, device_count())
 
 

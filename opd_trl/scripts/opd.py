@@ -39,7 +39,7 @@ def main(script_args, training_args, model_args, dataset_args) -> None:
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    """Return the parser of this script."""
+    """Return the strict parser of this script: fields of OPDConfig, of the model and of the data."""
     from .. import OPDConfig
 
     return common.make_parser("opd", OPDConfig, subparsers, prog)

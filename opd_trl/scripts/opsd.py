@@ -20,7 +20,7 @@ check_arguments = common.check_arguments
 
 
 def main(script_args, training_args, model_args, dataset_args) -> None:
-    """Train with [`OPSDTrainer`]."""
+    """Train with [`OPSDTrainer`], which makes the student its own teacher, save, and push where asked."""
     check_arguments(script_args, training_args, model_args, dataset_args)
     from .. import OPSDTrainer
 
@@ -28,7 +28,7 @@ def main(script_args, training_args, model_args, dataset_args) -> None:
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    """Return the parser of this script."""
+    """Return the strict parser of this script: fields of OPSDConfig, of the model and of the data."""
     from .. import OPSDConfig
 
     return common.make_parser("opsd", OPSDConfig, subparsers, prog)

@@ -81,7 +81,10 @@ class StrictParser(TrlParser):
         _, rest = self.parse_known_args(args)
         if rest:
             arity = launch_arity()
-            self._check_flags(unknown_tokens(rest, arity), known=[*self._fields(), *arity])
+            if unknown := unknown_tokens(rest, arity):
+                known = [*self._fields(), *arity]
+                lines = "; ".join(suggest(token.partition("=")[0], known) for token in unknown)
+                raise ValueError(f"unknown argument. {lines}")
             if not return_remaining_strings:
                 raise ValueError(
                     f"{rest[0]} belongs to `accelerate launch`. Put it before the script, as in `accelerate launch "
@@ -116,7 +119,7 @@ class StrictParser(TrlParser):
         if not names:
             return args
         self._recipe = stacked([read_recipe(find_recipe(name)) for name in names])
-        values = self._recipe.beside()
+        values = self._recipe.resolved_values()
         if "stages" in values:
             path = self._recipe.origins["stages"]
             raise ValueError(f"{path} is a pipeline. Run it with `opd-trl pipeline --config {path}`.")
@@ -134,7 +137,7 @@ class StrictParser(TrlParser):
             if isinstance(value, bool) and action.choices is not None:
                 choices = ", ".join(map(str, action.choices))
                 raise ValueError(
-                    f"{self._origin(action.dest)}: {action.dest}: {value} is no choice of {choices}. "
+                    f"{self._origin(action.dest)}: {action.dest}: {value} is not a choice of {choices}. "
                     "YAML reads an unquoted yes or no as a boolean: quote it."
                 )
         self.parse_known_args([f"{action.option_strings[0]}={value}" for action, value in plain.items()])
@@ -146,11 +149,6 @@ class StrictParser(TrlParser):
             lines = "; ".join(suggest(key, DATASET_FIELDS) for key in unknown)
             raise ValueError(f"unknown key under datasets in {self._origin('datasets')}. {lines}")
 
-    def _check_flags(self, unknown: list[str], known: list[str]) -> None:
-        if unknown:
-            lines = "; ".join(suggest(token.partition("=")[0], known) for token in unknown)
-            raise ValueError(f"unknown argument. {lines}")
-
     def _unknown_keys(self, unknown: list[str], known: list[str]) -> str:
         """Say what is unknown in which file, and the nearest right names."""
         files = dict.fromkeys(map(self._origin, unknown))
@@ -160,7 +158,7 @@ class StrictParser(TrlParser):
         )
 
     def _origin(self, key: str) -> str:
-        """The file in which a key stands."""
+        """The file in which a key of the recipe stands."""
         return str(self._recipe.origins[key]) if self._recipe else "the defaults"
 
 

@@ -14,11 +14,7 @@ Flags = dict[str, dict[str, Any]]
 def peek(argv: list[str], *further: str) -> dict[str, Any]:
     """Return the recipe and those flags that decide how it is parsed: is there a separate teacher, is there a GPU?
 
-    What is wrong with the recipe is left to the parser.
-
-    Args:
-        argv: a command line.
-        further: names of more flags to look for.
+    `further` names more flags to look for. What is wrong with the recipe is left to the parser.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", nargs="?")
@@ -51,11 +47,11 @@ def check_misplaced(recipe: dict[str, Any], own: Flags, *, prog: str) -> None:
     """Refuse a recipe that holds a flag of the command."""
     misplaced = [key for key in recipe if key in own]
     if misplaced:
-        raise ValueError(f"{misplaced[0]} is no key of a recipe. Give it as a flag of `{prog}`.")
+        raise ValueError(f"{misplaced[0]} is not a key of a recipe. Give it as a flag of `{prog}`.")
 
 
 def spellings(name: str) -> list[str]:
-    """A flag with underscores and with dashes.
+    """The spellings of a flag, with underscores and with dashes.
 
     >>> spellings("gpu_memory"), spellings("gpus")
     (['--gpu_memory', '--gpu-memory'], ['--gpus'])

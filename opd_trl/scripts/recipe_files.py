@@ -11,16 +11,10 @@ import opd_trl
 
 
 ACCELERATE = "accelerate_configs"
-
-
-# Folders of files that are no recipes: of `accelerate launch`, `opd-trl eval` and `opd-trl reproduce`.
+# Folders of files that are not recipes: of `accelerate launch`, `opd-trl eval` and `opd-trl reproduce`.
 NO_RECIPES = (ACCELERATE, "protocols", "reproduce")
-
-
 # The keys of a recipe that may name files lying beside it.
 FILE_KEYS = ("dataset_name", "privileged_context_file", "accelerate_config")
-
-
 EXTENDS = "extends"
 
 
@@ -40,10 +34,10 @@ class Recipe:
     origins: dict[str, Path]
     bases: tuple[Path, ...]
 
-    def beside(self) -> dict[str, Any]:
+    def resolved_values(self) -> dict[str, Any]:
         """The values; files that they name are looked for here, then beside the file that names them."""
         return {
-            key: beside(value, self.origins[key].resolve().parent)
+            key: found_near(value, self.origins[key].resolve().parent)
             if key in FILE_KEYS and isinstance(value, str)
             else value
             for key, value in self.values.items()
@@ -98,15 +92,10 @@ def accelerate_names() -> list[str]:
 
 
 def find_recipe(name: str, folder: Path | None = None) -> Path:
-    """Return the file of a recipe.
+    """The file of a recipe: a path, or a name with or without `.yaml`, such as `system_prompt/demo`; the path wins.
 
-    Args:
-        name: a path, or a name with or without `.yaml`: `system_prompt/demo`, `accelerate_configs/zero3`. A file of
-            that path wins over a recipe of that name.
-        folder: what a relative path starts from; the working directory by default.
-
-    Raises:
-        ValueError: there is neither; the message lists the nearest names.
+    A relative path starts from `folder`, the working directory by default. Raises ValueError, which lists the nearest
+    names, where there is neither.
     """
     start = folder or Path()
     for candidate in (start / Path(name).expanduser(), recipes_dir() / name, recipes_dir() / f"{name}.yaml"):
@@ -120,17 +109,26 @@ def find_recipe(name: str, folder: Path | None = None) -> Path:
     )
 
 
-def read_recipe(path: Path) -> Recipe:
+def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> Recipe:
     """Read a recipe and what it extends.
 
     `extends: base.yaml` takes over the keys of another file: a path from the folder of the recipe, or a recipe's name;
     or a list of them, of which later ones win. Files that are extended may extend others. The recipe's own keys win
     over all. A key is taken or replaced as a whole: a mapping such as `env` is not merged into the inherited one.
 
-    Raises:
-        ValueError: a file is missing, no YAML, no mapping of names, or extends itself. The message names the file.
+    `chain` are the files that extend this one. Raises ValueError, which names the file, where one is missing, is not a
+    YAML mapping of names, or extends itself.
     """
-    return _read(path, ())
+    if path.resolve() in (file.resolve() for file in chain):
+        raise ValueError(f"a recipe extends itself: {' -> '.join(map(str, (*chain, path)))}. Take one link out.")
+    own = load_mapping(path)
+    bases = [read_recipe(found, (*chain, path)) for found in extended_files(path, own.pop(EXTENDS, None))]
+    values, origins = {}, {}
+    for base in bases:
+        values.update(base.values)
+        origins.update(base.origins)
+    files = (file for base in bases for file in (*base.bases, base.path))
+    return Recipe(path, {**values, **own}, {**origins, **dict.fromkeys(own, path)}, tuple(dict.fromkeys(files)))
 
 
 def stacked(recipes: list[Recipe]) -> Recipe:
@@ -146,26 +144,8 @@ def stacked(recipes: list[Recipe]) -> Recipe:
     return first
 
 
-def _read(path: Path, chain: tuple[Path, ...]) -> Recipe:
-    """`read_recipe`, for a file that the files of `chain` extend."""
-    if path.resolve() in (file.resolve() for file in chain):
-        raise ValueError(f"a recipe extends itself: {' -> '.join(map(str, (*chain, path)))}. Take one link out.")
-    own = load_mapping(path)
-    bases = [_read(found, (*chain, path)) for found in extended_files(path, own.pop(EXTENDS, None))]
-    values, origins = {}, {}
-    for base in bases:
-        values.update(base.values)
-        origins.update(base.origins)
-    files = (file for base in bases for file in (*base.bases, base.path))
-    return Recipe(path, {**values, **own}, {**origins, **dict.fromkeys(own, path)}, tuple(dict.fromkeys(files)))
-
-
 def load_mapping(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file that maps names to values.
-
-    Raises:
-        ValueError: it is no such file.
-    """
+    """Return the content of a YAML file; raises ValueError unless it maps names to values."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -178,11 +158,7 @@ def load_mapping(path: Path) -> dict[str, Any]:
 
 
 def extended_files(path: Path, extends: Any) -> list[Path]:
-    """Return the files that the value of `extends` in `path` means.
-
-    Raises:
-        ValueError: it is no name or list of names, or one of them is missing.
-    """
+    """Return the files that `extends` in `path` names; raises ValueError where it names none or one is missing."""
     names = [extends] if isinstance(extends, str) else [] if extends is None else extends
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{EXTENDS} in {path} must be a file, a recipe's name or a list of them, got {extends!r}.")
@@ -209,7 +185,7 @@ def nearest(name: str, names: list[str]) -> list[str]:
     return [candidate for candidate in sorted(names, key=likeness, reverse=True) if likeness(candidate) > 0.8][:3]
 
 
-def beside(value: str, folder: Path) -> str:
+def found_near(value: str, folder: Path) -> str:
     """Return `value`, or the file or folder of that name in `folder` where the working directory has none."""
     path = Path(value)
     if path.is_absolute() or path.exists() or not (folder / path).exists():

@@ -27,7 +27,7 @@ SHARED_FLAGS: Flags = {"prompts": {"type": int}, "json": {"type": Path}}
 
 @dataclass(frozen=True)
 class Subject:
-    """A parsed command line.
+    """The training run that a check looks at, as its command line describes it.
 
     Attributes:
         command: `opd` or `opsd`.
@@ -41,7 +41,7 @@ class Subject:
 
     @property
     def training(self) -> Any:
-        """The OPDConfig or OPSDConfig."""
+        """The configuration of the training, an OPDConfig or OPSDConfig."""
         return self.parsed[1]
 
     @property
@@ -51,16 +51,11 @@ class Subject:
 
 
 def read_subject(argv: list[str], own: Flags, *, prog: str, defaults: dict[str, Any]) -> Subject:
-    """Parse the command line of a check.
+    """Parse the command line of a check: a recipe, fields of it, and flags of the check.
 
-    Args:
-        argv: a recipe, fields of it and flags of the check; those of `accelerate launch` are read and not used.
-        own: flags of the check besides `SHARED_FLAGS`.
-        prog: the command, as errors call it.
-        defaults: of its flags.
-
-    Raises:
-        ValueError: what is given cannot be trained, or a flag of the check is out of range.
+    `own` are its flags besides `SHARED_FLAGS`, `defaults` their defaults, and `prog` is the command as errors call it;
+    flags of `accelerate launch` are read and not used. Raises ValueError where what is given cannot be trained, or a
+    flag of the check is out of range.
     """
     own = SHARED_FLAGS | own
     recipe = peek(argv)
@@ -85,8 +80,7 @@ def read_subject(argv: list[str], own: Flags, *, prog: str, defaults: dict[str, 
 def build(subject: Subject, **options: Any) -> Iterator[Any]:
     """The trainer of a recipe, in this process alone; `options` are further arguments of it.
 
-    Raises:
-        ValueError: what OPDTrainer refuses; DataError: a data set that cannot be read.
+    Raises ValueError for what OPDTrainer refuses, DataError for a data set that cannot be read.
     """
     with tempfile.TemporaryDirectory() as folder, quiet_libraries():
         subject.training.output_dir = folder

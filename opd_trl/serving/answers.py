@@ -23,7 +23,7 @@ def tensor_bytes(hidden_states: Sequence[Tensor], name: str) -> bytes:
 
 
 def pieces(content: bytes) -> Iterator[memoryview]:
-    """`content` in parts that a slow client can be waited for between."""
+    """`content` in parts of `PIECE` bytes, so that the server waits for a slow client between two of them."""
     view = memoryview(content)
     for start in range(0, len(content), PIECE):
         yield view[start : start + PIECE]
@@ -82,7 +82,7 @@ class CompletionsAnswer:
         return f"{{{', '.join(entries.values())}}}"
 
     def text(self, token: int) -> str:
-        """A token's text as JSON."""
+        """The text of a token as a JSON string, decoded once."""
         if token not in self.texts:
             self.texts[token] = json.dumps(self.tokenizer.decode([token]))
         return self.texts[token]

@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,15 @@ class Service:
         self.num_ids = scorer.num_ids
         self.max_log_probs = min(limits.max_log_probs, self.num_ids)
         self.one_at_a_time = asyncio.Lock()
+        self.check_sequences = partial(
+            check_sequences,
+            num_ids=self.num_ids,
+            max_length=scorer.max_length,
+            max_sequences=limits.max_sequences,
+        )
 
     async def hidden_states(self, request: Request) -> Response:
+        """POST /v1/hidden_states: safetensors with the states that predict the last tokens of each sequence."""
         sequences, num_scored = await run_in_threadpool(self.read_hidden_states, await request.body())
 
         def score(rows: list[int]) -> list[torch.Tensor]:
@@ -80,6 +88,7 @@ class Service:
         return StreamingResponse(pieces(content), media_type="application/octet-stream", headers=headers)
 
     async def completions(self, request: Request) -> Response:
+        """POST /v1/completions: log-probabilities of each token of the prompts, as JSON in the form of vLLM's."""
         body, prompts, top_k = await run_in_threadpool(self.read_completions, await request.body())
         requested = body.prompt_logprob_ids
 
@@ -96,6 +105,7 @@ class Service:
         return StreamingResponse(iter(answer), media_type="application/json")
 
     def read_hidden_states(self, content: bytes) -> tuple[list[list[int]], list[int]]:
+        """The checked sequences, and how many of the last tokens of each are scored."""
         body = parse(HiddenStatesBody, content)
         check_model(body.model, self.name)
         self.check_sequences("sequences", body.sequences)
@@ -103,6 +113,7 @@ class Service:
         return body.sequences, body.num_scored
 
     def read_completions(self, content: bytes) -> tuple[CompletionsBody, list[list[int]], int]:
+        """The checked body, its prompts as token ids, and K, how many of the most probable ids are scored."""
         body = parse(CompletionsBody, content)
         check_model(body.model, self.name)
         top_k = check_completions(body, self.max_log_probs)
@@ -111,15 +122,6 @@ class Service:
         self.check_sequences("prompt", prompts)
         check_requested(body.prompt_logprob_ids, prompts, num_ids=self.num_ids, max_log_probs=self.max_log_probs)
         return body, prompts, top_k
-
-    def check_sequences(self, field: str, sequences: Sequence[Sequence[int]]) -> None:
-        check_sequences(
-            field,
-            sequences,
-            num_ids=self.num_ids,
-            max_length=self.scorer.max_length,
-            max_sequences=self.limits.max_sequences,
-        )
 
     async def in_batches(
         self, request: Request, field: str, sequences: Sequence[Sequence[int]], score: Callable[[list[int]], list[Any]]
@@ -139,45 +141,32 @@ class Service:
                     for i, result in zip(rows, await run_in_threadpool(score, rows), strict=True):
                         results[i] = result
         except NonFiniteScores as error:
-            raise Refusal(500, not_finite(f"{field}[{rows[error.index]}]")) from None
+            raise Refusal(
+                500,
+                f"the scores of {field}[{rows[error.index]}] hold NaN or infinity. Start the server with --dtype "
+                "bfloat16 or float32 (float16 overflows with some models), and check the checkpoint.",
+            ) from None
         except torch.OutOfMemoryError:
-            raise Refusal(500, out_of_memory(len(rows), len(sequences[rows[0]]))) from None
+            raise Refusal(
+                500,
+                f"out of memory with {len(rows)} sequences of up to {len(sequences[rows[0]])} tokens in one forward. "
+                "Start the server with a smaller --batch-size or --max-length.",
+            ) from None
         except asyncio.CancelledError:  # by uvicorn, which waits for so long after a signal and no longer
             raise Refusal(503, "the server is ending. Try again when it is back.", retry_after="10") from None
         return results
 
 
-def not_finite(place: str) -> str:
-    return (
-        f"the scores of {place} hold NaN or infinity. Start the server with --dtype bfloat16 or float32 (float16 "
-        "overflows with some models), and check the checkpoint."
-    )
-
-
-def out_of_memory(num_sequences: int, length: int) -> str:
-    return (
-        f"out of memory with {num_sequences} sequences of up to {length} tokens in one forward. Start the server with "
-        "a smaller --batch-size or --max-length."
-    )
-
-
 def build_app(scorer: Scorer, *, name: str, head_file: Path, limits: Limits, api_key: str | None) -> FastAPI:
-    """Build the application.
+    """Build the application that uvicorn serves: the routes of a teacher, behind the gate.
 
-    Args:
-        scorer: the model.
-        name: under which it is served.
-        head_file: what `Scorer.save_head` wrote.
-        limits: of a request, and of all of them together.
-        api_key: that every request but `/health` must carry; None asks for none.
+    `name` is that under which the model is served, `head_file` what `Scorer.save_head` wrote, and `api_key` what every
+    request but `/health` must carry; None asks for none.
     """
     service = Service(scorer, name, limits)
     app = FastAPI(title="opd_trl teacher", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(
-        Gate,
-        api_key=api_key,
-        max_concurrent=limits.max_concurrent_requests,
-        max_bytes=limits.max_request_mib * 2**20,
+        Gate, api_key=api_key, max_concurrent=limits.max_concurrent_requests, max_bytes=limits.max_request_mib * 2**20
     )
     add_errors(app)
     vocabulary = json.dumps({"vocab": scorer.tokenizer.get_vocab()}).encode()
@@ -205,7 +194,7 @@ def build_app(scorer: Scorer, *, name: str, head_file: Path, limits: Limits, api
 
 
 def add_errors(app: FastAPI) -> None:
-    """Give every error OpenAI's shape."""
+    """Answer every error in the shape of OpenAI's: a refusal, an unknown path, a fault of the server itself."""
 
     @app.exception_handler(Refusal)
     async def refused(_: Request, refusal: Refusal) -> Response:

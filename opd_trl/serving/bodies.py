@@ -41,11 +41,7 @@ Body = TypeVar("Body", bound=BaseModel)
 
 
 def parse(kind: type[Body], content: bytes) -> Body:
-    """Read a JSON body.
-
-    Raises:
-        Refusal: 400, with the first thing that is wrong.
-    """
+    """Read a JSON body; raises Refusal 400 with the first thing that is wrong."""
     try:
         return kind.model_validate_json(content, strict=True)
     except ValidationError as error:

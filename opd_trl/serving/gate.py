@@ -17,7 +17,7 @@ DRAINED = 4
 
 
 class Gate:
-    """ASGI middleware; `/health` passes always.
+    """ASGI middleware that lets requests in by key, number and size; `/health` always.
 
     Args:
         app: what is behind.
@@ -50,7 +50,7 @@ class Gate:
             await refusal.response()(scope, receive, send)
 
     def refusal(self, headers: Headers) -> Refusal | None:
-        """Is the key right, in constant time, and is there a place?"""
+        """Why a request is refused by its headers: no key or another one, or no place; None where it may pass."""
         if self.api_key is not None:
             scheme, _, key = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer":
@@ -69,11 +69,7 @@ class Gate:
         return None
 
     async def body(self, headers: Headers, receive: Receive) -> bytes:
-        """Return the whole body.
-
-        Raises:
-            Refusal: 413 where it is too large, and those of `read`.
-        """
+        """Return the whole body; raises Refusal 413 where it is too large, and those of `read`."""
         declared = int(headers.get("content-length", "0"))
         keep = self.max_bytes if declared <= self.max_bytes else 0
         size, body = await read(receive, keep=keep, most=DRAINED * self.max_bytes)
@@ -89,8 +85,7 @@ class Gate:
 async def read(receive: Receive, *, keep: int, most: int) -> tuple[int, bytes]:
     """Read a body to its end or to `most` bytes; return its size and, where that is at most `keep`, the body.
 
-    Raises:
-        Refusal: 408 where it does not arrive in time, 499 (which nobody reads) where the client went away.
+    Raises Refusal 408 where it does not arrive in time, 499 (which nobody reads) where the client went away.
     """
     parts, size, more = [], 0, True
     try:

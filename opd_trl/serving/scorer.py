@@ -50,6 +50,7 @@ class Scorer:
 
     @property
     def head(self) -> Head:
+        """The LM head of the model: weight `(V, H)`, bias and conventions."""
         return read_head(self.model)
 
     @property
@@ -208,20 +209,12 @@ def load_scorer(
     max_length: int | None = None,
     model_init_kwargs: dict[str, Any] | None = None,
 ) -> Scorer:
-    """Load a model and its tokenizer as an in-process teacher is loaded.
+    """Load a model, a path or hub id, and its tokenizer as an in-process teacher is loaded.
 
-    Args:
-        name: path or hub id.
-        device: of the whole model; `auto` spreads it over all GPUs.
-        dtype: `auto` is that of the checkpoint.
-        revision: branch, tag or commit of the hub.
-        trust_remote_code: run code that comes with the model.
-        max_length: longest sequence; the context window by default.
-        model_init_kwargs: further arguments of `from_pretrained`; win over those above.
-
-    Raises:
-        ValueError: `max_length` exceeds the context window, or is not given and the model has none; the GPUs have no
-            room for the head.
+    `device` is that of the whole model, `auto` spreads it over all GPUs; `dtype` `auto` is that of the checkpoint;
+    `max_length`, the longest sequence, is the context window by default; `model_init_kwargs` of `from_pretrained` win
+    over all. Raises ValueError where `max_length` does not fit the context window, or the GPUs have no room for the
+    head.
     """
     where = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     options = {"dtype": dtype, "device_map": device} | (model_init_kwargs or {})

@@ -21,11 +21,7 @@ class InputError(Exception):
 
 
 def check(args: argparse.Namespace, key: str | None) -> None:
-    """Refuse what can be refused before anything is loaded.
-
-    Raises:
-        InputError: a package, the folder of the model or the key is missing.
-    """
+    """Raise InputError where a package, the folder of the model or the key is missing, before anything is loaded."""
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f'{" and ".join(missing)} not installed. Install with: pip install "opd_trl[serve]"')
@@ -34,7 +30,7 @@ def check(args: argparse.Namespace, key: str | None) -> None:
     folder = Path(args.model).expanduser()
     if folder.exists() and not (folder / "config.json").is_file():
         merge = " Merge the adapter into its model first." if (folder / "adapter_config.json").is_file() else ""
-        raise InputError(f"--model {args.model} holds no config.json: it is no folder of a saved model.{merge}")
+        raise InputError(f"--model {args.model} holds no config.json: it is not the folder of a saved model.{merge}")
     if looks_local(args.model) and not folder.exists():
         raise InputError(f"--model {args.model} does not exist (looked in {Path.cwd()}). Give a folder or a hub id.")
     if key is None and not is_loopback(args.host):
@@ -46,11 +42,11 @@ def check(args: argparse.Namespace, key: str | None) -> None:
 
 
 def resolve(host: str) -> list[tuple[Any, ...]]:
-    """Addresses of a host."""
+    """The addresses of a host, as `socket.getaddrinfo` gives them; raises InputError where there are none."""
     try:
         return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise InputError(f"--host {host} is no address of this machine ({error}). Give e.g. 127.0.0.1.") from None
+        raise InputError(f"--host {host} is not an address of this machine ({error}). Give e.g. 127.0.0.1.") from None
 
 
 def is_loopback(host: str) -> bool:
@@ -63,7 +59,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bind(host: str, number: int) -> socket.socket:
-    """Take the port before the model is loaded."""
+    """A socket that holds the port before the model is loaded; raises InputError where the port cannot be had."""
     family, _, _, _, address = resolve(host)[0]
     # With the protocol named, asyncio sends small packets at once; without it every answer waits 40 ms for an ACK.
     sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -110,7 +106,7 @@ def serve(args: argparse.Namespace, sock: socket.socket, key: str | None) -> Non
 
 
 def load(args: argparse.Namespace) -> Any:
-    """Return the `Scorer` of the model; whatever the libraries object to is one line."""
+    """Return the `Scorer` of the model; what the libraries object to becomes an InputError of one line."""
     import torch
     from safetensors import SafetensorError
 

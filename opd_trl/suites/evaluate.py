@@ -17,15 +17,13 @@ from ..scripts.quiet import quiet_libraries
 from .math_suite import MathSuite
 from .problems import read_problems
 from .protocol import Protocol, digest, find_protocol, load_protocol
-from .results import check_comparable, compare, summarise
+from .results import Suite, check_comparable, compare, summarise
 from .retention_suite import RetentionSuite, score
 from .rules_suite import InstructionSuite, RulesSuite
 from .store import Store, draw, missing_batches, plan, read_json
 
 
 DEFAULT_PROTOCOL = {"math": "math_paper", "rules": "rules", "retention": "retention"}
-
-
 #: Title and number of batches -> a progress bar, which yields what is called after each batch.
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
@@ -33,14 +31,8 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 def evaluate(args: argparse.Namespace, *, bar: Bar, say: Callable[[str], None]) -> dict[str, Any]:
     """Run or go on with an evaluation; return the content of its result.json.
 
-    Args:
-        args: of `opd-trl eval`.
-        bar: shows progress.
-        say: shows one line to the user.
-
-    Raises:
-        ValueError: bad input, before anything is drawn.
-        ImportError: a package that the suite or the engine needs is missing.
+    `bar` shows progress, `say` one line to the user. Raises ValueError for bad input, before anything is drawn, and
+    ImportError where a package of the suite or the engine is missing.
     """
     path = find_protocol(args.protocol or DEFAULT_PROTOCOL[args.suite])
     protocol = overridden(load_protocol(path), args)
@@ -51,7 +43,9 @@ def evaluate(args: argparse.Namespace, *, bar: Bar, say: Callable[[str], None]) 
         identity = identity_of(args, protocol, suite)
         for folder in args.compare:
             check_comparable(Path(folder), identity)
-        tokenizer, tasks = prepare(args, protocol, suite, context)
+        tokenizer = load_tokenizer(args.model)
+        text_config = AutoConfig.from_pretrained(args.model).get_text_config()
+        tasks = plan(suite, protocol, tokenizer, context, getattr(text_config, "max_position_embeddings", None))
         store = Store(output_folder(args), identity)
         drawn = fill(args, protocol, suite, tokenizer, tasks, store, bar, say)
         result = describe(args, path.stem, protocol, suite, identity, store, drawn)
@@ -92,8 +86,8 @@ def check(args: argparse.Namespace, protocol: Protocol) -> None:
         check_model(args.adapter, option="--adapter", needs="adapter_config.json")
 
 
-def make_suite(args: argparse.Namespace, protocol: Protocol) -> Any:
-    """The suite with its problems."""
+def make_suite(args: argparse.Namespace, protocol: Protocol) -> Suite:
+    """The suite that `--suite` names, with its problems read and checked."""
     if args.suite == "math":
         return MathSuite(read_problems(args.data, answers=True, limit=args.limit), protocol)
     if args.suite == "retention":
@@ -111,8 +105,8 @@ def make_suite(args: argparse.Namespace, protocol: Protocol) -> Any:
     return RulesSuite(problems, args.rule, elsewhere, args.leak_rule)
 
 
-def identity_of(args: argparse.Namespace, protocol: Protocol, suite: Any) -> dict[str, Any]:
-    """What the samples depend on."""
+def identity_of(args: argparse.Namespace, protocol: Protocol, suite: Suite) -> dict[str, Any]:
+    """What the samples depend on; `run.json` holds it, and another evaluation differs in it."""
     return {
         "suite": args.suite,
         "model": identify(args.model),
@@ -135,17 +129,10 @@ def output_folder(args: argparse.Namespace) -> Path:
     return Path(args.output or f"runs/eval/{args.suite}_{who}")
 
 
-def prepare(args: argparse.Namespace, protocol: Protocol, suite: Any, context: Any) -> tuple[Any, list]:
-    """The tokenizer, and all samples to draw."""
-    tokenizer = load_tokenizer(args.model)
-    text_config = AutoConfig.from_pretrained(args.model).get_text_config()
-    return tokenizer, plan(suite, protocol, tokenizer, context, getattr(text_config, "max_position_embeddings", None))
-
-
 def fill(
     args: argparse.Namespace,
     protocol: Protocol,
-    suite: Any,
+    suite: Suite,
     tokenizer: Any,
     tasks: list,
     store: Store,
@@ -155,8 +142,7 @@ def fill(
     """Draw what is missing; return whether anything was."""
     if store.repaired:
         say(f"{store.path}: an unfinished last line is cut off; its sample is drawn again.")
-    texts = getattr(suite, "texts", {})
-    wanted = len(tasks) + len(texts)
+    wanted = len(tasks) + len(suite.texts)
     if len(store.samples) == wanted:
         return False
     if store.samples:
@@ -165,8 +151,8 @@ def fill(
         engine = load_engine(
             args.engine, args.model, tokenizer, adapter=args.adapter, dtype=args.dtype, batch_size=args.batch_size
         )
-        if texts:
-            score(texts, tokenizer, engine.model, store)
+        if suite.texts:
+            score(suite.texts, tokenizer, engine.model, store)
         batches = missing_batches(tasks, engine.batch_size, store)
         with bar(f"{args.suite}, batches of {engine.batch_size}", len(batches)) as done:
             draw(batches, engine, suite, protocol, store, done)
@@ -174,7 +160,7 @@ def fill(
 
 
 def describe(
-    args: argparse.Namespace, name: str, protocol: Protocol, suite: Any, identity: dict, store: Store, drawn: bool
+    args: argparse.Namespace, name: str, protocol: Protocol, suite: Suite, identity: dict, store: Store, drawn: bool
 ) -> dict[str, Any]:
     """All of result.json. Where nothing was drawn, conditions stay those under which it was."""
     samples = list(store.samples.values())

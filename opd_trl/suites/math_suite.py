@@ -9,14 +9,14 @@ from ..evaluation.math import UNPARSABLE_GOLD, as_solution
 from ..models.sampling import Completion
 from .problems import Problem, ProblemSet
 from .protocol import Protocol
-from .results import Metric, by_problem, grouped
+from .results import Metric, Suite, by_problem, grouped
 from .store import Sample
 
 
 PART = "math"
 
 
-class MathSuite:
+class MathSuite(Suite):
     """Mathematics, judged by math-verify within a limit.
 
     Args:
@@ -34,13 +34,13 @@ class MathSuite:
         self.parts = {PART: problems.without(unfit)}
 
     def judge(self, part: str, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[dict[str, Any]]:
-        """Verdicts of answers."""
+        """The fields of `Verdict` for each answer: is its last box the right one?"""
         golds = [as_solution(problem.answer) for problem in problems]
         verdicts = self.judge_answers([completion.text for completion in completions], golds)
         return [verdict._asdict() for verdict in verdicts]
 
     def metrics(self, samples: list[Sample]) -> list[Metric]:
-        """avg@n, pass@k, majority@n."""
+        """avg@n, the share of right samples; pass@k for powers of two; majority@n, the vote of the samples."""
         total, n, groups = self.protocol.samples, self.protocol.n, grouped(samples)
         found = [Metric(f"avg@{total}", by_problem(samples, lambda sample: sample["correct"]), "right answers")]
         for k in sorted({2**i for i in range(1, 12) if 2**i < total} | {total} - {1}):
@@ -61,13 +61,7 @@ class MathSuite:
         return found
 
     def counts(self, samples: list[Sample]) -> dict[str, int]:
-        """Wrong samples by reason."""
         return dict(Counter(sample["reason"] for sample in samples if sample["reason"]).most_common())
 
-    def figures(self, samples: list[Sample]) -> dict[str, float]:
-        """Nothing beside the metrics."""
-        return {}
-
     def close(self) -> None:
-        """End the judge's processes."""
         self.judge_answers.close()

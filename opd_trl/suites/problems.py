@@ -23,7 +23,7 @@ INSTRUCTIONS = ("instruction_id_list", "kwargs")
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt.
+    """One prompt of an evaluation, with what its answer is judged by.
 
     Args:
         id: the start of the SHA-256 of the prompt, so that it is the same in every file and order.
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """The problems of a file.
+    """The problems of a file or data set, no two of them the same.
 
     Args:
         source: file or data set.
@@ -59,11 +59,7 @@ class ProblemSet:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
     def without(self, dropped: dict[str, str]) -> "ProblemSet":
-        """Leave problems out: from id to reason.
-
-        Raises:
-            DataError: none is left.
-        """
+        """The set less the problems of these ids, counted as dropped by their reasons; DataError: none is left."""
         left = [problem for problem in self.problems if problem.id not in dropped]
         counts = dict(Counter(self.dropped) + Counter(dropped.values()))
         if not left:
@@ -182,11 +178,7 @@ def messages_of(problem: Problem, protocol: Protocol, context: Any = None) -> li
 
 
 def encode(messages: list[Message], tokenizer: Any, protocol: Protocol) -> list[int]:
-    """Token ids of a conversation up to where the answer starts.
-
-    Raises:
-        ValueError: the tokenizer has no chat template, or it fails on these messages.
-    """
+    """Token ids of a conversation up to where the answer starts; raises ValueError where the template does not fit."""
     if tokenizer.chat_template is None and protocol.chat_template is None:
         raise ValueError(
             "the tokenizer has no chat template. Set chat_template in the protocol to a Jinja file beside it, e.g. "

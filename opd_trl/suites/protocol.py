@@ -120,11 +120,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def find_protocol(name: str) -> Path:
-    """Return the file of a protocol: a path, or the name of one that comes with the package.
-
-    Raises:
-        ValueError: there is neither; the message lists the names.
-    """
+    """The file of a protocol: a path, or one that comes with the package; raises ValueError with the names."""
     folder = recipes_dir() / "protocols"
     for candidate in (Path(name).expanduser(), folder / f"{name}.yaml", folder / name):
         if candidate.is_file():
@@ -136,11 +132,7 @@ def find_protocol(name: str) -> Path:
 
 
 def load_protocol(path: Path) -> Protocol:
-    """Read a protocol.
-
-    Raises:
-        ValueError: an unknown key (the nearest is named), a missing one, a value out of range, a missing file.
-    """
+    """Read a protocol; raises ValueError for a key or value that is unknown, missing or out of range."""
     values = load_mapping(path)
     known = [entry.name for entry in fields(Protocol)]
     for key in values:

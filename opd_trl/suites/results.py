@@ -1,15 +1,18 @@
 """Figures with a value for every problem, so that they have intervals and two models compare in pairs."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ..evaluation import bootstrap_interval, paired_difference
 from ..evaluation.boxes import NO_BOX
+from ..models.sampling import Completion
+from .problems import Problem, ProblemSet
 from .protocol import Protocol, differences
 from .store import Sample, read_json, read_samples
 
@@ -19,7 +22,7 @@ SHARE = (0.0, 1.0)
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure.
+    """One figure of an evaluation, with its value for every problem.
 
     Args:
         name: e.g. `avg@12`.
@@ -36,8 +39,7 @@ class Metric:
     unit: str = "%"
 
     def figure(self) -> dict[str, Any]:
-        """Value and interval, over problems; over problems and seeds too, and the value of each seed, where there are
-        several."""
+        """Value and interval over problems; with several seeds also over both, and the value of each seed."""
         table = self.table()
         interval = bootstrap_interval(table, bounds=self.bounds)
         found = {"value": interval.value, "low": interval.low, "high": interval.high, "problems": len(table)}
@@ -47,7 +49,7 @@ class Metric:
         return found | {"what": self.what, "unit": self.unit}
 
     def table(self, order: Iterable[str] | None = None) -> np.ndarray:
-        """`(problems, seeds)`."""
+        """The values as an array `(problems, seeds)`, problems in `order` or sorted by name."""
         return np.array([self.values[problem] for problem in order or sorted(self.values)], dtype=float)
 
     def difference(self, base: "Metric") -> dict[str, Any]:
@@ -69,7 +71,7 @@ class Metric:
 
 
 def by_problem(samples: Iterable[Sample], value: Callable[[Sample], float]) -> dict[str, list[float]]:
-    """Of each problem its mean value for each seed, seeds in order."""
+    """Problem -> the mean value of its samples with each seed, seeds in order."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for sample in samples:
         found[sample["problem"]][sample["seed"]].append(float(value(sample)))
@@ -80,7 +82,7 @@ def by_problem(samples: Iterable[Sample], value: Callable[[Sample], float]) -> d
 
 
 def grouped(samples: Iterable[Sample]) -> dict[str, dict[int, list[Sample]]]:
-    """Samples of each problem and seed."""
+    """Problem -> seed -> its samples, in the order of their numbers."""
     found: dict[str, dict[int, list[Sample]]] = defaultdict(lambda: defaultdict(list))
     for sample in sorted(samples, key=lambda sample: (sample["problem"], sample["seed"], sample["sample"])):
         found[sample["problem"]][sample["seed"]].append(sample)
@@ -88,7 +90,7 @@ def grouped(samples: Iterable[Sample]) -> dict[str, dict[int, list[Sample]]]:
 
 
 def generation_figures(samples: list[Sample]) -> dict[str, float]:
-    """Truncation and length of generated samples."""
+    """How long the generated samples are, in tokens, and which share of them is cut off."""
     lengths = np.array([sample["tokens"] for sample in samples])
     return {
         "samples": len(samples),
@@ -99,16 +101,45 @@ def generation_figures(samples: list[Sample]) -> dict[str, float]:
     }
 
 
+class Suite:
+    """What an evaluation asks, and how the answers are judged.
+
+    Attributes:
+        parts: name -> the problems that are asked.
+        texts: name -> a plain text whose likelihood is measured too.
+    """
+
+    parts: dict[str, ProblemSet]
+    texts: Mapping[str, str] = MappingProxyType({})
+
+    def judge(self, part: str, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[dict[str, Any]]:
+        """What is noted of each answer to the problems of a part; it becomes a part of the sample."""
+        raise NotImplementedError
+
+    def metrics(self, samples: list[Sample]) -> list[Metric]:
+        """The figures with a value for every problem, the most important first."""
+        raise NotImplementedError
+
+    def counts(self, samples: list[Sample]) -> dict[str, int]:
+        """Reason -> how many answers it made wrong, the most frequent first."""
+        return {}
+
+    def figures(self, samples: list[Sample]) -> dict[str, float]:
+        """Figures without an interval, beside the metrics."""
+        return {}
+
+    def close(self) -> None:
+        """End the processes that judge, where the suite has some."""
+
+
 # What two runs must have in common; models, adapters, contexts and engines are what is compared.
 SHARED = ("suite", "protocol", "data", "rules", "leak_rules")
 
 
-def compare(folder: Path, identity: dict[str, Any], metrics: list[Metric], suite: Any) -> dict[str, Any]:
-    """Differences of this evaluation from the one in `folder`.
+def compare(folder: Path, identity: dict[str, Any], metrics: list[Metric], suite: Suite) -> dict[str, Any]:
+    """The difference of each metric from the evaluation in `folder`, whose model and adapter it names.
 
-    Raises:
-        ValueError: there is no finished evaluation, or one of another protocol or of other problems; what differs is
-            said.
+    Raises ValueError, saying what differs, where there is none to compare: unfinished, or of another protocol or data.
     """
     check_comparable(folder, identity)
     theirs = {metric.name: metric for metric in suite.metrics(read_samples(folder / "samples.jsonl"))}
@@ -128,7 +159,7 @@ def check_comparable(folder: Path, identity: dict[str, Any]) -> None:
     there = read_json(folder / "run.json")
     changed = differences({k: there.get(k) for k in SHARED}, {k: identity.get(k) for k in SHARED})
     if changed:
-        raise ValueError(f"--compare {folder} is no comparison: {'; '.join(changed)}. Evaluate both alike.")
+        raise ValueError(f"--compare {folder} cannot be compared: {'; '.join(changed)}. Evaluate both alike.")
 
 
 # Above this share of cut answers a comparison of models says how long they write, not how good they are.
@@ -138,8 +169,8 @@ MAX_HALF_WIDTH = 0.05
 MAX_UNBOXED = 0.2
 
 
-def summarise(suite: Any, protocol: Protocol, samples: list[Sample]) -> dict[str, Any]:
-    """Figures, counts and warnings of samples."""
+def summarise(suite: Suite, protocol: Protocol, samples: list[Sample]) -> dict[str, Any]:
+    """What result.json says of the samples: figures, counts and warnings."""
     metrics: list[Metric] = suite.metrics(samples)
     generated = [sample for sample in samples if "finished" in sample]
     figures = {metric.name: metric.figure() for metric in metrics}

@@ -16,7 +16,7 @@ from ..models.forward import completion_hidden_states, read_head, scatter, token
 from ..models.sampling import Completion
 from .problems import Problem, read_problems
 from .protocol import Protocol, digest
-from .results import Metric, by_problem
+from .results import Metric, Suite, by_problem
 from .store import Sample, Store
 
 
@@ -105,7 +105,7 @@ def score_texts(texts: Sequence[str], tokenizer, scorer: Scorer, *, batch_size: 
 
 
 def per_token(scores: Sequence[TextScore]) -> float:
-    """Nats per token, every token weighing the same.
+    """Mean negative log-likelihood in nats per token, every token weighing the same.
 
     >>> per_token([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)])
     2.0
@@ -114,7 +114,7 @@ def per_token(scores: Sequence[TextScore]) -> float:
 
 
 def per_byte(scores: Sequence[TextScore]) -> float:
-    """Nats per byte, every byte weighing the same.
+    """Mean negative log-likelihood in nats per byte, every byte weighing the same.
 
     >>> per_byte([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)])
     0.5
@@ -123,7 +123,7 @@ def per_byte(scores: Sequence[TextScore]) -> float:
 
 
 def perplexity(scores: Sequence[TextScore]) -> float:
-    """exp of nats per token.
+    """The exponential of nats per token: perplexity.
 
     >>> round(perplexity([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)]), 3)
     7.389
@@ -134,7 +134,7 @@ def perplexity(scores: Sequence[TextScore]) -> float:
 TASKS, TEXTS = "tasks", "texts"
 
 
-class RetentionSuite:
+class RetentionSuite(Suite):
     """Perplexity of plain texts, and short questions.
 
     Args:
@@ -154,7 +154,7 @@ class RetentionSuite:
         self.texts = read_texts(Path(protocol.texts))
 
     def judge(self, part: str, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[dict[str, Any]]:
-        """Is one of the right answers given?"""
+        """Whether each answer gives one of the right ones."""
         pairs = zip(problems, completions, strict=True)
         return [{"correct": gives_answer(done.text, accepted(problem))} for problem, done in pairs]
 
@@ -168,12 +168,8 @@ class RetentionSuite:
             Metric("nats per byte", bits, "of plain texts, each weighing the same; lower is better", None, ""),
         ]
 
-    def counts(self, samples: list[Sample]) -> dict[str, int]:
-        """Nothing to count."""
-        return {}
-
     def figures(self, samples: list[Sample]) -> dict[str, float]:
-        """Of all texts together, every token or byte weighing the same."""
+        """Perplexity and nats of all texts together, every token or byte weighing the same."""
         scores = [TextScore(s["nats"], s["tokens"], s["bytes"]) for s in samples if s["part"] == TEXTS]
         return {
             "perplexity": perplexity(scores),
@@ -181,21 +177,14 @@ class RetentionSuite:
             "nats per byte, pooled": per_byte(scores),
         }
 
-    def close(self) -> None:
-        """Nothing to end."""
-
 
 def accepted(problem: Problem) -> list[str]:
-    """The right answers of a problem."""
+    """The right answers of a problem, as a list where there is one only too."""
     return problem.answer if isinstance(problem.answer, list) else [problem.answer]
 
 
 def read_texts(path: Path) -> dict[str, str]:
-    """Texts by the digest of each.
-
-    Raises:
-        DataError: the file cannot be read, a row has no text, or a text comes twice.
-    """
+    """SHA-256, 12 digits -> text, of a JSONL file; raises DataError where a row has no text of its own."""
     found: dict[str, str] = {}
     for number, row in enumerate(read_file(path), start=1):
         text = row.get("text")
@@ -208,8 +197,7 @@ def read_texts(path: Path) -> dict[str, str]:
 
 
 def score(texts: dict[str, str], tokenizer: Any, model: Any, store: Store) -> None:
-    """Score the texts of the retention suite that are missing."""
-
+    """Score those texts of the retention suite that the store does not have yet, and write their samples."""
     todo = {name: text for name, text in texts.items() if (TEXTS, name, 0, 0) not in store.samples}
     scores = score_texts(list(todo.values()), tokenizer, make_scorer(model)) if todo else []
     store.append(

@@ -11,7 +11,7 @@ from ..evaluation.instructions import GET_PUNKT, instruction_names, judgeable
 from ..models.sampling import Completion
 from .problems import Problem, ProblemSet
 from .protocol import Protocol
-from .results import Metric, by_problem
+from .results import Metric, Suite, by_problem
 from .store import Sample
 
 
@@ -19,7 +19,7 @@ PART, ELSEWHERE = "rules", "elsewhere"
 NO_PUNKT = f"needs NLTK's punkt_tab ({GET_PUNKT})"
 
 
-class RulesSuite:
+class RulesSuite(Suite):
     """Rules by name, and their leakage.
 
     Args:
@@ -56,9 +56,15 @@ class RulesSuite:
         """Compliance with all rules and with each, and leakage."""
         here = [sample for sample in samples if sample["part"] == PART]
         there = [sample for sample in samples if sample["part"] == ELSEWHERE]
-        found = [Metric("compliance", by_problem(here, follows_all), "answers that follow every rule")]
+        found = [
+            Metric(
+                "compliance", by_problem(here, lambda s: all(s["follows"].values())), "answers that follow every rule"
+            )
+        ]
         if len(self.rules) > 1:
-            found += [_single(rule, here) for rule in self.rules]
+            for rule in self.rules:
+                values = by_problem(here, lambda s, rule=rule: s["follows"][rule])
+                found.append(Metric(f"rule {rule}", values, "follow it"))
         if there:
             what = "answers that follow a rule where they should not"
             found.append(Metric("leakage", by_problem(there, lambda s: any(s["follows"].values())), what))
@@ -70,24 +76,8 @@ class RulesSuite:
         broken = (f"breaks {rule}" for sample in here for rule, holds in sample["follows"].items() if not holds)
         return dict(Counter(broken).most_common())
 
-    def figures(self, samples: list[Sample]) -> dict[str, float]:
-        """Nothing beside the metrics."""
-        return {}
 
-    def close(self) -> None:
-        """Nothing to end."""
-
-
-def follows_all(sample: Sample) -> bool:
-    """Does a sample follow every rule?"""
-    return all(sample["follows"].values())
-
-
-def _single(rule: str, samples: list[Sample]) -> Metric:
-    return Metric(f"rule {rule}", by_problem(samples, lambda sample: sample["follows"][rule]), "follow it")
-
-
-class InstructionSuite:
+class InstructionSuite(Suite):
     """IFEval's instructions, which stand in the rows themselves.
 
     Args:
@@ -113,27 +103,26 @@ class InstructionSuite:
         self.judge_answers = InstructionJudge(time_limit=protocol.judge_seconds)
 
     def judge(self, part: str, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[dict[str, Any]]:
-        """Which instructions each answer follows."""
+        """Which instructions each answer follows, as it is and loosely read, and why it could not be judged."""
         pairs = zip(problems, completions, strict=True)
         tasks = [{"prompt": p.messages[-1]["content"], **p.instructions, "answer": done.text} for p, done in pairs]
         return [{**followed._asdict(), "reason": reason} for followed, reason in self.judge_answers(tasks)]
 
     def metrics(self, samples: list[Sample]) -> list[Metric]:
-        """Prompts all of whose instructions are followed."""
+        """The share of prompts all of whose instructions are followed, strictly and loosely."""
         return [
             Metric(f"prompts {kind}", by_problem(samples, lambda s, kind=kind: all(s[kind])), f"all followed, {kind}")
             for kind in ("strict", "loose")
         ]
 
     def counts(self, samples: list[Sample]) -> dict[str, int]:
-        """Answers that could not be judged."""
+        """Why answers could not be judged, and how many."""
         return dict(Counter(sample["reason"] for sample in samples if sample["reason"]))
 
     def figures(self, samples: list[Sample]) -> dict[str, float]:
-        """Shares of single instructions, each weighing the same."""
+        """Shares of single instructions that are followed, each weighing the same."""
         flat = {kind: [holds for sample in samples for holds in sample[kind]] for kind in ("strict", "loose")}
         return {f"instructions {kind}": sum(values) / len(values) for kind, values in flat.items()}
 
     def close(self) -> None:
-        """End the judge's processes."""
         self.judge_answers.close()

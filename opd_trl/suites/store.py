@@ -24,7 +24,7 @@ class Store:
         identity: what the samples depend on.
 
     Raises:
-        ValueError: the folder holds another evaluation (what differs is said), is no folder, or cannot be written.
+        ValueError: the folder holds another evaluation (what differs is said), is not a folder, or cannot be written.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -55,16 +55,12 @@ class Store:
 
 
 def key(sample: Sample) -> Key:
-    """What a sample is of: part, problem, seed, number."""
+    """What a sample is found by: part, problem, seed, number."""
     return sample["part"], sample["problem"], sample["seed"], sample["sample"]
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples of a file; none where there is none.
-
-    Raises:
-        ValueError: a line is broken; it is named.
-    """
+    """The samples of a file, none where there is no file; raises ValueError that names a broken line."""
     samples = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
@@ -72,22 +68,18 @@ def read_samples(path: Path) -> list[Sample]:
             key(sample)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{path}, line {number} is no sample ({error}). Remove the line; it is drawn again."
+                f"{path}, line {number} is not a sample ({error}). Remove the line; it is drawn again."
             ) from None
         samples.append(sample)
     return samples
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: the file holds none.
-    """
+    """The JSON object that a file holds; raises ValueError where it holds none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}. Remove the folder, or give another.") from None
+        raise ValueError(f"{path} is not JSON: {error}. Remove the folder, or give another.") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object. Remove the folder, or give another.")
     return content
@@ -95,7 +87,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Task:
-    """One sample to draw."""
+    """One sample to draw: of which problem, with which seed, its number among those, and the prompt's token ids."""
 
     part: str
     problem: Problem
@@ -104,16 +96,16 @@ class Task:
     prompt: tuple[int, ...]
 
     @property
-    def key(self) -> tuple[str, str, int, int]:
+    def key(self) -> Key:
+        """What the sample will be found by."""
         return self.part, self.problem.id, self.seed, self.number
 
 
 def plan(suite: Any, protocol: Protocol, tokenizer: Any, context: Any, limit: int | None) -> list[Task]:
-    """Every sample of an evaluation, prompts of one length together and the longest first: what does not fit into
-    memory fails at once.
+    """Every sample of an evaluation, prompts of one length together.
 
-    Raises:
-        ValueError: a prompt with the longest answer is longer than `limit`, the model's context.
+    The longest come first, so that what does not fit into memory fails at once. Raises ValueError where a prompt with
+    the longest answer is longer than `limit`, the model's context.
     """
     tasks = []
     for part, problems in suite.parts.items():
@@ -131,8 +123,10 @@ def plan(suite: Any, protocol: Protocol, tokenizer: Any, context: Any, limit: in
 
 
 def missing_batches(tasks: list[Task], size: int, store: Store) -> list[list[Task]]:
-    """Batches with a sample that is not there. They are cut before looking, so that a resumed run draws what one that
-    was never ended would have."""
+    """The batches in which a sample is missing.
+
+    They are cut before looking, so that a resumed run draws what one that was never ended would have.
+    """
     batches = [tasks[start : start + size] for start in range(0, len(tasks), size)]
     return [batch for batch in batches if any(task.key not in store.samples for task in batch)]
 
@@ -145,7 +139,7 @@ def draw(
     store: Store,
     advance: Callable[[], None],
 ) -> None:
-    """Generate, judge and write every batch."""
+    """Generate, judge and write the samples of every batch; `advance` is called after each."""
     sampling = Sampling(protocol.temperature, protocol.top_p, protocol.top_k, protocol.max_new_tokens)
     for batch in batches:
         seeds = [derived_seed(task.seed, task.problem.id, task.number) for task in batch]
@@ -155,19 +149,15 @@ def draw(
             pairs = [(task, done) for task, done in zip(batch, completions, strict=True) if task.part == part]
             judged = suite.judge(part, [task.problem for task, _ in pairs], [done for _, done in pairs])
             verdicts |= {task.key: verdict for (task, _), verdict in zip(pairs, judged, strict=True)}
-        store.append(_sample(task, done, verdicts[task.key]) for task, done in zip(batch, completions, strict=True))
+        names = ("part", "problem", "seed", "sample")
+        store.append(
+            {
+                **dict(zip(names, task.key, strict=True)),
+                **verdicts[task.key],
+                "tokens": done.num_tokens,
+                "finished": done.finished,
+                "text": done.text,
+            }
+            for task, done in zip(batch, completions, strict=True)
+        )
         advance()
-
-
-def _sample(task: Task, completion: Any, verdict: dict[str, Any]) -> Sample:
-    part, problem, seed, number = task.key
-    return {
-        "part": part,
-        "problem": problem,
-        "seed": seed,
-        "sample": number,
-        **verdict,
-        "tokens": completion.num_tokens,
-        "finished": completion.finished,
-        "text": completion.text,
-    }

@@ -15,7 +15,7 @@ def test_what_is_written_is_read_again_letters_outside_ascii_included(tmp_path):
     ("content", "message"),
     [
         (b'{"a": 1}\n{"a": "caf\xe9"}\n', r"line 2 is not UTF-8 \(byte 0xe9 at column 11\).*iconv"),
-        (b'{"a": 1}\n\n{"a": \n', r"line 3 is no JSON"),
+        (b'{"a": 1}\n\n{"a": \n', r"line 3 is not JSON"),
         (b"[1, 2]\n", r"line 1 holds a list, expected one object per line"),
     ],
 )

@@ -74,7 +74,7 @@ def test_what_does_not_change_the_key_does_not_change_the_part(text):
     "text", ["sft", "sft=0", "sft=1.5", "sft=-0.1", "sft=x", "a=0.5,a=0.5", "rest=0.5", "", "a b=1"]
 )
 def test_parts_that_mean_nothing_are_refused(text):
-    with pytest.raises(DataError, match=r"is no part.*sft=0.4,rlvr=0.3,opd=0.3"):
+    with pytest.raises(DataError, match=r"is not a part.*sft=0.4,rlvr=0.3,opd=0.3"):
         parse_parts(text)
 
 

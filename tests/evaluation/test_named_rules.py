@@ -76,7 +76,7 @@ def test_long_hostile_answers_are_judged_in_one_pass(text, answer):
         ("uppercase:x", r"takes nothing behind a colon, got 'x'"),
         ("starts_with:", r"a text is needed"),
         ("json:a,,b", r"separated by commas"),
-        ("regex:(", r"no regular expression"),
+        ("regex:(", r"not a regular expression"),
         ("language:klingon", r"language 'klingon' is not known. There are af, "),
     ],
 )

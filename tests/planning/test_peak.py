@@ -6,7 +6,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from opd_trl import OPDConfig
 from opd_trl.models.forward import read_head
-from opd_trl.planning.component import BACKWARD, LOSS, MOMENTS, TEACHER, at
+from opd_trl.planning.component import BACKWARD, LOSS, MOMENTS, TEACHER, bytes_at
 from opd_trl.planning.model_size import measure
 from opd_trl.planning.sizing import estimate
 from opd_trl.planning.workload import Teacher, Workload, engines
@@ -97,6 +97,9 @@ def test_the_moments_of_a_step_are_sized_within_a_sixth_of_what_torch_allocates(
         device="cpu",
     )
     parts = [part for part in estimate(work, engines(1)[0]) if part.moments != MOMENTS]
-    sized = {"teacher": at(parts, TEACHER), "student": max(at(parts, LOSS), at(parts, BACKWARD))}
+    sized = {
+        "teacher": bytes_at(parts, TEACHER),
+        "student": max(bytes_at(parts, LOSS), bytes_at(parts, BACKWARD)),
+    }
     for model, peak in measured(student, teacher, work).items():
         assert 0.97 * peak <= sized[model] <= 7 / 6 * peak, model

@@ -7,10 +7,8 @@ import yaml
 from transformers import MambaConfig, Qwen3Config
 
 from opd_trl.cli.main import main
-from opd_trl.cli.plan import HELP
+from opd_trl.cli.plan import OWN_FLAGS
 from opd_trl.planning import inputs
-from opd_trl.planning.inputs import OWN_FLAGS
-from opd_trl.scripts.recipe_command import spellings
 from opd_trl.scripts.recipe_files import find_recipe, recipe_names
 from tests.planning.sized import component
 
@@ -21,8 +19,9 @@ OPD, OPSD, DEMO = "math/opd_qwen3_1.7b_from_8b", "system_prompt/opsd_qwen3_1.7b"
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--config", "x", "--help"]])
 def test_help_names_every_flag_of_its_own(argv, capsys):
     assert main(["plan", *argv]) == 0
-    assert capsys.readouterr().out == HELP
-    assert all(any(f"  {flag} " in HELP for flag in spellings(name)) for name in OWN_FLAGS)
+    text = capsys.readouterr().out
+    assert all(f"  --{name.replace('_', '-')} " in text and "help" in options for name, options in OWN_FLAGS.items())
+    assert "--config RECIPE" in text
 
 
 @pytest.mark.parametrize("config", recipe_names())
@@ -259,7 +258,7 @@ def test_a_recipe_may_name_its_engine(plan, here):
             ["--config", OPSD, "--student-config", "student", "--use_peft", "--lora_target_modules", "x", "y"],
             "Target modules .* not found in the base model",
         ),
-        (["--config", "gpus.yaml"], "gpus is no key of a recipe. Give it as a flag"),
+        (["--config", "gpus.yaml"], "gpus is not a key of a recipe. Give it as a flag"),
         (["--config", "list.yaml"], "must contain a YAML mapping"),
         (["--config"], "--config needs a recipe's name or path"),
     ],
@@ -283,4 +282,4 @@ def test_a_file_that_cannot_be_written_is_an_error(refuse, configs):
 
 def test_a_model_that_is_no_transformer_decoder_is_refused(refuse, here):
     MambaConfig(hidden_size=8, num_hidden_layers=1, vocab_size=32).save_pretrained(here / "mamba")
-    assert "a mamba model is no transformer decoder" in refuse("--config", OPSD, "--student-config", "mamba")
+    assert "a mamba model is not a transformer decoder" in refuse("--config", OPSD, "--student-config", "mamba")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from opd_trl.planning.component import BACKWARD, GENERATION, GIB, LOSS, MOMENTS, at, total, verdict
+from opd_trl.planning.component import BACKWARD, GENERATION, GIB, LOSS, MOMENTS, bytes_at, total, verdict
 from opd_trl.planning.sizing import estimate
 from opd_trl.planning.workload import engines
 from tests.planning.sized import FSDP2, SINGLE, ZERO2, ZERO3, by_name
@@ -82,7 +82,7 @@ def test_vllm_takes_its_share_always_or_only_while_it_generates_or_elsewhere(wor
 def test_the_total_is_the_sum_at_the_moment_that_takes_most(work, engine):
     parts = estimate(work, engine)
     sums = {m: sum(part.bytes for part in parts if m in part.moments) for m in MOMENTS}
-    assert total(parts) == max(sums.values()) == max(at(parts, m) for m in MOMENTS)
+    assert total(parts) == max(sums.values()) == max(bytes_at(parts, m) for m in MOMENTS)
     assert sums[LOSS] != sums[BACKWARD]
     assert len({part.name for part in parts}) == len(parts)
 

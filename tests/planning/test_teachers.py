@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-import opd_trl.trainers.opd_trainer
 from opd_trl.planning.component import MAX_LIVE_PARAMETERS, MOMENTS, TEACHER
 from opd_trl.planning.sizing import estimate
 from opd_trl.planning.workload import Teacher, Workload, engines
+from opd_trl.teachers import routing
 from tests.planning.sized import FSDP2, SINGLE, ZERO2, ZERO3, by_name
 from tests.trainers.build import opd_trainer
 
@@ -132,13 +132,13 @@ def test_the_scores_of_two_generation_batches_are_there_while_the_second_is_scor
 def test_trl_keeps_the_last_generation_batch_until_the_next_is_scored(
     tmp_path, student_path, teacher_path, monkeypatch
 ):
-    seen, score_ahead = [], opd_trl.trainers.opd_trainer.score_ahead
+    seen, score_ahead = [], routing.score_ahead
 
     def spy(trainer, teachers, batch):
         seen.append([key for part in trainer._buffered_inputs or [] for key in part if key == "teacher_hidden_states"])
         return score_ahead(trainer, teachers, batch)
 
-    monkeypatch.setattr(opd_trl.trainers.opd_trainer, "score_ahead", spy)
+    monkeypatch.setattr(routing, "score_ahead", spy)
     opd_trainer(tmp_path, student_path, teacher_path, max_steps=2, teacher_batch_size=2).train()
     assert seen == [[], ["teacher_hidden_states"]]
 

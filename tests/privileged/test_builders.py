@@ -80,7 +80,7 @@ def test_what_cannot_be_built_is_refused_with_the_remedy():
         get_builder("tests.privileged.test_builders:missing")
     with pytest.raises(ValueError, match="expected a function"):
         get_builder("tests.privileged.test_builders:SHOTS")
-    with pytest.raises(ValueError, match="no valid Jinja template"):
+    with pytest.raises(ValueError, match="not a valid Jinja template"):
         get_builder("hint", template="{{ context ")
     with pytest.raises(ValueError, match="no effect on your own builder"):
         get_builder("tests.privileged.test_builders:upper", template="x")

@@ -122,8 +122,8 @@ def test_a_run_that_has_logged_nothing_says_so(tmp_path):
     [
         ('{"format": 2, "sessions": [{}]}', "has format 2; this opd-trl reads formats up to 1"),
         ('{"format": 1, "sessions": []}', "lists no sessions"),
-        ('{"format": 1', "is no header of a run log"),
-        ('{"sessions": [{}]}', "is no header of a run log"),
+        ('{"format": 1', "is not the header of a run log"),
+        ('{"sessions": [{}]}', "is not the header of a run log"),
     ],
 )
 def test_a_header_that_cannot_be_read_is_refused(tmp_path, header, says):

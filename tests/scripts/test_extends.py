@@ -156,7 +156,7 @@ def test_show_prints_the_file_and_with_resolved_all_keys_and_where_they_stand(fa
     assert capsys.readouterr().out == family.read_text()
     assert main(["recipes", "show", "--resolved", str(family)]) == 0
     shown = capsys.readouterr().out
-    assert yaml.safe_load(shown) == read_recipe(family).beside()
+    assert yaml.safe_load(shown) == read_recipe(family).resolved_values()
     assert "# ../large/opd.yaml\nloss_top_k: 20\n# base.yaml\nmax_steps: 2\n" in shown
     assert "# opd.yaml\nlearning_rate: 0.001" in shown
 

@@ -10,6 +10,7 @@ import requests
 
 from opd_trl.cli import serve_teacher
 from opd_trl.cli.main import main
+from opd_trl.serving import start
 from tests.serving.server import ROOT, server_process
 
 
@@ -17,7 +18,7 @@ from tests.serving.server import ROOT, server_process
 def refused(capsys, monkeypatch):
     """Run a command line that must be refused, in this process; return the one line of the error."""
     monkeypatch.delenv("OPD_TRL_API_KEY", raising=False)
-    monkeypatch.setattr(serve_teacher.signal, "signal", lambda *_: None)  # those of pytest stay
+    monkeypatch.setattr(start.signal, "signal", lambda *_: None)  # those of pytest stay
 
     def serve(self, sockets):
         raise AssertionError("it serves")
@@ -45,7 +46,7 @@ def nothing_is_loaded(monkeypatch):
     def load(args):
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr(serve_teacher, "load", load)
+    monkeypatch.setattr(start, "load", load)
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
@@ -54,7 +55,7 @@ def nothing_is_loaded(monkeypatch):
     [
         (["--model", "./nowhere"], "--model ./nowhere does not exist (looked in "),
         (["--model", "a/b/c"], "--model a/b/c does not exist"),
-        (["--model", str(ROOT / "docs")], "docs holds no config.json: it is no folder of a saved model."),
+        (["--model", str(ROOT / "docs")], "docs holds no config.json: it is not the folder of a saved model."),
         (["--port", "8001"], "the following arguments are required: --model"),
         (["--model", "m", "--port", "80000"], "argument --port: expected a port from 0 to 65535, got '80000'"),
         (["--model", "m", "--port", "x"], "argument --port: expected a port from 0 to 65535, got 'x'"),
@@ -67,7 +68,7 @@ def nothing_is_loaded(monkeypatch):
         (["--model", "m", "--host", "0.0.0.0"], "Set it here and for the students, e.g. `export OPD_TRL_API_KEY="),
         (["--model", "m", "--host", "::"], "--host :: can be reached from other machines"),
         (["--model", "m", "--host", "192.0.2.1"], "--host 192.0.2.1 can be reached from other machines"),
-        (["--model", "m", "--host", "not a host"], "--host not a host is no address of this machine"),
+        (["--model", "m", "--host", "not a host"], "--host not a host is not an address of this machine"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_loaded(refused, flags, text):
@@ -99,9 +100,9 @@ def test_an_adapter_is_told_from_a_model(refused, tmp_path):
 @pytest.mark.usefixtures("nothing_is_loaded")
 @pytest.mark.parametrize("missing", [["fastapi"], ["uvicorn"], ["fastapi", "uvicorn"]])
 def test_a_missing_package_names_the_extra(refused, monkeypatch, missing):
-    find_spec = serve_teacher.importlib.util.find_spec
+    find_spec = start.importlib.util.find_spec
     monkeypatch.setattr(
-        serve_teacher.importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name)
+        start.importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name)
     )
     message = refused("--model", "m")
     assert f'{" and ".join(missing)} not installed. Install with: pip install "opd_trl[serve]"' in message
@@ -170,5 +171,5 @@ def test_help_names_every_flag(capsys):
 
 def test_the_socket_names_its_protocol_so_that_small_answers_leave_at_once():
     """asyncio sets TCP_NODELAY on such sockets alone; without it every answer takes 40 ms more."""
-    with serve_teacher.bind("127.0.0.1", 0) as sock:
+    with start.bind("127.0.0.1", 0) as sock:
         assert sock.proto == socket.IPPROTO_TCP

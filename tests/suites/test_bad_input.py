@@ -23,7 +23,7 @@ def test_a_file_that_is_not_utf8_is_named_with_its_line(refused, math, tmp_path)
     [
         ("", "is empty"),
         ("\n\n", "has no problem"),
-        ('{"prompt": "a"', "line 1 is no JSON"),
+        ('{"prompt": "a"', "line 1 is not JSON"),
         ("[1]\n", "line 1 holds a list"),
         ('{"question": "a", "answer": "1"}\n', 'row 1 has no prompt (columns: question, answer). Expected "prompt"'),
         ('{"prompt": "", "answer": "1"}\n', "row 1 has no prompt"),
@@ -103,7 +103,7 @@ def test_a_broken_line_in_the_middle_of_the_samples_is_named(evaluate, math, sum
     path.write_text("".join([lines[0], "{\n", *lines[1:]]))
     status, _, error = evaluate(*math, "--data", sums)
     assert status == 2
-    assert "samples.jsonl, line 2 is no sample" in error
+    assert "samples.jsonl, line 2 is not a sample" in error
 
 
 def test_a_comparison_of_what_is_not_alike_is_refused_at_once(evaluate, refused, math, protocol, sums):

@@ -25,14 +25,10 @@ from .document import Stage
 
 
 def command_lines(stages: Iterable[Stage], *, without_gpu: bool) -> dict[str, list[str]]:
-    """Return the arguments of each stage as its command takes them, after the command's own parser has read them.
+    """Return the arguments of each stage as its command takes them, read by the command's own parser.
 
-    Args:
-        stages: of a pipeline, references resolved.
-        without_gpu: also accept what needs a GPU that this machine lacks: a look at a plan, no run.
-
-    Raises:
-        ValueError: an unknown argument or a wrong value; the message names the stage.
+    `without_gpu` also accepts what needs a GPU that this machine lacks: a look at a plan, not a run. Raises ValueError
+    that names the stage for an unknown argument or a wrong value.
     """
     stages = list(stages)
     asked = {
@@ -56,11 +52,7 @@ def command_lines(stages: Iterable[Stage], *, without_gpu: bool) -> dict[str, li
 
 
 def check_elsewhere(asked: dict[str, dict[str, Any]]) -> dict[str, tuple[str | None, list[str]]]:
-    """Run `main` in another process.
-
-    Raises:
-        ValueError: it came to no end.
-    """
+    """Run `main` in another process: stages as JSON -> `[error, command line]` of each; ValueError where it fails."""
     answer = subprocess.run(
         [sys.executable, "-m", __name__], input=json.dumps(asked, default=str), capture_output=True, text=True
     )
@@ -87,11 +79,7 @@ def main() -> None:
 def command_line(
     *, run: str, config: dict[str, Any], origin: str, args: dict[str, Any], without_gpu: bool
 ) -> list[str]:
-    """Return the flags of one stage.
-
-    Raises:
-        ValueError: its command does not take them.
-    """
+    """Return the flags of one stage; raises ValueError where its command does not take them."""
     command = find_command(run, Path())
     parser = parser_of(command)
     parser.error = refuse
@@ -130,7 +118,7 @@ def check_training(parser: Any, config: dict[str, Any], origin: str, line: list[
 
 
 def refuse(message: str) -> None:
-    """In place of argparse's own exit."""
+    """Raise ValueError in place of argparse's own exit."""
     raise ValueError(message)
 
 
@@ -170,7 +158,7 @@ def names_of(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def flag(option: str, action: argparse.Action, value: Any) -> list[str]:
-    """Return one argument as tokens."""
+    """Return the tokens that give an argument to a parser: the flag, and its values."""
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ValueError(f"{option} is a switch: give true or false, got {value!r}.")
@@ -192,7 +180,7 @@ def token(option: str, value: Any) -> list[str]:
 
 
 def plain(value: Any) -> str:
-    """A value as text.
+    """A value as the text that a flag takes: a text as it is, anything else as JSON.
 
     >>> plain(True), plain({"enable_thinking": False}), plain(1e-5)
     ('true', '{"enable_thinking": false}', '1e-05')
@@ -214,11 +202,7 @@ def flags_of_script(args: dict[str, Any]) -> list[str]:
 
 
 def check_reward(name: str) -> None:
-    """Import a reward function as TRL will.
-
-    Raises:
-        ValueError: it is none of TRL's names and cannot be imported.
-    """
+    """Import a reward function as TRL will; raises ValueError for neither a name of TRL's nor an import path."""
     ready = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", "get_soft_overlong_punishment")
     if name in ready:
         return

@@ -155,7 +155,7 @@ def locked(folder: Path) -> Iterator[int]:
 
 
 def take(file: int) -> bool:
-    """Take the lock if it is free."""
+    """Take the lock if it is free; return whether it is ours."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -171,9 +171,8 @@ def alive(holder: str) -> bool:
     if host != socket.gethostname():
         return True
     try:
-        os.kill(int(number), 0)
+        with contextlib.suppress(PermissionError):
+            os.kill(int(number), 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
     return True

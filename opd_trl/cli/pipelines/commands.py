@@ -13,7 +13,7 @@ from ..main import COMMANDS
 
 TRL = ("distillation", "dpo", "grpo", "kto", "reward", "rloo", "sft")
 OUR_TRAINING = ("opd", "opsd")
-# Ours that are no step of a pipeline.
+# Our commands that cannot be a stage of a pipeline.
 NO_STAGES = ("pipeline", "serve-teacher", "recipes", "env", "methods")
 # Ours that go on from what an attempt that was ended has written; another's leftovers are moved aside.
 GO_ON = ("eval", "data traces")
@@ -23,7 +23,7 @@ WRITE_FOLDER = ("eval", "toy")
 
 @dataclass(frozen=True)
 class Command:
-    """A command without its arguments.
+    """A command that a stage can run, without its arguments.
 
     Args:
         name: as in the pipeline's file, e.g. `trl sft`.
@@ -48,14 +48,9 @@ class Command:
 
 
 def find_command(run: str, folder: Path) -> Command:
-    """Return the command that `run` means.
+    """Return the command that `run` means, such as `trl sft` or `opd-trl data filter`; raises ValueError for others.
 
-    Args:
-        run: `trl sft`, `opd-trl opd`, `opd-trl data filter`, `python script.py`, ...
-        folder: where a script is looked for.
-
-    Raises:
-        ValueError: there is no such command or script.
+    The script of `python SCRIPT` is looked for in `folder`.
     """
     words = shlex.split(run)
     program, rest = (words or [""])[0], words[1:]
@@ -74,15 +69,13 @@ def find_command(run: str, folder: Path) -> Command:
     known = [*(f"trl {name}" for name in TRL), *(f"opd-trl {name}" for name in COMMANDS if name not in NO_STAGES)]
     near = difflib.get_close_matches(run, known, n=1)
     hint = f" Did you mean `{near[0]}`?" if near else ""
-    raise ValueError(f"run: {run} is no command of a stage.{hint} There are {', '.join(known)} and `python SCRIPT`.")
+    raise ValueError(
+        f"run: {run} is not a command of a stage.{hint} There are {', '.join(known)} and `python SCRIPT`."
+    )
 
 
 def parser_of(command: Command) -> ArgumentParser:
-    """Return the parser of a command that is no script.
-
-    Raises:
-        ValueError: it has no such subcommand.
-    """
+    """Return the parser of a command that is not a script; raises ValueError for an unknown subcommand."""
     program, name, *rest = command.name.split()
     if program == "trl":
         return importlib.import_module(f"trl.scripts.{name}").make_parser(prog=command.name)

@@ -30,7 +30,7 @@ INPUT_KEYS = (
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """One stage of a pipeline, with every reference resolved.
 
     Args:
         name: its name in the file.
@@ -58,12 +58,12 @@ class Stage:
     @property
     def config(self) -> dict[str, Any]:
         """What the stage reads from a file: the keys of the recipe, less those that flags replace, and tables."""
-        values = self.recipe.beside() if self.recipe else {}
+        values = self.recipe.resolved_values() if self.recipe else {}
         return {key: value for key, value in {**values, **self.args}.items() if key not in self.flags}
 
     @property
     def values(self) -> dict[str, Any]:
-        """Recipe and arguments together."""
+        """All that the stage is told, by key: its recipe's values, and over them its arguments."""
         return {**self.config, **self.args}
 
 
@@ -84,14 +84,10 @@ class Pipeline:
 
 
 def read_pipeline(name: str, settings: list[str]) -> Pipeline:
-    """Read a pipeline.
+    """Read a pipeline by its path, or by its name as in `opd-trl recipes list`.
 
-    Args:
-        name: its path, or its name as in `opd-trl recipes list`.
-        settings: `STAGE.KEY=VALUE` or `output_dir=PATH`, in place of what the file says; values as YAML.
-
-    Raises:
-        ValueError: an unknown key, command, stage or reference, a missing file. The message names file and stage.
+    `settings`, `STAGE.KEY=VALUE` or `output_dir=PATH` with values as YAML, win over the file. Raises ValueError, which
+    names file and stage, for an unknown key, command, stage or reference, or a missing file.
     """
     recipe = read_recipe(find_recipe(name))
     content = dict(recipe.values)
@@ -116,7 +112,7 @@ def read_pipeline(name: str, settings: list[str]) -> Pipeline:
 
 
 def check_stage(name: str, stage: Any, path: Path) -> dict[str, Any]:
-    """Refuse what is no description of a stage; return a copy of it."""
+    """Refuse what does not describe a stage; return a copy of it."""
     where = f"stage {name} of {path}"
     if not isinstance(name, str) or not NAME.fullmatch(name) or name == OWN_FOLDER:
         raise ValueError(
@@ -169,20 +165,17 @@ def apply_settings(stages: dict[str, dict[str, Any]], settings: list[str]) -> di
 def build_stage(
     name: str, stage: dict[str, Any], folder: Path, done: dict[str, Stage], names: list[str], beside: Path
 ) -> Stage:
-    """Resolve one stage against those before it."""
+    """A stage whose references to the stages before it, `done`, are resolved."""
     command = find_command(stage["run"], Path())
-    needs: list[str] = []
-    for need in stage["needs"]:
-        needs.append(earlier(need, done, names, f"needs {need}"))
+    needs = [earlier(need, done, names, f"needs {need}") for need in stage["needs"]]
     recipe = None
     if stage["config"] is not None:
         if not command.training:
             raise ValueError(f"`{command.name}` takes no config. Give its arguments under args.")
         recipe = read_recipe(find_recipe(stage["config"], beside if (beside / stage["config"]).is_file() else None))
     defaults = {command.output_key: f"{{{OWN_FOLDER}}}/{name}"} if command.output_key else {}
-    args = {}
-    for key, value in {**defaults, **stage["args"]}.items():
-        args[key] = resolve(value, done, names, folder, needs)
+    given = {**defaults, **stage["args"]}
+    args = {key: resolve(value, done, names, folder, needs) for key, value in given.items()}
     built = Stage(name, command, recipe, args, (), (), ())
     declared = [resolve(output, done, names, folder, needs) for output in stage["outputs"]]
     written = [args[key] for key in ("output_dir", "output") if isinstance(args.get(key), str)]
@@ -238,11 +231,7 @@ def earlier(name: str, done: dict[str, Stage], names: list[str], what: str) -> s
 
 
 def inputs_of(stage: Stage, done: dict[str, Stage], outputs: tuple[str, ...]) -> Iterator[str]:
-    """Yield the paths that the values of a stage name and that it reads.
-
-    Raises:
-        ValueError: a path that must be there is neither there nor written by an earlier stage.
-    """
+    """Yield the paths that a stage's values name and that it reads; ValueError: one is not there and not to come."""
     coming = [Path(output).absolute() for other in done.values() for output in other.outputs]
     own = [Path(output).absolute() for output in outputs]
     for key, value in stage.values.items():
@@ -269,7 +258,7 @@ def is_table(value: Any) -> bool:
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a value."""
+    """Yield every text in a value, in its lists and mappings too."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):

@@ -49,7 +49,7 @@ class Hasher:
 
 
 def left_out(name: str) -> bool:
-    """Is a file of a folder no part of what the folder is?
+    """Is a file left out when its folder is hashed?
 
     >>> left_out("checkpoint-20/model.safetensors"), left_out(".cache/x"), left_out("model.safetensors")
     (True, True, False)
@@ -87,11 +87,7 @@ def difference(before: Digest | None, now: Digest | None) -> str | None:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """Return the record of the stages by name; empty where there is none.
-
-    Raises:
-        ValueError: the file is no record.
-    """
+    """What is recorded of each stage, by its name; empty without a file, ValueError where that is not a record."""
     path = folder / RECORD
     if not path.exists():
         return {}
@@ -99,8 +95,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is no record of a pipeline ({error!r}). Move it away to start anew; what the stages wrote must "
-            "then be moved as well."
+            f"{path} is not a record of a pipeline ({error!r}). Move it away to start anew; what the stages wrote "
+            "must then be moved as well."
         ) from None
     return stages
 

@@ -35,7 +35,7 @@ class Outcome:
 
 @dataclass
 class Run:
-    """A run of a pipeline.
+    """A run of a pipeline: decides which stages run, runs them, and keeps the record.
 
     Args:
         pipeline: what to run.
@@ -77,6 +77,7 @@ class Run:
         return differences("input", entry["inputs"], self.digests(stage.inputs))
 
     def digests(self, paths: tuple[str, ...]) -> dict[str, Digest | None]:
+        """Path -> the hash of the file or folder, None where there is none."""
         return {path: self.hasher.digest(Path(path)) for path in paths}
 
     def command(self, stage: Stage) -> list[str]:
@@ -100,11 +101,7 @@ class Run:
         return planned
 
     def check_first(self, first: int) -> None:
-        """Refuse to start in the middle where what comes before is not there.
-
-        Raises:
-            ValueError: an earlier stage has not been done, or its outputs are gone.
-        """
+        """Raise ValueError where a stage before the first one is not done, or its outputs are gone."""
         for stage in self.pipeline.stages[:first]:
             entry = self.record.get(stage.name)
             gone = [path for path in stage.outputs if not Path(path).exists()]
@@ -116,11 +113,7 @@ class Run:
                 )
 
     def check_free(self, planned: list[tuple[Stage, str | None]]) -> None:
-        """Refuse to write over what no stage of this pipeline has written.
-
-        Raises:
-            ValueError: an output of a stage that runs is there, and the record does not know it.
-        """
+        """Raise ValueError where a stage would write over what is there and no stage of this pipeline has written."""
         known = {path for entry in self.record.values() for path in entry["output_paths"]}
         for stage, reason in planned:
             for path in stage.outputs:
@@ -151,11 +144,7 @@ class Run:
         return [], None
 
     def run_stage(self, stage: Stage, lock: int) -> Outcome:
-        """Run one stage and record it.
-
-        Raises:
-            Ended: the pipeline was told to end; the record says so.
-        """
+        """Run one stage and record it; raises Ended, recorded too, where the pipeline was told to end."""
         inputs = self.digests(stage.inputs)
         if missing := [path for path, digest in inputs.items() if digest is None]:
             return Outcome(stage, FAILED, f"not started: its input {missing[0]} is missing")
@@ -200,7 +189,7 @@ class Run:
             self.save()
         if status == 0:
             return self.finish(stage, entry, seconds)
-        return Outcome(stage, entry["status"], f"{told(status)}; its log: {log}", seconds)
+        return Outcome(stage, entry["status"], f"{in_words(status)}; its log: {log}", seconds)
 
     def finish(self, stage: Stage, entry: dict[str, Any], seconds: float) -> Outcome:
         """Record what a stage has written; a stage that wrote less than it declares has failed."""
@@ -220,6 +209,7 @@ class Run:
             path.write_text(yaml.safe_dump(stage.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def save(self) -> None:
+        """Write the record as it is now."""
         write_record(self.pipeline.folder, self.pipeline.path, self.record)
 
 
@@ -251,10 +241,10 @@ def state_of(status: int | None) -> str:
     return RUNNING if status == 0 else KILLED if status is None or status > 128 else FAILED
 
 
-def told(status: int) -> str:
-    """An exit status in words.
+def in_words(status: int) -> str:
+    """How a stage ended, from its exit status.
 
-    >>> told(1), told(137)
+    >>> in_words(1), in_words(137)
     ('failed with status 1', 'was ended by SIGKILL')
     """
     names = {number.value: number.name for number in signal.Signals}
@@ -262,15 +252,15 @@ def told(status: int) -> str:
 
 
 def differences(what: str, before: dict[str, Digest | None], now: dict[str, Digest | None]) -> str | None:
-    """Name the first path that is not what it was."""
+    """Say which path is the first that is not what it was, and how it differs; None where all are the same."""
     for path in {**before, **now}:
-        if told := difference(before.get(path), now.get(path)):
-            return f"{what} {path} {told}"
+        if found := difference(before.get(path), now.get(path)):
+            return f"{what} {path} {found}"
     return None
 
 
 def last_checkpoint(stage: Stage) -> str | None:
-    """The last whole checkpoint of a training stage."""
+    """The folder of the last whole checkpoint of a training stage, or None."""
     from ...scripts.checkpoints import checkpoint_of
 
     folder = str(stage.values["output_dir"])

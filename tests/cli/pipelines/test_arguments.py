@@ -106,7 +106,7 @@ def test_trl_reads_back_the_lists_and_mappings_of_a_stage(here):
         ("opd-trl opd", {"output_dir": "o", "loss_topk": 3}, {}, "loss_topk: did you mean loss_top_k?"),
         ("opd-trl opsd", {"output_dir": "o"}, {"loss_suport": "full"}, "loss_suport: did you mean loss_support?"),
         ("opd-trl opd", {"output_dir": "o", "accelerate_config": "zero9"}, {}, "Nearest: zero"),
-        ("opd-trl opd", {"output_dir": "o"}, {"eval_strategy": False}, "r.yaml: eval_strategy: False is no choice"),
+        ("opd-trl opd", {"output_dir": "o"}, {"eval_strategy": False}, "r.yaml: eval_strategy: False is not a choice"),
         ("opd-trl toy", {"outputt": "o"}, {}, "outputt: did you mean output?"),
         ("opd-trl data filter", {"output": "o"}, {}, "required: FILE"),
         ("opd-trl data filtre", {"output": "o"}, {}, "`opd-trl data` has no `filtre`. It has list, prepare"),

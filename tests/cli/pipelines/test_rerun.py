@@ -247,7 +247,7 @@ def test_a_damaged_record_is_refused(write_pipeline, run):
     Path("run/pipeline.json").write_text('{"stages": ')
     status, text = run()
     assert status == 2
-    assert "run/pipeline.json is no record of a pipeline" in text
+    assert "run/pipeline.json is not a record of a pipeline" in text
 
 
 def test_figures_of_a_result_are_in_the_table(write_pipeline, run, monkeypatch):
