@@ -10,7 +10,7 @@ VLLM_VENV ?= .venv-vllm
 VLLM_PIP := $(VLLM_VENV)/bin/python -m pip --quiet
 VLLM_INSTALL := $(VLLM_PIP) install --progress-bar off -c tests/vllm/constraints.txt
 
-.PHONY: install demo test test-vllm lint check recipes docs matrix bench bench-gpu clean
+.PHONY: install demo test test-gpu test-vllm lint check recipes docs matrix bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,11 @@ demo: install
 
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+# Losses, trainers, server and checks on a GPU, against float64 and float32 on the CPU; the figures stand at the end.
+# Without a GPU the same tests run on the CPU at small sizes, as `make test` runs them.
+test-gpu: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/gpu
 
 # A teacher behind a real vLLM server on the CPU: parity, losses, refusals, a run that learns. 5 to 7 minutes on two
 # cores, and 3 for the installation.
