@@ -14,7 +14,7 @@ VLLM_INSTALL := $(VLLM_PIP) install --progress-bar off -c tests/vllm/constraints
 FLOOR_VENV ?= .venv-floor
 LATEST_VENV ?= .venv-latest
 
-.PHONY: install demo test test-floor test-latest test-vllm lint check recipes docs matrix bench bench-gpu clean
+.PHONY: install demo test test-floor test-latest test-gpu test-vllm lint check recipes docs matrix bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,11 @@ test-latest:
 	$(LATEST_VENV)/bin/python -m pip install --quiet --progress-bar off --upgrade --upgrade-strategy eager \
 		-e ".[dev,demo]"
 	HF_HUB_OFFLINE=1 $(LATEST_VENV)/bin/python -m pytest -q -n $(WORKERS)
+
+# Losses, trainers, server and checks on a GPU, against float64 and float32 on the CPU; the figures stand at the end.
+# Without a GPU the same tests run on the CPU at small sizes, as `make test` runs them.
+test-gpu: install
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -rs tests/gpu
 
 # A teacher behind a real vLLM server on the CPU: parity, losses, refusals, a run that learns. 5 to 7 minutes on two
 # cores, and 3 for the installation.

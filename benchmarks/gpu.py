@@ -41,10 +41,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     os.makedirs(args.work, exist_ok=True)
     failed: dict[str, list[str]] = {}
+    deadline = Deadline.after(args.minutes)  # the start of the processes counts
     children = Children(args.work / "logs", args.device)
     machine = measured_at(children, args, argv)
     for stage in args.stage:
-        failed[stage] = run_stage(stage, children, Results(args.results, stage, machine), args)
+        failed[stage] = run_stage(stage, children, Results(args.results, stage, machine), args, deadline)
+        deadline = Deadline.after(args.minutes)
     report(args, machine, failed)
     return int(any(failed.values()))
 
@@ -71,7 +73,9 @@ def measured_at(children: Children, args: argparse.Namespace, argv: list[str]) -
     return machine | {"commit": args.commit or commit()}
 
 
-def run_stage(stage: str, children: Children, results: Results, args: argparse.Namespace) -> list[str]:
+def run_stage(
+    stage: str, children: Children, results: Results, args: argparse.Namespace, deadline: Deadline
+) -> list[str]:
     """Measure what has no line yet; return what failed."""
     import gpu_loss
     import gpu_math
@@ -82,7 +86,7 @@ def run_stage(stage: str, children: Children, results: Results, args: argparse.N
     if args.fresh:
         results.clear()
     print(f"{stage}: {len(results.done())} lines are there, {args.minutes:g} minutes at most", flush=True)
-    options = {"size": args.size, "device": args.device, "deadline": Deadline.after(args.minutes)}
+    options = {"size": args.size, "device": args.device, "deadline": deadline}
     places = options | {"home": args.work}
     try:
         if stage == "loss":

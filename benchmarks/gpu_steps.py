@@ -31,8 +31,8 @@ SPREAD = 1.0  # standard deviation of the logarithm of a length
 # Seconds to leave for a case: start, models, steps.
 CASE_SECONDS = {"equal": 50, "log-normal": 40}
 TRAINERS = tuple(name for pair in PAIRS.values() for name in pair)
-# TRL's and our default first, the third of the OPD pair last.
-ORDER = ("DistillationTrainer", "OPDTrainer (default)", "SDFTTrainer, topk_logits", "OPSDTrainer (default)")
+# TRL's and our defaults.
+FIRST = ("DistillationTrainer", "OPDTrainer (default)", "SDFTTrainer, topk_logits", "OPSDTrainer (default)")
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Task:
 
 def run(children, results, *, size: str, device: str, home: Path, deadline) -> list[str]:
     """The stage: measure what has no line yet; return what failed, other than by running out of memory."""
-    names = [*ORDER, *(name for name in TRAINERS if name not in ORDER)]
-    todo = [(lengths, name) for lengths in LENGTHS for name in names if f"{lengths}: {name}" not in results.done()]
+    done = results.done()
+    todo = [(lengths, name) for lengths, name in cases() if f"{lengths}: {name}" not in done]
     paths, failed = prepare(children, home / "models", size, device) if todo else {}, []
     for number, (lengths, name) in enumerate(todo):
         if not deadline.leaves(CASE_SECONDS[lengths]):
@@ -67,6 +67,12 @@ def run(children, results, *, size: str, device: str, home: Path, deadline) -> l
         except ChildError as error:
             failed.append(f"{case}: {error}")
     return failed
+
+
+def cases() -> list[tuple[str, str]]:
+    """Lengths and trainers, the most important first."""
+    rest = [name for name in TRAINERS if name not in FIRST]
+    return [(lengths, name) for names in (FIRST, rest) for lengths in LENGTHS for name in names]
 
 
 def measured(children, task: Task, **options: Any) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class InThisProcess:
 
 def test_after_the_deadline_no_case_is_begun(tmp_path, monkeypatch):
     sent = []
+    monkeypatch.setattr(gpu_loss, "make_inputs", None)  # not even inputs are drawn
     gpu_loss.measure(sent.append, "small", "cpu", {"ceilings"}, PAST)
     assert sent == []
     monkeypatch.setattr(gpu_steps, "prepare", lambda *_: PATHS)

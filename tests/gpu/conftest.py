@@ -55,7 +55,7 @@ def note(record_property, place):
 
 def pytest_terminal_summary(terminalreporter):
     lines = [
-        f"{name:<64}" + "".join(f"  {figure} {value:<9.2g}" for figure, value in figures.items())
+        f"{name:<64}" + "".join(f"  {figure} {value:<9.3g}" for figure, value in figures.items())
         for outcome in ("passed", "failed")
         for report in terminalreporter.getreports(outcome)
         for table, (name, figures) in getattr(report, "user_properties", [])

@@ -23,10 +23,10 @@ def test_preflight_runs_every_section_on_the_device(place, note, run, recipe, ki
     assert ("context" in figures) == (kind != "a teacher")
     cost = figures["cost"]
     assert cost["device"] == device_of(place)
-    assert min(cost[phase] for phase in ("generation", "teacher", "student", "peak_gib")) > 0
-    note(f"preflight, {kind}", twin=max(figures["loss"]["twin_loss"], figures["loss"]["twin_gradient"]), **{
-        name: cost[name] for name in ("generation", "teacher", "student", "peak_gib")
-    })  # fmt: skip
+    assert cost["peak_gib"] > 0
+    note(
+        f"preflight, {kind}: seconds of a step", **{name: cost[name] for name in ("generation", "teacher", "student")}
+    )
 
 
 @pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])

@@ -24,10 +24,14 @@ def run_of(place, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_has_the_losses_and_the_steps_of_float32_on_the_cpu(place, in_float32, run_of, note, kind):
+def test_a_run_is_that_of_float32_on_the_cpu_and_each_model_reads_a_micro_batch_once(
+    place, in_float32, run_of, note, kind
+):
     expected, found = in_float32(kind), run_of(kind)
     assert found.precision == "bf16"
     assert found.devices == {place.device.type}
+    once, is_one_module = STEPS * MICRO_BATCHES, kind in ("base lora", "ema lora")
+    assert (found.student_forwards, found.teacher_forwards) == ((2 * once, 0) if is_one_module else (once, once))
     assert len(found.losses) == STEPS
     assert found.losses[-1] < 0.95 * found.losses[0]
     errors = distances(found, expected)
@@ -36,14 +40,6 @@ def test_a_run_has_the_losses_and_the_steps_of_float32_on_the_cpu(place, in_floa
     # Numbers of 8 bits; a weight of 16 bits moves by its last one.
     assert errors.pop("loss") < 0.02
     assert max(errors.values()) < (0.3 if "16-bit weights" in kind else 0.1)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_micro_batch_runs_each_model_once(run_of, kind):
-    once = STEPS * MICRO_BATCHES
-    is_one_module = kind in ("base lora", "ema lora")
-    expected = (2 * once, 0) if is_one_module else (once, once)
-    assert (run_of(kind).student_forwards, run_of(kind).teacher_forwards) == expected
 
 
 def test_an_offloaded_teacher_gives_the_same_run_and_rests_on_the_cpu(place, run_of, note, tmp_path):
