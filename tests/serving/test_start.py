@@ -101,9 +101,7 @@ def test_an_adapter_is_told_from_a_model(refused, tmp_path):
 @pytest.mark.parametrize("missing", [["fastapi"], ["uvicorn"], ["fastapi", "uvicorn"]])
 def test_a_missing_package_names_the_extra(refused, monkeypatch, missing):
     find_spec = start.importlib.util.find_spec
-    monkeypatch.setattr(
-        start.importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name)
-    )
+    monkeypatch.setattr(start.importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name))
     message = refused("--model", "m")
     assert f'{" and ".join(missing)} not installed. Install with: pip install "opd_trl[serve]"' in message
 
