@@ -3,9 +3,9 @@ import os
 import pytest
 import torch
 
-from tests.preflight.conftest import recipe, run  # noqa: F401 - fixtures
 from tests.gpu.place import CPU, CUDA, Place
 from tests.gpu.planted import Planted, plant
+from tests.preflight.conftest import recipe, run  # noqa: F401 - fixtures
 
 
 NO_CUDA = pytest.mark.skip(reason="no CUDA device here; the same test runs on the CPU at small sizes")
