@@ -51,7 +51,7 @@ class NextToken:
         return self.hidden_states.size(0)
 
     def select(self, at: Tensor) -> "NextToken":
-        """Some positions, `at` `(n,)` int64."""
+        """Some positions, `at` `(n,)` int64 or `(N,)` bool."""
         return replace(self, hidden_states=self.hidden_states[at])
 
     def raw(self, rows: slice) -> Tensor:

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from trl.trainer.utils import create_model_from_path
 
-from ..losses import chunked_support_log_probs
-from ..models.forward import Head, completion_hidden_states, read_head
+from ..losses.head import Head
+from ..losses.next_token import NextToken
+from ..models.forward import completion_hidden_states, read_head
 
 
 class NonFiniteScores(ValueError):
@@ -128,25 +129,17 @@ class Scorer:
 
     def rows_scores(self, hidden_states: Tensor, wanted: Tensor, top_k: int, temperature: float) -> PromptScores:
         """Score `wanted` `(N, M)` and, where `top_k` is not 0, the K most probable ids after them."""
-        head = self.head
-        options = {
-            "bias": head.bias,
-            "temperature": temperature,
-            "logit_scale": head.logit_scale,
-            "final_logit_softcapping": head.final_logit_softcapping,
-        }
+        model = NextToken(hidden_states, self.head)
         if top_k == 0:
-            log_probs, _, _ = chunked_support_log_probs(hidden_states, head.weight, ids=wanted, **options)
+            log_probs, _, _ = model.log_probs(ids=wanted, temperature=temperature)
             return PromptScores(wanted, log_probs, torch.ones_like(wanted))
-        top_log_probs, top_ids, _ = chunked_support_log_probs(hidden_states, head.weight, top_k=top_k, **options)
+        top_log_probs, top_ids, _ = model.log_probs(top_k=top_k, temperature=temperature)
         at, among = find(wanted, top_ids)
         log_probs = top_log_probs.gather(-1, at)
         # Only rows with an id beyond the K most probable go through the head once more.
         rows = ~among.all(-1)
         if rows.any():
-            log_probs[rows], _, _ = chunked_support_log_probs(
-                hidden_states[rows], head.weight, ids=wanted[rows], **options
-            )
+            log_probs[rows], _, _ = model.select(rows).log_probs(ids=wanted[rows], temperature=temperature)
         ranks = torch.where(among, at + 1, top_k + 1)
         top_ranks = torch.arange(1, top_k + 1, device=ranks.device).expand_as(top_ids)
         pairs = ((wanted, top_ids), (log_probs, top_log_probs), (ranks, top_ranks))

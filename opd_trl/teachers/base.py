@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..models.forward import Head, completion_hidden_states, multimodal_inputs, read_head
+from ..losses.head import Head
+from ..models.forward import completion_hidden_states, multimodal_inputs, read_head
 from ..models.sequences import join
 from ..models.sharding import is_sharded
 from .scores import HIDDEN, HiddenStates, Scores, select

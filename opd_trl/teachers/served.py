@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer
 
 from ..losses.chunked import KnownSupport
-from ..models.forward import Head, completion_hidden_states, read_head, token_log_probs
+from ..losses.head import Head
+from ..models.forward import completion_hidden_states, read_head, token_log_probs
 from ..models.sequences import join
 from .base import Host, Teacher
 from .scores import HIDDEN, LOG_PROBS, HiddenStates, LogProbs, Scores, select

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from opd_trl.losses import chunk_size_for, chunked_support_log_probs, chunked_support_loss
-from opd_trl.losses.head import block_size_for, chunks
-from opd_trl.models.forward import Head
+from opd_trl.losses.head import Head, block_size_for, chunks
 from tests.gpu.near import assert_near, error, loss_errors, on_device
 from tests.gpu.place import Place
 from tests.gpu.planted import Planted
