@@ -98,7 +98,7 @@ def test_a_file_without_rows_is_empty(here):
 
 def test_an_empty_split_from_the_hub_is_a_clear_error(here, monkeypatch):
     splits = DatasetDict({"train": Dataset.from_dict({"prompt": []})})
-    monkeypatch.setattr("datasets.load_dataset", lambda *args, **kwargs: splits)
+    monkeypatch.setattr("opd_trl.scripts.data_files.load_dataset", lambda *args, **kwargs: splits)
     with pytest.raises(DataError, match=r"split 'train' of somebody/something is empty"):
         load("somebody/something")
 
