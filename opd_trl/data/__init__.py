@@ -1,4 +1,4 @@
-"""Floor 2: rows for training and evaluation. Read, shape, split, decontaminate, write, filter."""
+"""Floor 3: rows for training and evaluation. Read, shape, split, decontaminate, write, filter."""
 
 from .adapters import ADAPTERS, Adapter
 from .decontaminate import Contamination

@@ -1,4 +1,4 @@
-"""Floor 2: the only place that subclasses TRL."""
+"""Floor 4: the only place that subclasses TRL."""
 
 import importlib
 

@@ -14,7 +14,7 @@ from ..main import COMMANDS
 TRL = ("distillation", "dpo", "grpo", "kto", "reward", "rloo", "sft")
 OUR_TRAINING = ("opd", "opsd")
 # Our commands that cannot be a stage of a pipeline.
-NO_STAGES = ("pipeline", "serve-teacher", "recipes", "env", "methods")
+NO_STAGES = ("pipeline", "serve-teacher", "recipes", "env", "methods", "plan", "preflight", "verify-loss")
 # Ours that go on from what an attempt that was ended has written; another's leftovers are moved aside.
 GO_ON = ("eval", "data traces")
 # Ours whose --output is a folder of their own.
