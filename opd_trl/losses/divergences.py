@@ -68,6 +68,11 @@ def mixed_terms(student: Tensor, teacher: Tensor, *, beta: float, stop_gradient:
     return (1 - beta) * forward + beta * reverse_kl_terms(student, teacher, stop_gradient=stop_gradient)
 
 
+def hellinger_terms(student: Tensor, teacher: Tensor, *, beta: float = 0.5, stop_gradient: bool = False) -> Tensor:
+    """(sqrt p_v - sqrt q_v)^2 / 2."""
+    return ((student / 2).exp() - (teacher / 2).exp()).square() / 2
+
+
 @dataclass(frozen=True)
 class Divergence:
     """What the package asks of a divergence.
@@ -108,6 +113,7 @@ DIVERGENCES = {
         "forward KL", forward_kl_terms, lambda beta: 0.0, finds_missing_modes=True, splits_by_context=True
     ),
     "jsd": Divergence("JSD", jsd_terms, lambda beta: beta if beta in (0.0, 1.0) else None),
+    "hellinger": Divergence("squared Hellinger distance", hellinger_terms),
     "mixed": Divergence(
         "mixed divergence",
         mixed_terms,

@@ -33,6 +33,7 @@ CLOSED_FORMS = {
     "reverse_kl": lambda p, q, beta, stop_gradient: reverse(p, q, stop_gradient),
     "forward_kl": lambda p, q, beta, stop_gradient: -q,
     "jsd": lambda p, q, beta, stop_gradient: (1 - beta) * p * (p / (beta * q + (1 - beta) * p)).log(),
+    "hellinger": lambda p, q, beta, stop_gradient: (p - (p * q).sqrt()) / 2,
     "mixed": lambda p, q, beta, stop_gradient: beta * reverse(p, q, stop_gradient) - (1 - beta) * q,
 }
 
