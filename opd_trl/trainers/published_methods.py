@@ -65,6 +65,12 @@ METHODS = {
             "adam_beta2": 0.98,
         },
     ),
+    "example": Method(
+        "reverse KL over the vocabulary, whatever the teacher",
+        "2605.11182",
+        "either",
+        {"divergence": "reverse_kl", "loss_support": "full"},
+    ),
     "opsd": Method(
         "forward KL over the vocabulary, every entry's term bounded",
         "2601.18734",

@@ -26,6 +26,7 @@ PUBLISHED = {
         "learning_rate": 2e-6,
         "top_p": 0.95,
     },
+    "example": {"divergence": "reverse_kl", "loss_support": "full"},
     "opsd": {
         "divergence": "forward_kl",
         "loss_support": "full",
