@@ -12,6 +12,7 @@ from .. import API_KEY_VARIABLE
 from ..models.loading import load_whole, plain_models
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
 from ..teachers.served import LocalCopy, LossNeeds, connect
+from ..teachers.uniform import UniformTeacher
 from .config_checks import is_url
 from .input_checks import check_teacher, text_config
 from .opd_config import OPDConfig
@@ -34,7 +35,9 @@ def find_teachers(
     found = {}
     for name, teacher in named.items():
         try:
-            if is_url(teacher):
+            if teacher == "uniform":
+                found[name] = UniformTeacher
+            elif is_url(teacher):
                 served = served_teacher(teacher, model, args, tokenizer)
                 found[name] = partial(lambda connected: connected, served)
             else:
