@@ -96,6 +96,7 @@ CHECKS = (
         "context?",
         module="context_check",
     ),
+    Check("lengths", title="Lengths", about="how long are the student's answers?", module="answer_lengths"),
     Check("cost", title="Cost", about="seconds of a step by phase, peak memory", module="cost"),
     Check(
         "ranking",
