@@ -23,6 +23,7 @@ COMMANDS = {
     "recipes": "list, show or copy the recipes (YAML files) that come with the package",
     "reproduce": "the paper's failures and fixes on tiny models, with seeds and intervals",
     "demo": "the ten-minute CPU demo: a small model learns a system prompt",
+    "where": "print the folder of the recipes",
     "env": "print the versions to put into a bug report",
 }
 
