@@ -15,6 +15,8 @@ from .sequences import completion_positions
 # Batch entries that a vision-language backbone takes besides ids and mask.
 MULTIMODAL_KEYS = (
     "pixel_values",
+    "pixel_values_videos",
+    "video_grid_thw",
     "image_grid_thw",
     "pixel_attention_mask",
     "spatial_shapes",
