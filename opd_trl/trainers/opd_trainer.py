@@ -188,10 +188,10 @@ class OPDTrainer(GRPOTrainer):
         columns = (self.args.privileged_context_column, routing.TEACHER_COLUMN)
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+    def _compute_rewards(self, inputs, prompts, completions, completion_ids_list):
         self._completions = completions
         if self.has_rewards:
-            self.last_rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+            self.last_rewards = super()._compute_rewards(inputs, prompts, completions, completion_ids_list)
             return self.last_rewards
         return torch.zeros(len(prompts) * self.accelerator.num_processes, 1, device=self.accelerator.device)
 

@@ -21,7 +21,7 @@ METHODS = {
         "rollout_func", "environment_factory",
     ],
     "_set_signature_columns_if_needed": ["self"],
-    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "_compute_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_tokenize_prompts": ["self", "prompts"],
     "_generate_and_score_completions": ["self", "inputs"],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
@@ -56,7 +56,7 @@ SOURCES = {
     ],
     "_generate_and_score_completions": [
         '"prompt_ids"', '"prompt_mask"', '"completion_ids"', '"completion_mask"', '"advantages"', '"tool_mask"',
-        '["reward"]', '["reward_std"]', '["frac_reward_zero_std"]', "self._calculate_rewards(",
+        '["reward"]', '["reward_std"]', '["frac_reward_zero_std"]', "self._compute_rewards(",
         "old_per_token_logps, _, _ = self._get_per_token_logps_and_entropies(",
         "if old_per_token_logps is not None:", "self.use_vllm and self.vllm_importance_sampling_correction",
     ],
