@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from opd_trl.losses import chunked_loss_from_log_probs, chunked_support_loss
-from opd_trl.losses.next_token import FromTopK
+from opd_trl.losses.fused import distillation_loss
+from opd_trl.losses.head import Head
+from opd_trl.losses.next_token import FromTopK, NextToken, TeacherTopK
+from opd_trl.losses.objective import Objective, Tokens
 from tests.losses.test_chunked import DIVERGENCES, TAILS, inputs, logits_of
 
 
@@ -142,3 +145,11 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
     }
     with pytest.raises(ValueError, match=message):
         chunked_loss_from_log_probs(**arguments | change)
+
+
+def test_a_baseline_is_refused_since_it_reads_the_teacher_on_other_ids():
+    tokens = Tokens(torch.ones(2), torch.zeros(2, dtype=int))
+    student = NextToken(torch.ones(2, 4), Head(torch.ones(9, 4)))
+    teacher = TeacherTopK(torch.zeros(2, 2, dtype=int), torch.zeros(2, 2), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"baseline='full' reads the teacher on .* ids.*\. Leave it out"):
+        distillation_loss(student, teacher, tokens, Objective(support="sampled", baseline="full"))

@@ -184,6 +184,8 @@ def test_what_cannot_be_split_is_refused():
     student, teachers = random_sides()
     with pytest.raises(ValueError, match="divergence='jsd' cannot be split, only reverse_kl, forward_kl, mixed"):
         context_spread(student, teachers, divergence="jsd")
+    with pytest.raises(ValueError, match=r"beta must lie in \[0, 1\], got 1.5"):
+        context_spread(student, teachers, divergence="mixed", beta=1.5)
     with pytest.raises(ValueError, match="one teacher per context at each of the student's 7 positions"):
         context_spread(student, [])
     with pytest.raises(ValueError, match=r"got teachers at \[7, 3\] positions"):

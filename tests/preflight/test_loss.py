@@ -14,7 +14,10 @@ def checked(trainer, count=6, **options):
     return rollouts, check_loss(trainer, rollouts, **options)
 
 
-@pytest.mark.parametrize("options", [{}, {"loss_tail": "bucket", "loss_support": "union"}, {"loss_support": "full"}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"loss_tail": "bucket", "loss_support": "union"}, {"loss_support": "full", "loss_temperature": 1.7}],
+)
 def test_the_loss_that_is_checked_is_the_one_that_trains(tmp_path, student_path, teacher_path, options):
     trainer = opd_trainer(tmp_path, student_path, teacher_path, **options)
     rollouts, report = checked(trainer, 4)

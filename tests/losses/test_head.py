@@ -1,4 +1,4 @@
-"""From a memory budget to slices of rows."""
+"""The LM head: its rows and logits, and from a memory budget to slices of tokens."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd_trl.losses import chunk_size_for, chunked_support_log_probs, chunked_support_loss
-from opd_trl.losses.head import block_size_for, chunks
+from opd_trl.losses.head import Head, block_size_for, chunks
 
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -44,3 +44,39 @@ def test_a_chunk_size_below_one_is_refused(chunk_size):
         chunked_support_loss(hidden, head, hidden, head, torch.ones(2), top_k=2, chunk_size=chunk_size)
     with pytest.raises(ValueError, match=message):
         chunked_support_log_probs(hidden, head, top_k=2, chunk_size=chunk_size)
+
+
+def test_the_first_rows_of_a_head_are_views_and_keep_its_conventions():
+    """Views, never the parameter: its memory is given back under ZeRO-3 while a view still holds what was gathered."""
+    weight, bias = torch.randn(5, 3, requires_grad=True), torch.randn(5)
+    head = Head(weight, bias, logit_scale=0.5, final_logit_softcapping=3.0)
+    for num_rows in (5, 3):
+        cut = head.rows(num_rows)
+        assert cut.weight is not weight
+        assert torch.equal(cut.weight, weight[:num_rows])
+        assert torch.equal(cut.bias, bias[:num_rows])
+        assert cut.weight.data_ptr() == weight.data_ptr()
+        assert cut.transform(1.3) == head.transform(1.3) == (1.3, 0.5, 3.0)
+        cut.weight.sum().backward()
+    assert weight.grad[:, 0].tolist() == [2.0, 2.0, 2.0, 1.0, 1.0]
+    assert not head.detach().weight.requires_grad
+    assert Head(weight).rows(3).bias is None
+
+
+def test_a_sharded_head_is_gathered_whole():
+    class Sharded(torch.Tensor):
+        def full_tensor(self):
+            return 2 * self.as_subclass(torch.Tensor)
+
+    weight = torch.randn(5, 3)
+    assert torch.equal(Head(weight.as_subclass(Sharded)).rows(2).weight, 2 * weight[:2])
+
+
+def test_raw_outputs_are_scaled_capped_and_tempered_in_this_order_and_the_chain_is_its_derivative():
+    transform = Head(torch.eye(2), logit_scale=0.5, final_logit_softcapping=3.0).transform(1.3)
+    raw = torch.tensor([[4.0, -9.0]], dtype=torch.float64, requires_grad=True)
+    logits = transform.apply(raw)
+    torch.testing.assert_close(logits, 3 * torch.tanh(0.5 * raw / 3) / 1.3)
+    incoming = torch.tensor([[2.0, 5.0]], dtype=torch.float64)
+    (expected,) = torch.autograd.grad(logits, raw, incoming)
+    torch.testing.assert_close(transform.chain(incoming, logits), expected)
