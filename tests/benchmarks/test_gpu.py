@@ -11,6 +11,7 @@ import gpu_lines
 import gpu_memory
 import gpu_steps
 import pytest
+from filelock import FileLock
 from gpu_lines import PHASES, STAGES
 from gpu_page import TITLES
 
@@ -28,11 +29,16 @@ def command(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def dry_run(tmp_path_factory):
-    """Folder, output and lines of a dry run."""
-    folder = tmp_path_factory.mktemp("gpu")
-    done = command(folder)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return folder, done.stdout, {stage: gpu_lines.read(folder / "results", stage) for stage in STAGES}
+    """Folder, output and lines of a dry run, which the workers of pytest share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "gpu"
+    output = folder / "output.txt"
+    with FileLock(f"{folder}.lock"):
+        if not output.exists():
+            done = command(folder)
+            assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+            output.write_text(done.stdout)
+    return folder, output.read_text(), {stage: gpu_lines.read(folder / "results", stage) for stage in STAGES}
 
 
 def test_every_stage_has_its_lines_in_a_file_of_its_own(dry_run):

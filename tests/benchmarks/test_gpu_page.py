@@ -51,6 +51,7 @@ def step_lines():
     for lengths in gpu_steps.LENGTHS:
         for name in gpu_steps.TRAINERS:
             factor = 1 if name.startswith(("Dist", "SDFT")) else 0.5
+            factor *= 2 if name.startswith(("SDFT", "OPSD")) else 1
             line = {"case": f"{lengths}: {name}", "lengths": lengths, "trainer": name, "peak_mib": int(20000 * factor)}
             line |= {"seconds": spread(10 * factor), "without_generation": spread(4 * factor)}
             yield line | {"phases": dict.fromkeys(PHASES, factor)}
@@ -136,7 +137,7 @@ def test_a_loss_is_compared_with_the_kernel_of_trl_and_with_the_floor_of_its_pro
 
 def test_a_step_is_compared_with_the_trainer_of_trl_of_its_own_pair(kept):
     found = rows(text("steps", read(kept, "steps")))
-    assert found["OPSDTrainer (default)"][:3] == ["5.00 (4.50 to 6.00)", "0.50", "0.50"]
+    assert found["OPSDTrainer (default)"][:3] == ["10.00 (9.00 to 12.00)", "0.50", "0.50"]
     assert found["OPDTrainer (default)"][-2:] == ["10000", "0.50"]
     assert found["SDFTTrainer, topk_logits"][1] == "1.00"
 

@@ -245,7 +245,9 @@ def test_cells_share_the_card_sft_waits_and_the_time_is_kept():
     assert failed == ["json, jsd, seed 1: broke"]
     assert set(all_cells()) - set(done) == {("json", "jsd", 1), ("json", "sft", 1)}  # which waits for it in vain
     assert 1 < most[0] <= 3
-    assert gpu_real.run_several(all_cells(), make, is_ready, lambda: False, 3) == []
+    done.clear()
+    assert gpu_real.run_several(all_cells(), make, is_ready, lambda: len(done) < 4, 2) == []
+    assert len(done) in (4, 5)  # one more was under way
 
 
 def test_a_model_that_lies_in_a_folder_is_taken_as_it_is(tmp_path):
