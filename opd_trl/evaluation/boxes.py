@@ -29,7 +29,7 @@ def boxed_answers(text: str) -> list[str]:
     r"""Return what stands in the closed boxes of a text, in order; a box around a box counts as the inner one.
 
     Braces are balanced, escaped ones (`\{`) are text, and a box that is never closed is left out. One pass: the time
-    is linear in the length, and there is no recursion. A box without braces (`\boxed 7`) is none.
+    is linear in the length, and there is no recursion. A box without braces (`\boxed 7`) does not count.
 
     Example:
         >>> boxed_answers(r"First \boxed{\frac{1}{2}}, then \boxed{\{1, 2\}} and \boxed{3")

@@ -133,7 +133,7 @@ class OutsideTopK:
 
     @classmethod
     def of(cls, log_probs: Tensor, top_k: int) -> "OutsideTopK":
-        """From log-probabilities `(n, V)`."""
+        """Take apart log-probabilities `(n, V)`."""
         inside = log_probs.topk(min(top_k, log_probs.size(-1)), dim=-1).values
         return cls(log_probs, inside[:, -1:], 1 - inside.exp().sum(-1))
 

@@ -151,7 +151,7 @@ class RawGradient:
             self.sparse.append(LogitGradient(values, ids))
 
     def whole(self) -> LogitGradient:
-        """That of all blocks."""
+        """The gradient of all blocks together, in their order."""
         return (
             LogitGradient(*map(torch.cat, zip(*self.sparse, strict=True))) if self.sparse else LogitGradient(self.raw)
         )

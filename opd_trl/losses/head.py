@@ -169,7 +169,7 @@ class LogitGradient(NamedTuple):
     ids: Tensor | None = None
 
     def to_hidden(self, weight: Tensor) -> Tensor:
-        """dL/dh `(n, H)`."""
+        """The gradient in the hidden states, dL/dh = dL/dz W, `(n, H)`."""
         values = self.values.to(weight.dtype)
         if self.ids is None:
             return values @ weight

@@ -173,7 +173,7 @@ class FromLogits(NamedTuple):
         return cls(logits, top_ids(logits, top_k))
 
     def at(self, ids: Tensor | None) -> Tensor:
-        """See `TeacherBlock.at`."""
+        """Log-probabilities of ids, as `TeacherBlock.at` explains."""
         _, log_normalizer = normalize(self.logits, self.top_ids)
         return take(self.logits, ids) - log_normalizer
 
@@ -186,7 +186,7 @@ class FromTopK(NamedTuple):
     log_probs: Tensor
 
     def rows(self, rows: slice) -> "FromTopK":
-        """Some of the tokens."""
+        """The same for some of the tokens, a slice or `(N,)` bool."""
         return FromTopK(*(x[rows] for x in self))
 
     def at(self, ids: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
     reference_logps: Tensor | None = None
 
     def rows(self, rows: slice | Tensor) -> "Tokens":
-        """Some of the tokens."""
+        """The same for some of the tokens, a slice or `(N,)` bool."""
         return Tokens(*(None if x is None else x[rows] for x in self))
 
     def check(self, num_tokens: int) -> None:

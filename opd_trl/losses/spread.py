@@ -121,7 +121,7 @@ def split_reverse(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Tensor]
     per_context = torch.stack([reverse_kl(log_p, x) for x in log_q], -1)
 
     def surplus(kept: list[int]) -> Tensor:
-        """-log Z of some teachers."""
+        """-log Z of the geometric mean of some teachers, `(c,)`."""
         mean = log_q[kept[0]].clone()
         for i in kept[1:]:
             mean += log_q[i]

@@ -49,7 +49,7 @@ class StepCost:
 
     @property
     def total(self) -> float:
-        """Seconds of the whole step."""
+        """Seconds of the whole step, all phases."""
         return self.generation + self.teacher + self.student
 
     @property

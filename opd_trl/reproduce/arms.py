@@ -146,12 +146,12 @@ def histories(log: list[Line]) -> Line:
 
 
 def rounded(value: float) -> float:
-    """Five significant digits."""
+    """A number cut to five significant digits, as the lines of results hold it."""
     return float(f"{value:.5g}")
 
 
 def outcome(arm: Arm, model, tokenizer, *, settings: Settings, home: Path, seed: int) -> Line:
-    """Figures of a trained student."""
+    """What the trained student of an arm can do: the `result` of its line."""
     if arm.prompts == "pick":
         teacher = load_model(home / arm.teacher_model)
         contexts = [None] if arm.context is None else arm.context.split(" or ")

@@ -35,6 +35,6 @@ def constant_penalty(
 
 
 class ConstantPenaltyTrainer(OPDTrainer):
-    """OPDTrainer with [`constant_penalty`]."""
+    """OPDTrainer whose loss is [`constant_penalty`]."""
 
     distillation_loss = staticmethod(constant_penalty)

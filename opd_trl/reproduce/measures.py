@@ -88,5 +88,5 @@ def trigram_repetition(tokenizer, texts: Sequence[str]) -> list[float]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """0 where there is none."""
+    """The mean of numbers, 0 where there are none."""
     return float(sum(values) / len(values)) if len(values) else 0.0

@@ -74,7 +74,7 @@ class ServedTeacher(Teacher):
         """Nothing of it is placed here."""
 
     def prepare(self, host: Host) -> None:
-        """`connect` has done it."""
+        """Nothing is left to do: `connect` has asked for rows and window."""
 
     def source(self, host: Host) -> str:
         return self.server.url

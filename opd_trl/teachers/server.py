@@ -151,7 +151,7 @@ class TeacherServer:
 
 
 def read_head(response) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of `/v1/head`."""
+    """Read the answer of `/v1/head`: the tensors of the LM head, and its logit conventions as text."""
     tensors = read_tensors(response, {"weight": (None, None)})
     header = response.content[8 : 8 + int.from_bytes(response.content[:8], "little")]
     return tensors, json.loads(header)["__metadata__"]

@@ -92,7 +92,7 @@ def stop_at_broken_teacher(trainer, inputs: dict[str, Any], scores: dict[str, Sc
 PER_STEP, PER_RUN = 2, 200
 #: Steps between two that are recorded, at least.
 SPACING = 10
-#: A character has at most four bytes: longer pieces that do not decode are no text.
+#: A character has at most four bytes: longer pieces that do not decode are not text.
 MOST_BYTES = 4
 
 

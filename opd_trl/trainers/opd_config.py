@@ -24,7 +24,7 @@ class OPDConfig(GRPOConfig):
         ValueError: an unknown choice or an impossible combination.
     """
 
-    _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers reads this name; it is no field
+    _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers reads this name; it is not a field
         *GRPOConfig._VALID_DICT_FIELDS,
         "teacher_model_init_kwargs",
         "teacher_chat_template_kwargs",

@@ -40,7 +40,7 @@ class Method:
 
     @property
     def address(self) -> str:
-        """Where its source is read."""
+        """The web address at which its source can be read."""
         return self.source if self.source.startswith("http") else f"https://arxiv.org/abs/{self.source}"
 
 

@@ -76,7 +76,7 @@ class TeacherPrompts:
 
 
 def check_lengths(prompt_ids: list[list[int]], names: list[str], *, limit: int | None) -> None:
-    """Raise ValueError for the first teacher prompt longer than `limit` tokens; None is no limit."""
+    """Raise ValueError for the first teacher prompt longer than `limit` tokens; None means no limit."""
     for ids, name in zip(prompt_ids, names, strict=True):
         if limit is not None and len(ids) > limit:
             raise ValueError(
