@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -14,6 +15,10 @@ from .config import OPDConfig
 from .config_checks import is_url
 from .loading import load_student_again, load_teacher
 from .served import ServedTeacher, connect
+
+
+# The first torch whose `fully_shard` takes weights that are integers.
+FSDP_SHARDS_INTEGERS = "2.12"
 
 
 def find_teachers(named: dict[str, Any], model, args: OPDConfig, tokenizer, teacher_tokenizer) -> dict[str, Any]:
@@ -62,8 +67,8 @@ def check_placement(trainer) -> None:
     """Refuse what a kind of teacher or an engine cannot do.
 
     Raises:
-        ValueError: a quantized teacher under ZeRO-3 or offloaded; scoring ahead with the student's own weights or a
-            moving teacher; offloading a sharded teacher.
+        ValueError: a quantized teacher under ZeRO-3, offloaded, or under FSDP2 of an old torch; scoring ahead with the
+            student's own weights or a moving teacher; offloading a sharded teacher.
     """
     args = trainer.args
     teachers = [teacher for teacher in trainer.teachers.values() if isinstance(teacher, Teacher)]
@@ -87,10 +92,18 @@ def check_placement(trainer) -> None:
 
 
 def check_quantized(trainer) -> None:
-    """Refuse what would give a quantized teacher other numbers, without an error."""
-    remedy = "Use ZeRO-2, DDP or FSDP2, serve it with `opd-trl serve-teacher`, or load it unquantized."
+    """Refuse what would give a quantized teacher other numbers without an error, or stop deep inside torch."""
+    remedy = "serve it with `opd-trl serve-teacher`, or load it unquantized."
     if trainer.is_deepspeed_enabled and is_sharded(trainer):
-        raise ValueError(f"a quantized teacher under ZeRO-3, which would cut its packed weights apart. {remedy}")
+        raise ValueError(
+            "a quantized teacher under ZeRO-3, which would cut its packed weights apart. "
+            f"Use ZeRO-2, DDP or FSDP2, {remedy}"
+        )
+    if trainer.is_fsdp_enabled and torch.__version__ < FSDP_SHARDS_INTEGERS:
+        raise ValueError(
+            f"a quantized teacher under FSDP2 with torch {torch.__version__}, which cannot shard packed weights. "
+            f"Update to torch {FSDP_SHARDS_INTEGERS} or later, use ZeRO-2 or DDP, {remedy}"
+        )
     if trainer.args.teacher_offload:
         raise ValueError(
             "teacher_offload with a quantized teacher, whose scales would stay behind. Leave teacher_offload out."
