@@ -14,6 +14,10 @@ from .base import Host, Teacher, path_of, scoring_mode
 from .vocabulary import shared_rows
 
 
+# The first torch whose `fully_shard` takes weights that are integers.
+FSDP_SHARDS_INTEGERS = "2.12"
+
+
 class ModelTeacher(Teacher):
     """A model in this process, frozen or moving with the student.
 
@@ -94,10 +98,18 @@ class ModelTeacher(Teacher):
 
 
 def check_quantized(host: Host) -> None:
-    """Refuse what would give a quantized teacher other numbers, without an error."""
-    remedy = "Use ZeRO-2, DDP or FSDP2, serve it with `opd-trl serve-teacher`, or load it unquantized."
+    """Refuse what would give a quantized teacher other numbers without an error, or stop deep inside torch."""
+    remedy = "serve it with `opd-trl serve-teacher`, or load it unquantized."
     if host.is_deepspeed_enabled and is_sharded(host):
-        raise ValueError(f"a quantized teacher under ZeRO-3, which would cut its packed weights apart. {remedy}")
+        raise ValueError(
+            "a quantized teacher under ZeRO-3, which would cut its packed weights apart. "
+            f"Use ZeRO-2, DDP or FSDP2, {remedy}"
+        )
+    if host.is_fsdp_enabled and torch.__version__ < FSDP_SHARDS_INTEGERS:
+        raise ValueError(
+            f"a quantized teacher under FSDP2 with torch {torch.__version__}, which cannot shard packed weights. "
+            f"Update to torch {FSDP_SHARDS_INTEGERS} or later, use ZeRO-2 or DDP, {remedy}"
+        )
     if host.args.teacher_offload:
         raise ValueError(
             "teacher_offload with a quantized teacher, whose scales would stay behind. Leave teacher_offload out."

@@ -21,7 +21,7 @@ def test_every_requirement_but_the_tools_of_the_tests_has_a_lower_bound():
 def test_the_constraints_name_each_of_them_once_at_its_lower_bound():
     command = [sys.executable, str(floor.ROOT / "tests" / "ranges" / "floor.py")]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert {"torch==2.8", "trl==1.16", "reasoning-gym==0.1.20"} <= set(lines)
+    assert {"torch==2.10", "trl==1.16", "reasoning-gym==0.1.20"} <= set(lines)
     assert {line.split("==")[0] for line in lines} == floor.read_bounds().keys() - TOOLS
     assert len(lines) == len(floor.read_bounds()) - len(TOOLS)
 

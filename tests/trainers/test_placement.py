@@ -1,9 +1,14 @@
 """Where a teacher lies and how many completions it scores at once: the same numbers, other costs."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from opd_trl.teachers import base, model_teacher
+from opd_trl.teachers.model_teacher import check_quantized
 from tests import tiny
 from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
 
@@ -90,3 +95,16 @@ def test_a_full_fine_tunings_base_teacher_scores_ahead(tmp_path, student_path):
     ahead = loss_and_gradient(trainer, batch)
     trainer.args.teacher_batch_size = None  # with the micro-batch
     torch.testing.assert_close(ahead, loss_and_gradient(trainer, batch), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("version", "works"), [("2.10.0+cu128", False), ("2.11.0", False), ("2.12.0", True)])
+def test_a_quantized_teacher_under_fsdp2_needs_a_torch_that_shards_integers(monkeypatch, version, works):
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    trainer = SimpleNamespace(
+        is_fsdp_enabled=True, is_deepspeed_enabled=False, args=SimpleNamespace(teacher_offload=None)
+    )
+    if works:
+        check_quantized(trainer)
+        return
+    with pytest.raises(ValueError, match=f"FSDP2 with torch {re.escape(version)}, .* torch 2.12 or later, use ZeRO-2"):
+        check_quantized(trainer)

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from opd_trl.trainers.placement import FSDP_SHARDS_INTEGERS
 from tests import tiny
 from tests.distributed.launch import deviation, needs_deepspeed, run_job
 from tests.serving.server import serve
@@ -59,7 +60,15 @@ def test_a_quantized_teacher_is_not_offloaded(tmp_path, student_path, teacher_pa
         opd_trainer(tmp_path, student_path, teacher_path, teacher_model_init_kwargs=FOUR_BITS, teacher_offload="cpu")
 
 
-@pytest.mark.parametrize("engine", ["FSDP2", pytest.param("ZeRO-2", marks=needs_deepspeed)])
+shards_integers = pytest.mark.skipif(
+    torch.__version__ < FSDP_SHARDS_INTEGERS,
+    reason=f"FSDP2 shards packed weights from torch {FSDP_SHARDS_INTEGERS} on",
+)
+
+
+@pytest.mark.parametrize(
+    "engine", [pytest.param("FSDP2", marks=shards_integers), pytest.param("ZeRO-2", marks=needs_deepspeed)]
+)
 def test_an_engine_trains_with_a_quantized_teacher_as_one_process(tmp_path, student_path, teacher_path, engine):
     setting = {"kind": "opd", "student": student_path, "teacher": teacher_path}
     setting["options"] = {"teacher_model_init_kwargs": FOUR_BITS}
