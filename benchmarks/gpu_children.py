@@ -27,7 +27,7 @@ LIBRARIES = (
     "trl.trainer.grpo_trainer",
     "trl.trainer.sft_trainer",
     "trl.experimental.sdft",
-    "opd_trl.trainers.opsd",
+    "opd_trl.trainers.opsd_trainer",
     "opd_trl.planning.inputs",
     "opd_trl.scripts.opd",
 )

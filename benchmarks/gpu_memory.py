@@ -168,10 +168,11 @@ def largest_by_plan(send: Send, one: Run, most: int) -> None:
 
 def planned(one: Run, prompts: int) -> dict[str, Any]:
     """What the command says: MiB at the peak, its moment, the verdict."""
+    from opd_trl.cli.plan import OWN_FLAGS
     from opd_trl.planning.inputs import plan
     from opd_trl.planning.sizing import CUDA_CONTEXT
 
-    figures, _ = plan(plan_arguments(one, prompts))
+    figures, _ = plan(plan_arguments(one, prompts), OWN_FLAGS)
     context = CUDA_CONTEXT if one.task.setup.device == "cuda" else 0
     total = sum(part["bytes"] for part in figures["components"] if part["at_peak"])
     return {"plan_mib": int(total - context) // 2**20, "plan_peak": figures["peak"], "verdict": figures["verdict"]}

@@ -11,10 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-# Before 2.10, addmm on CUDA wants the sum in the dtype of its factors (pytorch/pytorch#167931).
-ADDS_TO_FLOAT32 = torch.__version__ >= (2, 10)
-
-
 class LogitTransform(NamedTuple):
     """From raw head outputs z to the logits of a distribution, cap tanh(scale z / cap) / temperature; None: no cap."""
 
@@ -103,10 +99,8 @@ def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
     """total += a @ b; `total` in at least float32, `a` and `b` in the dtype of the head."""
     if total.dtype == a.dtype:
         total.addmm_(a, b)
-    elif rounds_products(a) and ADDS_TO_FLOAT32:
+    elif rounds_products(a):  # torch before 2.10 cannot on CUDA (pytorch/pytorch#167931)
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    elif rounds_products(a):
-        total += torch.mm(a, b, out_dtype=total.dtype)
     else:
         total += a @ b
 

@@ -21,23 +21,17 @@ def mm(a, b, *, out_dtype):
 
 
 def addmm(total, a, b, *, out_dtype, out):
-    """`torch.addmm` of CUDA from 2.10 on: the sum in the dtype of the result."""
+    """`torch.addmm` of CUDA: the sum in the dtype of the result."""
     assert total.dtype == out_dtype == out.dtype
     return out.copy_(total + mm(a, b, out_dtype=out_dtype))
 
 
-def refuse(*args, **kwargs):
-    """`torch.addmm` of CUDA before 2.10."""
-    raise RuntimeError("self and mat2 must have the same dtype, but got Float and BFloat16")
-
-
-@pytest.fixture(params=[True, False], ids=["torch 2.10", "torch 2.9"])
-def as_on_cuda(request, monkeypatch):
-    """Products of 16-bit numbers as CUDA computes them, before and after it could add to a float32 sum."""
-    monkeypatch.setattr(head, "ADDS_TO_FLOAT32", request.param)
+@pytest.fixture
+def as_on_cuda(monkeypatch):
+    """Products of 16-bit numbers as CUDA computes them."""
     monkeypatch.setattr(head, "rounds_products", lambda matrix: matrix.dtype in SIXTEEN_BITS)
     monkeypatch.setattr(torch, "mm", mm)
-    monkeypatch.setattr(torch, "addmm", addmm if request.param else refuse)
+    monkeypatch.setattr(torch, "addmm", addmm)
 
 
 def distance(actual, expected):
