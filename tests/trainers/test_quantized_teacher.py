@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from opd_trl.trainers.placement import FSDP_SHARDS_INTEGERS
+from opd_trl.teachers.model_teacher import FSDP_SHARDS_INTEGERS
 from tests import tiny
 from tests.distributed.launch import deviation, needs_deepspeed, run_job
 from tests.serving.server import serve
