@@ -181,7 +181,7 @@ def block_loss(
     teacher_ids = teacher.top_ids
     student_ids = top_ids(logits, teacher_ids.size(-1))
     ids, mask = objective.choose_ids(student_ids, teacher_ids, tokens.ids)
-    teacher_log_probs, teacher_of_sampled = look_up(teacher, ids, tokens.ids, objective)
+    teacher_log_probs, teacher_of_sampled = teacher_log_probs_at(teacher, ids, tokens.ids, objective)
     probs, log_normalizer = normalize(logits, student_ids)
     student = take(logits, ids) - log_normalizer
     entropy = log_normalizer.squeeze(-1) - torch.linalg.vecdot(probs, logits)
@@ -216,11 +216,11 @@ def block_loss(
         (by_log_prob,) = torch.autograd.grad(loss, student)
         sizes = {"num_ids": student.size(-1), "vocab_size": logits.size(-1), "hidden_size": hidden_size}
         on_support = objective.gradient_stays_on_support(**sizes)
-        gradient = LogitGradient(by_log_prob, ids) if on_support else everywhere(by_log_prob, ids, probs)
+        gradient = LogitGradient(by_log_prob, ids) if on_support else dense_gradient(by_log_prob, ids, probs)
     return loss.detach(), gradient, (reported.detach(), entropy, *masses, overlap, *of_sampled)
 
 
-def look_up(
+def teacher_log_probs_at(
     teacher: TeacherBlock, ids: Tensor | None, completion_ids: Tensor | None, objective: Objective
 ) -> tuple[Tensor, Tensor | None]:
     """The teacher's log-probabilities of the support `(n, K)` and of the sampled tokens `(n,)`, asked for at once."""
@@ -274,7 +274,7 @@ def loss_of_sampled(
     return sampled_token_loss(student, target, baseline=baseline), student - teacher
 
 
-def everywhere(by_log_prob: Tensor, ids: Tensor | None, probs: Tensor) -> LogitGradient:
+def dense_gradient(by_log_prob: Tensor, ids: Tensor | None, probs: Tensor) -> LogitGradient:
     """g_j 1_S(j) - p_j sum_k g_k over the whole vocabulary, from g `(n, K)`; overwrites `probs` `(n, V)`."""
     dense = probs.mul_(-by_log_prob.sum(-1, keepdim=True))
     return LogitGradient(dense.add_(by_log_prob) if ids is None else dense.scatter_add_(-1, ids, by_log_prob))
