@@ -53,7 +53,7 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model(args.output)
-    trainer.end()
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

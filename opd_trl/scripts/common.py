@@ -142,8 +142,7 @@ def train(trainer_class: type, script_args, training_args, model_args, dataset_a
     trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    if hasattr(trainer, "end"):  # transformers >= 5.18: without it some runs abort at exit
-        trainer.end()
+    trainer.accelerator.end_training()  # without it some runs abort at exit
 
 
 def show_log() -> None:
