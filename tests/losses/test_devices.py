@@ -122,5 +122,5 @@ def test_the_figures_of_a_step_stay_on_their_device(make):
 
 
 def test_a_tensor_that_is_made_on_the_cpu_by_mistake_is_noticed(make):
-    with pytest.raises(RuntimeError, match="two.* devices,? meta,? (and )?cpu"):
+    with pytest.raises(RuntimeError, match=r"two.* devices,? meta,? (and )?cpu"):
         make(N) + torch.ones(N)
