@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from ..evaluation.boxes import single_boxed_answer
 from .files import Row
+from .prompts import RowError, look_at, plain
 
 
-class RejectedRow(ValueError):
-    """A row that is not an example; the message is the reason under which it is counted."""
+#: A row that is not an example; `what` is the reason under which it is counted.
+RejectedRow = RowError
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def chat(question: str) -> list[dict[str, str]]:
 
 
 def mapped(columns: dict[str, str]) -> Callable[[Row], Row]:
-    """A `to_row` that renames columns: from our names to those of the rows.
+    """A `to_row` that renames columns, from our names to those of the rows. Lists of text parts become one text.
 
     Args:
         columns: e.g. `{"prompt": "question", "answer": "label"}`; `prompt` is needed. Others keep their values.
@@ -59,23 +60,15 @@ def mapped(columns: dict[str, str]) -> Callable[[Row], Row]:
     def to_row(row: Row) -> Row:
         made = {ours: row[theirs] for ours, theirs in columns.items()}
         prompt = made["prompt"]
-        if isinstance(prompt, str):
-            made["prompt"] = chat(prompt)
-        elif not _is_messages(prompt):
-            raise RejectedRow("prompt is neither text nor messages with a user turn")
+        look_at(prompt)
+        made["prompt"] = chat(prompt) if isinstance(prompt, str) else plain(prompt)
+        if all(turn["role"] != "user" for turn in made["prompt"]):
+            raise RejectedRow("the prompt has no user turn")
         if made.get("answer") is not None:
             made["answer"] = str(made["answer"]).strip()
         return made
 
     return to_row
-
-
-def _is_messages(prompt: object) -> bool:
-    return (
-        isinstance(prompt, list)
-        and all(isinstance(turn, dict) and {"role", "content"} <= turn.keys() for turn in prompt)
-        and any(turn["role"] == "user" and str(turn["content"]).strip() for turn in prompt)
-    )
 
 
 def gsm8k(row: Row) -> Row:

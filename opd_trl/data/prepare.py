@@ -9,6 +9,7 @@ from ..evaluation.boxes import single_boxed_answer
 from .adapters import RejectedRow
 from .decontaminate import Contamination
 from .files import DataError, Row
+from .prompts import num_bytes
 from .splits import prompt_key
 
 
@@ -69,6 +70,7 @@ def prepare(
     for made.read, row in enumerate(rows, start=1):
         try:
             shaped = to_row(row)
+            num_bytes(shaped)  # refuses what no file can hold
             if box_column is not None:
                 require_box(shaped, box_column)
             key = prompt_key(shaped["prompt"])
@@ -81,7 +83,7 @@ def prepare(
                 raise RejectedRow("in an evaluation set")
             made.rows.append(shaped)
         except RejectedRow as reason:
-            made.rejected[str(reason)] += 1
+            made.rejected[reason.what] += 1
         progress(made.read)
     if not made.rows:
         counts = ", ".join(f"{count} {reason}" for reason, count in made.rejected.most_common())

@@ -11,6 +11,7 @@ from ..durable import append_lines, atomically
 from ..models.sampling import Completion
 from ..privileged import TeacherView
 from .files import DataError, Row, read_jsonl, to_line
+from .prompts import RowError, look_at
 
 
 #: Writes one completion per prompt, for a seed: `opd_trl.models.transformers_engine.make_sampler`.
@@ -55,6 +56,10 @@ def check_rows(rows: list[Row], settings: TraceSettings) -> list:
                 f"row {number} has no `prompt`, it has {', '.join(map(repr, row)) or 'nothing'}. Make the file with "
                 "`opd-trl data prepare`."
             )
+        try:
+            look_at(row["prompt"])
+        except RowError as error:
+            raise DataError(f"row {number}: {error}") from error
     if settings.privileged is None:
         return [row["prompt"] for row in rows]
     try:

@@ -30,6 +30,19 @@ def causal_lm(model: nn.Module) -> nn.Module:
     return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
+def window_of(config: Any) -> int | None:
+    """Longest sequence that a model reads, in tokens; None where it has no limit.
+
+    YaRN and its like stretch the positions of training without a word in `max_position_embeddings`.
+    """
+    config = config.get_text_config()
+    window = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if window is None or not rope.get("original_max_position_embeddings"):
+        return window
+    return max(window, int((rope.get("factor") or 1) * rope["original_max_position_embeddings"]))
+
+
 def read_head(model: nn.Module) -> Head:
     """Read the head of an unwrapped model: which weights are active (PEFT), which logit conventions apply."""
     model = causal_lm(model)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
+from .forward import window_of
 from .sampling import Completion, Sampling, derived_seed
 from .sequences import left_pad
 
@@ -34,7 +35,7 @@ class TransformersEngine:
             eos_token_id=self.end_ids, pad_token_id=pad, bos_token_id=tokenizer.bos_token_id
         )
         self.pad_id = pad
-        self.context_length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self.context_length = window_of(model.config)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:

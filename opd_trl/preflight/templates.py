@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..data.template_checks import FAILURES
 from ..models.transformers_engine import end_ids
+from ..trainers.windows import limit_of
 from .findings import OURS, Finding
 from .prompt_panels import PromptPanels, first_prompts
 from .rollouts import Rollout, unpadded
@@ -104,7 +105,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": MARK}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except (TemplateError, ValueError, TypeError, KeyError):  # a template may refuse such messages
+    except FAILURES:  # a template may refuse such messages
         return None
     if MARK not in text:
         return None
@@ -149,7 +150,16 @@ def check_teacher_template(
     if isinstance(prompt, str) or not own.chat_template:
         return None
     kwargs = trainer.teacher_prompts.template_kwargs or {}
-    rendered = own.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **kwargs)
+    try:
+        rendered = own.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False, **kwargs)
+    except FAILURES as error:
+        return Finding(
+            "teacher's template",
+            "fix",
+            f"refuses the roles {', '.join(turn['role'] for turn in prompt)}: {error}",
+            "The teacher reads the student's chat template, and its own knows no such prompts.",
+            change="privileged_builder: hint, which writes into the user's turn, or prompts without a system turn",
+        )
     ids = own.encode(rendered, add_special_tokens=False)
     if ids == teacher[0]:
         return Finding(
@@ -164,8 +174,7 @@ def check_teacher_template(
         "fix",
         f"differs from token {at + 1}: {given!r} in place of {theirs!r}",
         "The teacher reads the student's chat template, and its own renders the same prompt otherwise.",
-        change="teacher_chat_template_kwargs, or chat_template_path with the template that the teacher was trained "
-        "with",
+        change="teacher_chat_template_kwargs, or the teacher's chat_template in the student's tokenizer",
     )
 
 
@@ -187,20 +196,17 @@ def check_thinking(tokenizer: PreTrainedTokenizerBase, student: list[int], teach
 
 
 def check_lengths(trainer, student: Sequence[list[int]], teacher: Sequence[list[int]]) -> Finding:
-    """Do prompts and completions fit the window of the model?"""
+    """Do prompts and completions fit the windows of both models?"""
     longest, of_teacher = max(map(len, student)), max(map(len, teacher))
-    window = getattr(trainer.model.config.get_text_config(), "max_position_embeddings", None)
-    limit = trainer.teacher_prompts.limit
     figure = f"student {longest}, teacher {of_teacher} tokens, completions {trainer.max_completion_length}"
-    if window is not None and longest + trainer.max_completion_length > window:
-        return Finding(
-            "prompt length",
-            "stop",
-            figure,
-            f"Prompt and completion exceed the student's window of {window} tokens.",
-            change=f"max_completion_length: {max(1, window - longest)} at most, or filter long prompts out",
-        )
-    threshold = "" if limit is None else f"teacher's prompt at most {limit}"
+    limits = (("student's", longest, limit_of(trainer)[0]), ("teacher's", of_teacher, trainer.teacher_prompts.limit))
+    known = [(f"{whose} prompt", length, limit) for whose, length, limit in limits if limit is not None]
+    threshold = ", ".join(f"{name} at most {limit}" for name, _, limit in known)
+    for name, length, limit in known:
+        if length > limit:
+            sentence = f"A {name} and its completion are longer than the models can read."
+            change = f"max_completion_length: {length - limit} less, or filter long prompts out"
+            return Finding("prompt length", "stop", figure, sentence, threshold, change)
     return Finding("prompt length", "ok", figure, "Everything fits; nothing is cut.", threshold=threshold)
 
 
@@ -222,7 +228,7 @@ def check_contexts(trainer, rows: Sequence[dict[str, Any]], teacher: Sequence[li
                 "stop",
                 f"{1 - share:.0%} of it is in the teacher's prompt",
                 "The teacher does not read the whole privileged context: the chat template leaves it out or cuts it.",
-                change="a chat template that renders system messages whole (chat_template_path), or "
+                change="a chat template that renders system messages whole (chat_template of the tokenizer), or "
                 "privileged_builder: hint",
             )
         ]

@@ -14,6 +14,7 @@ import trl.rewards
 from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.grpo import GRPOScriptArguments
 
+from ..data.prompts import RowError
 from ..evaluation import math_accuracy
 from ..privileged import get_builder, read_shared_context
 from ..teachers import TeacherServerError
@@ -165,5 +166,5 @@ def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
         parser.error(str(error))
     try:
         main(*parsed)
-    except (DataError, TeacherServerError) as error:
+    except (DataError, RowError, TeacherServerError) as error:
         parser.error(str(error))

@@ -13,7 +13,7 @@ from trl.trainer.utils import create_model_from_path
 
 from ..losses.head import Head
 from ..losses.next_token import NextToken
-from ..models.forward import completion_hidden_states, read_head
+from ..models.forward import completion_hidden_states, read_head, window_of
 
 
 class NonFiniteScores(ValueError):
@@ -212,7 +212,7 @@ def load_scorer(
     where = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     options = {"dtype": dtype, "device_map": device} | (model_init_kwargs or {})
     config = AutoConfig.from_pretrained(name, **where | (model_init_kwargs or {}))
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    window = window_of(config)
     if max_length is None and window is None:
         raise ValueError(f"{name} does not say how long its context window is. Give --max-length.")
     if max_length is not None and window is not None and max_length > window:

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from ..durable import atomically
+from ..models.forward import window_of
 from ..models.loading import load_engine, load_tokenizer
 from ..models.provenance import check_model, conditions, identify
 from ..privileged.contexts import read_shared_context
@@ -44,8 +45,7 @@ def evaluate(args: argparse.Namespace, *, bar: Bar, say: Callable[[str], None]) 
         for folder in args.compare:
             check_comparable(Path(folder), identity)
         tokenizer = load_tokenizer(args.model)
-        text_config = AutoConfig.from_pretrained(args.model).get_text_config()
-        tasks = plan(suite, protocol, tokenizer, context, getattr(text_config, "max_position_embeddings", None))
+        tasks = plan(suite, protocol, tokenizer, context, window_of(AutoConfig.from_pretrained(args.model)))
         store = Store(output_folder(args), identity)
         drawn = fill(args, protocol, suite, tokenizer, tasks, store, bar, say)
         result = describe(args, path.stem, protocol, suite, identity, store, drawn)

@@ -117,7 +117,7 @@ def _rows(source: str) -> tuple[Iterable[tuple[int, dict[str, Any]]], Counter[st
             try:
                 yield number, adapter.to_row(row)
             except RejectedRow as error:
-                dropped[str(error)] += 1
+                dropped[error.what] += 1
 
     return adapted(), dropped
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import create_model_from_path
 
+from ..models.forward import window_of
 from ..models.loading import plain_models
 from ..models.sharding import is_sharded, move_towards, prepare_frozen, whole_state_dict, write_whole
 from .base import Host, Teacher, path_of, scoring_mode
@@ -46,7 +47,7 @@ class ModelTeacher(Teacher):
     def prepare(self, host: Host) -> None:
         config, student = self.model.config.get_text_config(), host.model.config.get_text_config()
         self.num_rows = shared_rows(student.vocab_size, config.vocab_size, host.tokenizer.get_vocab())
-        self.window = getattr(config, "max_position_embeddings", None)
+        self.window = window_of(config)
         self.place(host)
 
     def place(self, host: Host) -> None:

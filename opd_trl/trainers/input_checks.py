@@ -6,7 +6,8 @@ from datasets import IterableDataset
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from trl.trainer.utils import get_config_model_id
 
-from ..privileged import check_column, check_context
+from ..data.row_checks import RowChecks, RowError
+from ..privileged import check_column
 from ..teachers import check_same_vocabulary, shared_rows
 from ..teachers.routing import named_datasets
 from .config_checks import TOP_K_SUPPORTS
@@ -26,53 +27,77 @@ def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], tra
     return args
 
 
-def check_data(args: OPDConfig, train_dataset, eval_dataset, *, required: bool, environment: bool) -> bool:
-    """Check prompts and privileged context of every row that can be read in advance.
+def check_data(checks: RowChecks, args: OPDConfig, train_dataset, eval_dataset, *, required: bool) -> None:
+    """Look at every row that can be read in advance: enough of them, prompts, privileged contexts.
 
     Args:
-        args: where the privileged context comes from.
-        train_dataset, eval_dataset: as the trainer takes them.
+        checks: what rows are checked against. Its view goes where the teacher sees no privileged context.
+        args: where the privileged context comes from, and how many rows make a batch.
+        train_dataset, eval_dataset: as the trainer takes them; of a stream the rows of the first batch are looked at.
         required: must there be a privileged context?
-        environment: does an environment add to the prompts?
-
-    Returns:
-        whether the teacher sees a privileged context.
 
     Raises:
-        ValueError: an empty data set, no prompt column, no privileged context where one is required, one that is
-            empty in some row, or both a column and a shared text.
+        RowError: an empty data set, no prompt column, no privileged context where one is required, both a column and a
+            shared text, fewer rows than one batch takes, or a row that cannot be trained on.
     """
-    column, shared, siblings = args.privileged_context_column, args.has_shared_context, args.sibling_context
-    uses_context = shared or siblings
-    for name, dataset in named_datasets(train_dataset, eval_dataset).items():
-        columns = column_names(dataset)
+    datasets = named_datasets(train_dataset, eval_dataset)
+    for name, dataset in datasets.items():
         if hasattr(dataset, "__len__") and len(dataset) == 0:
-            raise ValueError(f"the {name} set is empty. Check its path, its split and its filters.")
-        if columns is not None and "prompt" not in columns and not environment:
-            raise ValueError(
-                f"the {name} set has no column 'prompt', it has {', '.join(map(repr, columns))}. Rename the column "
-                "that holds the text or messages which the student answers."
-            )
-        if shared and columns is not None and column in columns:
-            raise ValueError(
-                f"the {name} set has a column {column!r} and a shared privileged context is given too. Remove "
-                "privileged_context / privileged_context_file, or drop the column."
-            )
-        if shared or siblings:  # a sibling's success comes before a column, which may be empty
-            continue
-        if not required and (columns is None or column not in columns):
-            continue
-        check_column(columns, column)
-        uses_context = True
-        if not isinstance(dataset, IterableDataset):
-            for row, value in enumerate(dataset[column]):
-                check_context(value, column=column, row=f"row {row} of the {name} set")
-    if uses_context and environment:
-        raise ValueError(
+            raise RowError(f"the {name} set is empty", "Check its path, its split and its filters.")
+    used = [check_columns(args, name, x, required, checks.environment) for name, x in datasets.items()]
+    if not any(used):
+        checks.view = None
+    elif checks.environment:
+        raise RowError(
             "a privileged context together with environment_factory: the teacher's prompt would lack what the "
-            "environment adds to the student's. Put it into the privileged context, or leave one of them out."
+            "environment adds to the student's",
+            "Put it into the privileged context, or leave one of them out.",
         )
-    return uses_context
+    for name, dataset in datasets.items():
+        checks.check_set(dataset, name, num_first=rows_of_a_batch(args))
+    if train_dataset is not None:
+        check_count(args, len(checks.sets[0].sizes))
+
+
+def check_columns(args: OPDConfig, name: str, dataset, required: bool, environment: bool) -> bool:
+    """Refuse a data set that lacks a column or has one too many; does the teacher see a privileged context in it?"""
+    columns, column, shared = column_names(dataset), args.privileged_context_column, args.has_shared_context
+    if columns and "prompt" not in columns and not environment:
+        raise RowError(
+            f"the {name} set has no column 'prompt', it has {', '.join(map(repr, columns))}",
+            "Rename the column that holds the text or messages which the student answers, and take a last, assistant "
+            "turn off.",
+        )
+    if shared and columns is not None and column in columns:
+        raise RowError(
+            f"the {name} set has a column {column!r} and a shared privileged context is given too",
+            "Remove privileged_context / privileged_context_file, or drop the column.",
+        )
+    if shared or args.sibling_context:  # a sibling's success comes before a column, which may be empty
+        return True
+    if required:
+        try:
+            check_column(columns, column)
+        except ValueError as error:
+            raise RowError(str(error)) from None
+    return required or (columns is not None and column in columns)
+
+
+def rows_of_a_batch(args: OPDConfig) -> int:
+    """Rows of which one generation batch is made; TRL leaves out those that do not fill one."""
+    return args.generation_batch_size // args.num_generations
+
+
+def check_count(args: OPDConfig, count: int) -> None:
+    """Refuse a training set of which not a single batch can be made: nothing would be trained, without an error."""
+    needed = rows_of_a_batch(args)
+    if count < needed:
+        raise RowError(
+            f"the train set has too few rows, {count}: one batch takes {needed} (per_device_train_batch_size "
+            f"{args.per_device_train_batch_size} x processes {args.world_size} x steps_per_generation "
+            f"{args.steps_per_generation} / num_generations {args.num_generations}), so nothing would be trained",
+            f"Give at least {needed}, or lower per_device_train_batch_size or gradient_accumulation_steps.",
+        )
 
 
 def column_names(dataset) -> list[str] | None:
@@ -124,11 +149,11 @@ def text_config(model, *, trust_remote_code: bool = False, revision: str | None 
 
 
 def check_student(model, args: OPDConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer without any token to pad with, and a support larger than the vocabulary."""
-    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+    """Refuse a tokenizer without a token that ends an answer, and a support larger than the vocabulary."""
+    if tokenizer.eos_token is None:
         raise ValueError(
-            "the tokenizer has neither a pad token nor an EOS token to pad with. Set one before building the trainer, "
-            "e.g. tokenizer.pad_token = '<|endoftext|>'."
+            "the tokenizer has no EOS token, so no answer would be seen to end. Set the one that ends a turn of the "
+            "student, e.g. tokenizer.eos_token = '<|im_end|>'."
         )
     vocab_size = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
     if args.loss_support in TOP_K_SUPPORTS and args.loss_top_k > vocab_size:

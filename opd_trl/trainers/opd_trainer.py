@@ -8,6 +8,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
+from ..data.row_checks import in_batch
 from ..losses.fused import distillation_loss
 from ..models.loading import copy_student
 from ..models.sequences import left_pad
@@ -24,7 +25,8 @@ from .published_methods import PAPER
 from .resume import EpochSampler, load_default_adapter, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, distilled_rows, drop_stand_in, no_reward, sibling_contexts
 from .scoring import build_reference, needs_student_at_start, token_logps
-from .teacher_prompts import TeacherPrompts, teacher_view
+from .teacher_prompts import TeacherPrompts, row_checks
+from .windows import check_batch_lengths, check_windows
 
 
 class OPDTrainer(GRPOTrainer):
@@ -83,14 +85,12 @@ class OPDTrainer(GRPOTrainer):
         **kwargs,
     ):
         args = check_args(args, model, self.config_class, self._name)
-        view = teacher_view(args)
-        environment = kwargs.get("environment_factory") is not None
-        required = self.requires_privileged_context
-        uses_context = check_data(args, train_dataset, eval_dataset, required=required, environment=environment)
         check_peft(model, kwargs.get("peft_config"))
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         check_student(model, args, tokenizer_of(processing_class))
+        self.row_checks = row_checks(args, processing_class, kwargs)
+        check_data(self.row_checks, args, train_dataset, eval_dataset, required=self.requires_privileged_context)
         teachers = self._find_teachers(model, teacher_model, args, processing_class, teacher_processing_class)
         routing.check_routes(train_dataset, eval_dataset, names=list(teachers))
         initial_copy = self._copy_student(model, args, kwargs)
@@ -104,7 +104,7 @@ class OPDTrainer(GRPOTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        self.monitor = add_monitor(self, privileged=uses_context)
+        self.monitor = add_monitor(self, privileged=self.row_checks.view is not None)
         self.has_rewards = drop_stand_in(self)
         check_rewards(args, has_rewards=self.has_rewards)
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
@@ -116,9 +116,8 @@ class OPDTrainer(GRPOTrainer):
         self.reference = build_reference(self, initial_copy)
         self.objective = build_objective(args, self.temperature, self.num_rows, self.accelerator.device)
         self.may_warn_of_dropped_tail = self.objective.drops_tail
-        self.teacher_prompts = TeacherPrompts(self, view if uses_context else None)
-        if args.max_teacher_prompt_length is not None and not args.sibling_context:
-            self.teacher_prompts.check(train_dataset)
+        self.teacher_prompts = TeacherPrompts(self, self.row_checks.view)
+        check_windows(self)
 
     def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
         """Name -> what builds the teacher, all checked; a single one has the empty name."""
@@ -197,7 +196,9 @@ class OPDTrainer(GRPOTrainer):
 
     @timed("generation")
     def _generate_and_score_completions(self, inputs):
+        self.row_checks.check_batch(inputs)
         output = super()._generate_and_score_completions(inputs)
+        check_batch_lengths(self, inputs, output["prompt_mask"])
         if not self.has_rewards:
             for name in ("reward", "reward_std", "frac_reward_zero_std"):
                 self.running_metrics.pop(name, None)
@@ -206,7 +207,7 @@ class OPDTrainer(GRPOTrainer):
         output["loss_mask"] = mask
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         if self.teacher_prompts.differ:
-            names = [f"row {i} of this batch (prompt {str(row['prompt'])[:80]!r})" for i, row in enumerate(inputs)]
+            names = list(map(in_batch(inputs), range(len(inputs))))
             output["teacher_prompt_ids"], output["teacher_prompt_mask"] = left_pad(
                 self.teacher_prompts.token_ids(inputs, names, contexts=contexts),
                 pad_token_id=self.tokenizer.pad_token_id,

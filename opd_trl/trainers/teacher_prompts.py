@@ -2,7 +2,10 @@
 
 from typing import Any
 
+from ..data.row_checks import RowChecks
+from ..data.template_checks import Template
 from ..privileged import Context, TeacherView
+from .input_checks import tokenizer_of
 from .opd_config import OPDConfig
 
 
@@ -14,6 +17,19 @@ def teacher_view(args: OPDConfig) -> TeacherView:
         column=args.privileged_context_column,
         text=args.privileged_context,
         file=args.privileged_context_file,
+    )
+
+
+def row_checks(args: OPDConfig, processing_class, options: dict[str, Any]) -> RowChecks:
+    """What rows are checked against before a model is built; `options` are further ones of the trainer."""
+    kwargs, teacher_kwargs = args.chat_template_kwargs or {}, args.teacher_chat_template_kwargs
+    return RowChecks(
+        Template(processing_class, tokenizer_of(processing_class), options.get("tools")),
+        kwargs,
+        kwargs if teacher_kwargs is None else teacher_kwargs,
+        view=teacher_view(args),
+        contexts_come_later=args.sibling_context,
+        environment=options.get("environment_factory") is not None,
     )
 
 
@@ -65,14 +81,6 @@ class TeacherPrompts:
             self.trainer.chat_template_kwargs = student_kwargs
         check_lengths(prompt_ids, names, limit=self.limit)
         return prompt_ids
-
-    def check(self, dataset, *, batch_size: int = 256) -> None:
-        """Measure every prompt of a map-style data set, so that one that is too long fails before training."""
-        if not self.differ or not hasattr(dataset, "__len__"):
-            return
-        for start in range(0, len(dataset), batch_size):
-            rows = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
-            self.token_ids(rows, [f"row {start + i} of the train set" for i in range(len(rows))])
 
 
 def check_lengths(prompt_ids: list[list[int]], names: list[str], *, limit: int | None) -> None:

@@ -101,6 +101,36 @@ def test_duplicates_and_empty_prompts_are_dropped_and_counted():
     }
 
 
+@pytest.mark.parametrize(
+    ("prompt", "reason"),
+    [
+        (None, "empty prompt"),
+        ([], "empty prompt"),
+        (7, "the prompt is of type int"),
+        ([{"role": "user", "content": None}], "turn 0 (user) of the prompt has no content"),
+        ([{"from": "human", "value": "1+1?"}], "turn 0 of the prompt has no role (its keys: 'from', 'value')"),
+        ([*user("1+1?"), {"role": "assistant", "content": "2"}], "the prompt ends with an assistant turn"),
+        ([{"role": "system", "content": "Be brief."}], "the prompt has no user turn"),
+        ("a\ud83d", "a text holds half a surrogate pair, \\ud83d at 1"),
+    ],
+)
+def test_prompts_that_a_trainer_would_refuse_are_left_out_and_counted(prompt, reason):
+    made = prepare([{"q": "1+1?"}, {"q": prompt}], mapped({"prompt": "q"}))
+    assert (len(made.rows), made.rejected) == (1, {reason: 1})
+
+
+def test_half_a_surrogate_pair_is_found_in_every_column():
+    made = prepare([{"q": "1?", "a": "b"}, {"q": "2?", "a": "\udc00"}], mapped({"prompt": "q", "answer": "a"}))
+    assert made.rejected == {"a text holds half a surrogate pair, \\udc00 at 0": 1}
+
+
+def test_lists_of_text_parts_become_one_text_and_other_parts_stay():
+    image = {"type": "image", "image": "a.png"}
+    rows = [{"q": [{"role": "user", "content": [*more, {"type": "text", "text": "1+1?"}]}]} for more in ([], [image])]
+    made = prepare(rows, mapped({"prompt": "q"}))
+    assert [row["prompt"] for row in made.rows] == [user("1+1?"), rows[1]["q"]]
+
+
 def test_nothing_left_is_an_error_with_the_reasons():
     with pytest.raises(DataError, match=r"no row is left of 2 \(2 empty prompt\)"):
         prepare([{"q": ""}, {"q": " "}], mapped({"prompt": "q"}))

@@ -63,9 +63,35 @@ def test_a_system_prompt_that_the_template_leaves_out_is_found(run, recipe, tmp_
     options = {"teacher_model_name_or_path": None, "privileged_context": "Say b.", "model_name_or_path": student}
     status, _, found, _ = preflight(run, recipe, **options)
     assert status == 1
-    assert found["privileged context"]["verdict"] == "stop"
-    assert found["privileged context"]["figure"] == "0% of it is in the teacher's prompt"
-    assert "The teacher does not read the whole privileged context" in found["privileged context"]["sentence"]
+    assert found["the trainer refuses"]["verdict"] == "stop"
+    lost = "row 0 of the train set: the chat template leaves out the text of turn 0 (system) of the teacher's prompt"
+    assert lost in found["the trainer refuses"]["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "sentence"),
+    [
+        (
+            "{{ raise_exception('System role not supported') if messages[0]['role'] == 'system' }}"
+            + tiny.CHAT_TEMPLATE,
+            {"teacher_model_name_or_path": None, "privileged_context": "Say b."},
+            "System role not supported. Set privileged_builder: hint",
+        ),
+        (
+            tiny.CHAT_TEMPLATE,
+            {"max_completion_length": 500},
+            "at most 12 fit (the student's window of 512 tokens less",
+        ),
+        (tiny.CHAT_TEMPLATE, {"per_device_train_batch_size": 16}, "too few rows, 8: one batch takes 16"),
+    ],
+)
+def test_what_the_rows_are_refused_for_is_reported(run, recipe, tmp_path, template, options, sentence):
+    tokenizer = tiny.build_tokenizer()
+    tokenizer.chat_template = template
+    student = tiny.save(tmp_path / "student", tokenizer=tokenizer)
+    status, _, found, _ = preflight(run, recipe, model_name_or_path=student, **options)
+    assert (status, found["the trainer refuses"]["verdict"]) == (1, "stop")
+    assert sentence in found["the trainer refuses"]["sentence"]
 
 
 def test_a_system_prompt_that_is_cut_is_found(run, recipe, tmp_path):

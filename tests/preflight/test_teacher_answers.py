@@ -6,6 +6,7 @@ import torch
 from opd_trl.preflight.cost import measure_step
 from opd_trl.preflight.rollouts import roll_out, take_rows, unpadded
 from opd_trl.preflight.teacher_answers import nll_under_student, teacher_answers
+from tests import tiny
 from tests.trainers.build import opd_trainer, opsd_trainer
 
 
@@ -55,7 +56,8 @@ def test_a_look_changes_neither_weights_nor_generation_settings(tmp_path, studen
 
 
 def test_a_step_is_scaled_from_a_micro_batch(tmp_path, student_path, teacher_path):
-    trainer = opd_trainer(tmp_path, student_path, teacher_path, gradient_accumulation_steps=3)
+    rows = tiny.questions(12)
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, dataset=rows, gradient_accumulation_steps=3)
     cost = measure_step(trainer, rolled(trainer, 4)[0], generation_seconds=2.0, generated=4)
     assert cost.completions == 12
     assert cost.generation == pytest.approx(6.0)

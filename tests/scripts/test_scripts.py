@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,22 @@ def test_a_script_ends_with_one_line_on_faulty_data(make_parser, here, monkeypat
         common.run(make_parser(), opsd.check_arguments, opsd.main)
     assert exit_.value.code == 2
     assert "at least one row" in capsys.readouterr().err
+    assert not (here / "out").exists()
+
+
+def test_a_script_ends_with_one_line_on_rows_that_cannot_be_trained_on(
+    make_parser, here, monkeypatch, capsys, student_path
+):
+    rows = [{"prompt": "1+1?"}] * 3
+    (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["opd.py", "--model_name_or_path", student_path, "--teacher_model_name_or_path", student_path, "--use_cpu"]
+    argv += ["--dataset_name", "rows.jsonl", "--output_dir", "out", "--max_steps", "5", "--report_to", "none"]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(SystemExit) as exit_:
+        common.run(make_parser("opd"), opd.check_arguments, opd.main)
+    assert exit_.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "error: the train set has too few rows, 3: one batch takes 8" in last
     assert not (here / "out").exists()
 
 

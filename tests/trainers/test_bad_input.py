@@ -155,10 +155,10 @@ def test_different_tokenizers(tmp_path, student_path):
         opd_trainer(tmp_path, student_path, tiny.build_model(vocab_size=120))
 
 
-def test_a_tokenizer_without_anything_to_pad_with(tmp_path, student_path, teacher_path):
-    tokenizer = tiny.build_tokenizer(pad_token=None)
+def test_a_tokenizer_without_a_token_that_ends_an_answer(tmp_path, student_path, teacher_path):
+    tokenizer = tiny.build_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="neither a pad token nor an EOS token"):
+    with pytest.raises(ValueError, match=r"the tokenizer has no EOS token.*tokenizer\.eos_token = "):
         opd_trainer(tmp_path, student_path, teacher_path, trainer_options={"processing_class": tokenizer})
 
 
@@ -214,11 +214,9 @@ def test_an_over_long_teacher_prompt_names_row_and_length_before_training(tmp_pa
 
 
 def test_a_teacher_prompt_beyond_the_context_window_stops_instead_of_being_cut(tmp_path, student_path):
-    from tests.trainers.build import fixed_batch
-
-    trainer = opsd_trainer(tmp_path, student_path, dataset=tiny.questions(4, privileged_context="b" * 600))
-    with pytest.raises(ValueError, match=r"has 6\d\d tokens, at most 504 fit"):
-        fixed_batch(trainer)
+    dataset = tiny.questions(4, privileged_context=["b", "b" * 600, "b", "b"])
+    with pytest.raises(ValueError, match=r"row 1 of the train set has 6\d\d tokens, at most 504 fit"):
+        opsd_trainer(tmp_path, student_path, dataset=dataset)
     Path(tmp_path / "out").rmdir()
 
 

@@ -44,7 +44,7 @@ def test_a_run_that_scores_ahead_ends_with_the_same_weights(tmp_path, student_pa
     trained = []
     for options in ({}, {"teacher_batch_size": 3}, {"teacher_offload": "cpu"}):
         steps = {"max_steps": 3, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
-        trainer = opd_trainer(tmp_path, student_path, teacher_path, **steps, **options)
+        trainer = opd_trainer(tmp_path, student_path, teacher_path, dataset=tiny.questions(16), **steps, **options)
         trainer.train()
         trained.append(trainer.model.lm_head.weight.detach())
     for weight in trained[1:]:
