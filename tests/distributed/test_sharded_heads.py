@@ -91,7 +91,7 @@ def fsdp2_rank(rank: int, port: str, kept: tuple[int, int], tied: bool, folder: 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kept", KEPT.values(), ids=KEPT)
 def test_fsdp2_gives_the_loss_and_gradients_of_the_whole_batch(tmp_path, kept, tied):
-    mp.spawn(fsdp2_rank, (free_port(), kept, tied, str(tmp_path)), nprocs=2)
+    mp.start_processes(fsdp2_rank, (free_port(), kept, tied, str(tmp_path)), nprocs=2, start_method="forkserver")
     found = torch.load(tmp_path / "out.pt")
     student, teacher = (tiny.build_model(seed=seed, tie_word_embeddings=tied) for seed in (0, 1))
     losses = [one_pass(student, teacher, batch(n, seed=rank), sum(kept)) for rank, n in enumerate(kept)]

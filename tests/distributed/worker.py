@@ -1,7 +1,5 @@
 """One process of a job: train for a few steps on fixed completions and write down what came out.
 
-    accelerate launch ... tests/distributed/worker.py '{"out": ..., "student": ..., "kind": "opd", ...}'
-
 Rank 0 writes `log.json` (loss and gradient norm of each step) and `model.pt` (the trained parameters, gathered); every
 rank writes its last step to `last_step_RANK.txt`. A rank that is not done after `time_limit` seconds prints where it
 stands and ends with status 1.
@@ -20,6 +18,7 @@ from accelerate import DistributedType, PartialState
 from torch.distributed.fsdp import FSDPModule
 from transformers import TrainerCallback
 
+from opd_trl import OPDConfig, OPDTrainer, OPSDConfig, OPSDTrainer
 from tests import tiny
 from tests.trainers.build import lora_config
 
@@ -37,7 +36,6 @@ def completion(prompt: str, lengths: list[int]) -> list[int]:
 
 def make_trainer(setting: dict):
     """OPDTrainer for `kind` "opd", else OPSDTrainer with that `teacher_model_kind`."""
-    from opd_trl import OPDConfig, OPDTrainer, OPSDConfig, OPSDTrainer
 
     def fixed_completions(prompts, trainer):
         ids = trainer.processing_class.apply_chat_template(prompts, add_generation_prompt=True, tokenize=True)
@@ -95,6 +93,15 @@ def check_units(trainer) -> None:
             assert all(isinstance(layer, FSDPModule) for layer in teacher.model.model.layers)
 
 
+def engine_of(trainer) -> str:
+    """The engine that a trainer runs under, by the name that the tests give it."""
+    if trainer.is_deepspeed_enabled:
+        return f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage}"
+    if trainer.is_fsdp_enabled:
+        return "FSDP2"
+    return "DDP" if trainer.accelerator.num_processes == 2 else "1 process"
+
+
 class KillAfter(TrainerCallback):
     """SIGKILL to every rank in the middle of the step after `step`: no handler, no clean-up."""
 
@@ -117,10 +124,20 @@ class SpoilLine(TrainerCallback):
             logs["loss"] = math.nan
 
 
+def main_into_file(setting: dict, environment: dict[str, str], output: Path) -> None:
+    """`main` of a forked process: with the environment of a launcher, its output into a file."""
+    os.environ |= environment
+    with output.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main(setting)
+
+
 def main(setting: dict) -> None:
     faulthandler.dump_traceback_later(setting["time_limit"], exit=True)
     torch.set_num_threads(1)
     trainer = make_trainer(setting)
+    assert engine_of(trainer) == setting["engine"]
     if trainer.is_fsdp_enabled:
         check_units(trainer)
     if "kill_after" in setting:
@@ -143,7 +160,3 @@ def main(setting: dict) -> None:
     # Everything is written. Now and then a communication thread aborts while the interpreter shuts down.
     sys.stdout.flush()
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
