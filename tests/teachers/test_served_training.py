@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import TrainerCallback
 
 from opd_trl import OPDConfig
@@ -68,7 +69,12 @@ def test_a_whole_run_ends_with_the_weights_of_a_local_teacher(tmp_path, student_
     url = request.getfixturevalue(kind)
     steps = {"max_steps": 3, "gradient_accumulation_steps": 2, "steps_per_generation": 4, "loss_support": "teacher"}
     # Truncated completions have no token left to score.
-    options = {**steps, "mask_truncated_completions": True, "num_loss_tokens_to_skip": 1}
+    options = {
+        **steps,
+        "mask_truncated_completions": True,
+        "num_loss_tokens_to_skip": 1,
+        "dataset": tiny.questions(16),
+    }
     trained = []
     for teacher in (served_path, url):
         trainer = opd_trainer(tmp_path, student_path, teacher, **options)
@@ -184,11 +190,15 @@ def test_a_fault_that_stays_stops_the_run_at_its_step_with_what_was_learned_befo
     assert resumed.state.global_step == 4
 
 
-def test_a_teacher_prompt_that_does_not_fit_into_the_servers_context_is_refused(tmp_path, student_path, served_path):
+def test_prompts_that_do_not_fit_into_the_servers_context_are_refused(tmp_path, student_path, served_path):
+    rows = [[{"role": "user", "content": "b" * length}] for length in (5, 37, 5, 5)]
     with serve(served_path, "--max-length", "60") as url:
-        trainer = opd_trainer(tmp_path, student_path, url, dataset=tiny.questions(privileged_context="long " * 20))
-        with pytest.raises(ValueError, match=r"has \d+ tokens, at most 51 fit"):
-            fixed_batch(trainer)
+        with pytest.raises(ValueError, match=r"row \d of the train set has 1\d\d tokens, at most 51 fit"):
+            opd_trainer(tmp_path, student_path, url, dataset=tiny.questions(privileged_context="long " * 20))
+        with pytest.raises(
+            ValueError, match=r"row 1 of the train set: .* 56 tokens, at most 51 fit \(the teacher's window of 59"
+        ):
+            opd_trainer(tmp_path, student_path, url, dataset=Dataset.from_dict({"prompt": rows}))
 
 
 @pytest.mark.parametrize(
