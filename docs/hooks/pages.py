@@ -14,9 +14,9 @@ from unittest import mock
 
 from docstrings import ROOT, literal
 
-from opd_trl.cli.help import Flag, read_fields
 from opd_trl.cli.main import COMMANDS
 from opd_trl.cli.main import main as opd_trl
+from opd_trl.cli.training import Flag, read_fields
 
 
 CONFIGURATIONS = {"OPDConfig": "opd_config.py", "OPSDConfig": "opsd_config.py"}

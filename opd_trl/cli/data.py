@@ -9,8 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from .flags import columns, command_parser, json_object
-from .terminal import progress
+from ..data import jobs
+from ..data.adapters import ADAPTERS
+from ..data.procedural import task_names
+from .terminal import columns, command_parser, json_object, progress
 
 
 DESCRIPTION = """\
@@ -209,8 +211,6 @@ def add_filter(add: Add) -> None:
 def main(argv: list[str]) -> int:
     """Run `opd-trl data` and return its exit status."""
     args = make_parser().parse_args(argv)
-    from ..data import jobs
-
     work: dict[str, Callable[[], None]] = {
         "list": lambda: run_list(args),
         "traces": lambda: run_traces(args),
@@ -232,12 +232,8 @@ def run_list(args: argparse.Namespace) -> None:
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no edge to break lines at
     if args.procedural:
-        from ..data.procedural import task_names
-
         console.print(", ".join(task_names()), highlight=False)
         return
-    from ..data.adapters import ADAPTERS
-
     table = Table("name", "on the hub", "split", "what it is", box=None, pad_edge=False)
     for name, adapter in ADAPTERS.items():
         place = adapter.hub_id + (f" ({adapter.config})" if adapter.config else "")
@@ -247,9 +243,7 @@ def run_list(args: argparse.Namespace) -> None:
 
 def run_traces(args: argparse.Namespace) -> None:
     """Let a model write, and say what was written."""
-    from ..data.jobs import write_traces
-
-    report = write_traces(args, progress)
+    report = jobs.write_traces(args, progress)
     print(
         f"Wrote {report['traces']} traces to {args.output}, {report['truncated']} of them cut off at "
         f"{args.max_new_tokens} tokens. Next: opd-trl data filter {args.output} --output FILE.jsonl"

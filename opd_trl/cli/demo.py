@@ -5,6 +5,9 @@ import os
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+
+from ..scripts.quiet import quiet_libraries
 from .terminal import progress
 
 
@@ -24,24 +27,22 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ["TQDM_DISABLE"] = "1"
-    from rich.console import Console
-
-    from ..reproduce.demo_model import DemoError, choose_model
-    from ..reproduce.demo_run import RECIPE, run
-    from ..scripts.quiet import quiet_libraries
+    from ..reproduce import demo_model, demo_run
 
     console = Console()
     with quiet_libraries(ours_too=False):
         try:
             with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
-                model = choose_model(args.model, Path(args.output) / "model")
-        except DemoError as error:
+                model = demo_model.choose_model(args.model, Path(args.output) / "model")
+        except demo_model.DemoError as error:
             console.print(str(error), style="red", markup=False)
             return 1
         if args.prepare_only:
-            console.print(f"Model in {model}. Train with: opd-trl opsd --config {RECIPE} --model_name_or_path {model}")
+            train = f"opd-trl opsd --config {demo_run.RECIPE} --model_name_or_path {model}"
+            console.print(f"Model in {model}. Train with: {train}")
             return 0
-        run(console, partial(progress, console=console), model, Path(args.output), steps=args.steps, seed=args.seed)
+        bar = partial(progress, console=console)
+        demo_run.run(console, bar, model, Path(args.output), steps=args.steps, seed=args.seed)
     return 0
 
 

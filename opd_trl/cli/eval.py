@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from .flags import command_parser
-from .terminal import progress
+from .terminal import command_parser, progress
 
 
 DESCRIPTION = """\

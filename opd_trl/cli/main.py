@@ -60,14 +60,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"opd-trl: error: {unknown_command(name)}", file=sys.stderr)
         return 2
     if name in ("opd", "opsd"):
-        from .training import main as train
-
-        return train(name, rest)
-    if name == "demo":
-        from .demo import main as demo
-
-        return demo(rest) or 0
-    return importlib.import_module(f"opd_trl.cli.{name.replace('-', '_')}").main(rest)
+        return importlib.import_module("opd_trl.cli.training").main(name, rest)
+    return importlib.import_module(f"opd_trl.cli.{name.replace('-', '_')}").main(rest) or 0
 
 
 def help_text() -> str:

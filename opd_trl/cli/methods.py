@@ -5,8 +5,11 @@ import json
 import sys
 import textwrap
 
+import yaml
 from rich.console import Console
 from rich.table import Table
+
+from ..trainers.published_methods import METHODS, find_method
 
 
 DESCRIPTION = """\
@@ -32,8 +35,6 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl methods` and return its exit status."""
     args = make_parser().parse_args(argv)
-    from ..trainers.published_methods import METHODS, find_method
-
     try:
         chosen = METHODS if args.name is None else {args.name: find_method(args.name)}
     except ValueError as error:
@@ -42,16 +43,16 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps({name: vars(method) for name, method in chosen.items()}, indent=2))
     elif args.name is None:
-        print_table(METHODS)
+        print_table()
     else:
         print(as_text(args.name, chosen[args.name]), end="")
     return 0
 
 
-def print_table(methods) -> None:
+def print_table() -> None:
     """Print a line for each method: its name, command, source and title."""
     table = Table("method", "command", "source", "what it is", box=None, pad_edge=False)
-    for name, method in methods.items():
+    for name, method in METHODS.items():
         table.add_row(name, " or ".join(method.commands), method.source, method.title)
     Console().print(table)
     print("\nFields and differences of one: opd-trl methods NAME   Recipes: opd-trl recipes show methods/NAME")
@@ -59,8 +60,6 @@ def print_table(methods) -> None:
 
 def as_text(name: str, method) -> str:
     """A method as YAML, with source and differences as comments."""
-    import yaml
-
     differs = method.differs or "Nothing differs."
     command = " or ".join(method.commands)
     lines = [f"{name}: {method.title}.", f"Source: {method.address}", f"Command: opd-trl {command}"]

@@ -11,8 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .flags import command_parser
-from .pipelines.runner import Outcome, Run
+from .pipelines.arguments import command_lines
+from .pipelines.child import Ended, locked, signals_end_the_pipeline
+from .pipelines.document import read_pipeline
+from .pipelines.record import read_record
+from .pipelines.runner import Outcome, Run, execute
+from .terminal import command_parser
 
 
 NAME = "opd-trl pipeline"
@@ -69,8 +73,6 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl pipeline` and return its exit status."""
     args = make_parser().parse_args(argv)
-    from .pipelines.child import Ended, signals_end_the_pipeline
-
     try:
         with signals_end_the_pipeline():
             return run(args)
@@ -84,12 +86,6 @@ def main(argv: list[str]) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Check the pipeline, then run it; raises ValueError, before anything is run, where that is not possible."""
-    from .pipelines.arguments import command_lines
-    from .pipelines.child import locked
-    from .pipelines.document import read_pipeline
-    from .pipelines.record import read_record
-    from .pipelines.runner import Run, execute
-
     console = Console()
     pipeline = read_pipeline(args.config, args.settings)
     first = pipeline.index(args.first, option="--from") if args.first else 0

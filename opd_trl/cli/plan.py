@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..planning.component import gib
-from .flags import command_parser
+from .terminal import command_parser
 
 
 USAGE = """\

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..data.files import DataError
+from ..evaluation import parse_rule
 from ..preflight import checks
 from ..preflight.findings import Finding
 from .terminal import progress, run_check, verdict
@@ -83,8 +85,6 @@ def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | Non
     Raises:
         ValueError: bad input. What a trainer refuses is a finding.
     """
-    from ..data.files import DataError
-    from ..evaluation import parse_rule
     from ..preflight import inspection
     from ..scripts import recipe_command, subject
 

@@ -4,7 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from .flags import command_parser
+from ..reports.page import write_report
+from ..reports.reading import RunLogError
+from .terminal import command_parser
 
 
 DESCRIPTION = """\
@@ -49,9 +51,6 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl report` and return its exit status."""
     args = make_parser().parse_args(argv or ["--help"])
-    from ..reports.page import write_report
-    from ..reports.reading import RunLogError
-
     try:
         figures, written = write_report(args)
     except (RunLogError, OSError) as error:

@@ -11,8 +11,11 @@ from typing import Any
 
 from rich.console import Console
 
-from .flags import command_parser
-from .terminal import progress
+from ..reproduce.settings import SettingsError, read_settings
+from ..reproduce.study import all_jobs, key_of, matching, read_lines, run
+from ..reproduce.tables import summary
+from ..scripts.recipe_files import find_recipe
+from .terminal import command_parser, progress
 
 
 DESCRIPTION = """
@@ -59,8 +62,6 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl reproduce`; exit status 1 where a run failed."""
     args = make_parser().parse_args(argv)
-    from ..reproduce.settings import SettingsError
-
     try:
         return reproduce(args)
     except (SettingsError, OSError) as error:
@@ -70,11 +71,7 @@ def main(argv: list[str]) -> int:
 
 def reproduce(args: argparse.Namespace) -> int:
     """Run what is open, then write and print the report; raises SettingsError for what cannot be run."""
-    from ..reproduce.settings import SettingsError, read_settings
-    from ..reproduce.study import all_jobs, matching, read_lines
-    from ..reproduce.study_report import write_report
-    from ..reproduce.tables import summary
-    from ..scripts.recipe_files import find_recipe
+    from ..reproduce.pictures import write_report
 
     settings = read_settings(args.settings or find_recipe(STUDIES[args.study]), quick=args.quick)
     seeds = args.seeds if args.seeds is not None else QUICK_SEEDS if args.quick else SEEDS
@@ -97,8 +94,6 @@ def reproduce(args: argparse.Namespace) -> int:
 
 def run_open(jobs, settings, home: Path, workers: int, console) -> int:
     """Run jobs behind a progress bar; the number of those that failed."""
-    from ..reproduce.study import key_of, read_lines, run
-
     done = {key_of(line) for line in read_lines(home)}
     total = sum(job.key not in done for job in jobs)
     if total < len(jobs):

@@ -5,8 +5,8 @@ import os
 import sys
 
 from .. import API_KEY_VARIABLE
-from ..serving.start import InputError, bind, check, serve
-from .flags import json_object
+from ..serving.start import InputError, bind, check, end_on_signals
+from .terminal import json_object
 
 
 DESCRIPTION = """\
@@ -57,6 +57,9 @@ def main(argv: list[str]) -> int:
     try:
         check(args, key)
         with bind(args.host, args.port) as sock:
+            end_on_signals()
+            from ..serving.app import serve
+
             serve(args, sock, key)
     except InputError as error:
         print(f"{NAME}: error: {error}", file=sys.stderr)

@@ -1,5 +1,6 @@
-"""What commands print: progress and verdicts in colour; and the frame of the commands that check a run."""
+"""What commands have in common: how they read flags, show progress and verdicts, and check a run."""
 
+import argparse
 import contextlib
 import json
 import sys
@@ -9,6 +10,41 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+def command_parser(prog: str, description: str, epilog: str | None = None, **options: Any) -> argparse.ArgumentParser:
+    """A parser that prints its texts as they are written, and takes no abbreviated flags."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog, description=description, epilog=epilog, formatter_class=form, allow_abbrev=False, **options
+    )
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Read a JSON object; raises ArgumentTypeError where the text is something else."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as " + '{"enable_thinking": false}')
+    return value
+
+
+def columns(text: str) -> dict[str, str]:
+    """Read `prompt=question,answer=label`; `answer` alone is `answer=answer`.
+
+    >>> columns("prompt=question,answer")
+    {'prompt': 'question', 'answer': 'answer'}
+    """
+    pairs = [piece.strip().partition("=") for piece in text.split(",")]
+    found = {ours: theirs or ours for ours, _, theirs in pairs}
+    if "" in found or len(found) < len(pairs) or "prompt" not in found:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected OURS=THEIRS pairs, each name once and prompt among them, e.g. "
+            "prompt=question,answer=label"
+        )
+    return found
 
 
 STYLES = {"ok": "green", "fix": "yellow", "stop": "bold red", "not run": "dim"}

@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from ..data.files import DataError
 from ..data.toy_task import write
-from .flags import command_parser
+from .terminal import command_parser
 
 
 DESCRIPTION = r"""
@@ -46,8 +47,6 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Run `opd-trl toy` and return its exit status."""
     args = make_parser().parse_args(argv)
-    from ..data.files import DataError
-
     try:
         print(write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite))
     except DataError as error:

@@ -54,16 +54,16 @@ def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | Non
     Raises:
         ValueError: what is given cannot be checked.
     """
-    from ..preflight.inspection import verify_loss
-    from ..scripts.subject import build, read_subject
+    from ..preflight import inspection
+    from ..scripts import subject
 
-    subject = read_subject(argv, OWN_FLAGS, prog=PROG, defaults=DEFAULTS)
-    flags = subject.own
+    asked = subject.read_subject(argv, OWN_FLAGS, prog=PROG, defaults=DEFAULTS)
+    flags = asked.own
     wrong = [k for k in flags.top_ks or () if k < 1]
     if wrong:
         raise ValueError(f"--top-ks must be >= 1, got {wrong[0]}.")
-    with build(subject) as trainer:
-        figures = verify_loss(
+    with subject.build(asked) as trainer:
+        figures = inspection.verify_loss(
             trainer,
             prompts=flags.prompts,
             top_ks=flags.top_ks,

@@ -1,9 +1,11 @@
-"""The models that arms start from: trained from nothing, adapted by rewards, stabilised by SFT; once per seed."""
+"""The models that arms start from: trained from nothing, adapted by rewards, stabilised by SFT; once per seed.
+
+The functions that `settings.MAKERS` names take the folder of a seed, the settings of all models, and the seed.
+"""
 
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +127,3 @@ def save(model, tokenizer, folder: Path) -> None:
     tokenizer.save_pretrained(scratch)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
-
-
-#: Job -> what makes it, the models that it makes, and those that it needs.
-MAKERS: dict[str, tuple[Callable[[Path, dict[str, Any], int], None], tuple[str, ...], tuple[str, ...]]] = {
-    "own": (own, ("weak", "strong", "own"), ()),
-    "other": (other, ("other",), ()),
-    "adapted": (adapted, ("adapted",), ("own",)),
-    "stabilized": (stabilized, ("stabilized",), ("own", "other")),
-}

@@ -1,4 +1,4 @@
-"""Pictures of a study: what each arm reached, how it went there, and what the pre-flight had said."""
+"""The report of a study, and its pictures: what each arm reached, how it went there, what the pre-flight had said."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,26 @@ from ..diagnostics.plots import COLOURS, new_figure
 from .confusion import WORKED, Line, Results, forecasts
 from .intervals import t_interval
 from .settings import Arm, Settings
-from .tables import WORDS
+from .tables import WORDS, report
 
 
 GREY = "#888888"
 VERDICTS = {"ok": COLOURS[0], "fix": COLOURS[4], "stop": COLOURS[1]}
 OUTCOMES = {"accuracy": "right on held-out problems, T = 1", "marked": "opens with the mark, T = 1"}
+
+
+def write_report(settings: Settings, lines: Sequence[Line], home: Path) -> list[Path]:
+    """Write `report.md` and a picture of each claim that has a result; return what was written."""
+    home.mkdir(parents=True, exist_ok=True)
+    page = home / "report.md"
+    page.write_text(report(settings, lines), encoding="utf-8")
+    there = {line["name"] for line in lines if line["kind"] == "arm"}
+    pictures = [
+        draw_claim(settings, lines, name, home / f"{name}.png")
+        for name, claim in settings.claims.items()
+        if there & set(claim.arms)
+    ]
+    return [page, *pictures, draw_confusion(settings, lines, home / "preflight.png")]
 
 
 def colour(place: int) -> str:

@@ -10,7 +10,14 @@ from typing import Any
 import yaml
 
 
-MODELS = ("own", "weak", "strong", "other", "adapted", "stabilized")
+#: Function of `models` that makes models -> the models that it makes, and the functions that must have run before.
+MAKERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "own": (("own", "weak", "strong"), ()),
+    "other": (("other",), ()),
+    "adapted": (("adapted",), ("own",)),
+    "stabilized": (("stabilized",), ("own", "other")),
+}
+MODELS = tuple(model for made, _ in MAKERS.values() for model in made)
 # The student itself with a privileged context.
 SELF = "self"
 TRAINERS = ("distil", "penalty", "sft")

@@ -6,13 +6,15 @@ import json
 import multiprocessing
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..durable import append_lines, cut_unfinished_line
-from .settings import Settings, sha
+from ..models.provenance import conditions
+from .settings import MAKERS, Settings, sha
 
 
 Line = dict[str, Any]
@@ -47,18 +49,16 @@ class Job:
 
 def all_jobs(settings: Settings, seeds: Sequence[int], arms: Sequence[str]) -> list[Job]:
     """Jobs of these arms with all that they need, seed by seed."""
-    from .models import MAKERS
-
-    maker_of = {model: name for name, (_, made, _) in MAKERS.items() for model in made}
+    maker_of = {model: name for name, (made, _) in MAKERS.items() for model in made}
     chosen = [settings.arms[name] for name in arms]
     wanted = {maker_of[model] for arm in chosen for model in arm.models}
-    wanted |= {need for name in wanted for need in MAKERS[name][2]}
+    wanted |= {need for name in wanted for need in MAKERS[name][1]}
     subjects = dict.fromkeys(subject for arm in chosen for subject in subjects_of(arm))
     jobs = []
     for seed in seeds:
         jobs += [
             Job("model", name, seed, sha({x: settings.models[x] for x in (name, *needs)}), needs)
-            for name, (_, _, needs) in MAKERS.items()
+            for name, (_, needs) in MAKERS.items()
             if name in wanted
         ]
         jobs += [
@@ -112,8 +112,6 @@ def run(
     `workers` is the number of processes, each of one thread; `started` and `ended` are called for each job, the latter
     with the error where it failed. Returns the jobs that failed, or that need one that did.
     """
-    from ..models.provenance import conditions
-
     done, made_by = {key_of(line) for line in read_lines(home)}, conditions()
     is_open = [job for job in jobs if job.key not in done]
     made = {(job.name, job.seed) for job in jobs if job.kind == "model" and job.key in done}
@@ -161,8 +159,6 @@ def line_of(job: Job, result: Line, made_by: Line) -> Line:
 
 def prepare() -> None:
     """Prepare a worker process: one thread, no network, no warnings."""
-    import warnings
-
     import torch
 
     torch.set_num_threads(1)
@@ -176,13 +172,11 @@ def work(job: Job, settings: Settings, home: Path) -> Line:
     log = folder / "logs" / f"{job.kind}-{job.name.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with into_file(log):
+        from . import arms, models
+
         if job.kind == "model":
-            from .models import MAKERS
-
-            MAKERS[job.name][0](folder, settings.models, job.seed)
+            getattr(models, job.name)(folder, settings.models, job.seed)
             return {}
-        from . import arms
-
         if job.subject is not None:
             return arms.reference(*job.subject, job.seed, settings=settings, home=folder)
         run = arms.forecast if job.kind == "forecast" else arms.run_arm

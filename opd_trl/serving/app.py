@@ -1,8 +1,12 @@
-"""The HTTP face of a `Scorer`: routes, limits, errors."""
+"""The HTTP face of a `Scorer`: routes, limits, errors; and serving it until a signal."""
 
+import argparse
 import asyncio
+import ipaddress
 import json
 import logging
+import socket
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,16 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
+from safetensors import SafetensorError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
+from .. import API_KEY_VARIABLE
 from ..teachers import OURS
 from .answers import PIECE, CompletionsAnswer, pieces, tensor_bytes
 from .bodies import (
     CompletionsBody,
     HiddenStatesBody,
+    Refusal,
     as_prompts,
     check_completions,
     check_model,
@@ -29,11 +37,12 @@ from .bodies import (
     parse,
 )
 from .gate import Gate
-from .refusals import Refusal
-from .scorer import NonFiniteScores, PromptScores, Scorer
+from .scorer import NonFiniteScores, PromptScores, Scorer, load_scorer
+from .start import InputError
 
 
 logger = logging.getLogger(__name__)
+SHUTDOWN_LIMIT = 10  # seconds for requests in flight to finish
 
 
 @dataclass(frozen=True)
@@ -211,3 +220,70 @@ def add_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def failed(_: Request, error: Exception) -> Response:
         return Refusal(500, f"{type(error).__name__} in the server. Its log has the details.").response()
+
+
+def serve(args: argparse.Namespace, sock: socket.socket, key: str | None) -> None:
+    """Load the model, say what is served, and serve it until a signal."""
+    scorer = load(args)
+    name = args.served_model_name or args.model
+    limits = Limits(
+        batch_size=args.batch_size,
+        max_sequences=args.max_sequences,
+        max_log_probs=args.max_logprobs,
+        max_concurrent_requests=args.max_concurrent_requests,
+        max_request_mib=args.max_request_mib,
+    )
+    with tempfile.TemporaryDirectory(prefix="opd-trl-") as folder:
+        head_file = Path(folder) / "head.safetensors"
+        scorer.save_head(head_file, {"model": name})
+        app = build_app(scorer, name=name, head_file=head_file, limits=limits, api_key=key)
+        print(summary(name, scorer, url(args.host, sock), key), flush=True)
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            timeout_keep_alive=120,
+            timeout_graceful_shutdown=SHUTDOWN_LIMIT,
+            proxy_headers=False,
+            server_header=False,
+        )
+        uvicorn.Server(config).run(sockets=[sock])
+
+
+def load(args: argparse.Namespace) -> Scorer:
+    """Load the model; what the libraries object to becomes an InputError of one line."""
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return load_scorer(
+            args.model,
+            device=device,
+            dtype=args.dtype,
+            revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
+            max_length=args.max_length,
+            model_init_kwargs=args.model_init_kwargs,
+        )
+    except (OSError, ValueError, TypeError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"cannot serve {args.model} on {device}: {reason}") from None
+
+
+def url(host: str, sock: socket.socket) -> str:
+    """Where students find the server: an address that listens everywhere is given as this machine's name."""
+    if ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_unspecified:
+        host = socket.gethostname()
+    return f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
+
+
+def summary(name: str, scorer: Scorer, address: str, key: str | None) -> str:
+    """What is served, where, and the line for the recipe."""
+    weight = scorer.head.weight
+    lines = {
+        "address": address,
+        "vocabulary": f"{len(scorer.tokenizer)} tokens, a head of {scorer.num_ids} rows",
+        "context": f"{scorer.max_length} tokens",
+        "dtype": str(scorer.model.dtype).removeprefix("torch."),
+        "device": str(weight.device),
+        "key": f"asked for ({API_KEY_VARIABLE})" if key else f"none: set {API_KEY_VARIABLE} to ask for one",
+        "recipe": f"teacher_server_url: {address}",
+    }
+    return "\n".join([f"Serving {name}", *(f"  {title:<12}{text}" for title, text in lines.items())])

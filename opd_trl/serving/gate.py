@@ -6,7 +6,7 @@ import hmac
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .refusals import Refusal
+from .bodies import Refusal
 
 
 # Seconds for a client to send its request: one that went away in the middle must not keep its place for ever.

@@ -1,4 +1,4 @@
-"""Start the server: check what is asked for, load the model, bind, serve until a signal."""
+"""Before a model is served: is what is asked for there, may it be served at that address, and is the port free?"""
 
 import argparse
 import importlib.util
@@ -6,14 +6,11 @@ import ipaddress
 import signal
 import socket
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from .. import API_KEY_VARIABLE
-
-
-SHUTDOWN_LIMIT = 10  # seconds for requests in flight to finish
+from ..data.files import looks_local
 
 
 class InputError(Exception):
@@ -25,8 +22,6 @@ def check(args: argparse.Namespace, key: str | None) -> None:
     missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(f'{" and ".join(missing)} not installed. Install with: pip install "opd_trl[serve]"')
-    from ..data.files import looks_local
-
     folder = Path(args.model).expanduser()
     if folder.exists() and not (folder / "config.json").is_file():
         merge = " Merge the adapter into its model first." if (folder / "adapter_config.json").is_file() else ""
@@ -72,79 +67,7 @@ def bind(host: str, number: int) -> socket.socket:
     return sock
 
 
-def serve(args: argparse.Namespace, sock: socket.socket, key: str | None) -> None:
-    """Load the model, say what is served, and serve it until a signal."""
-    for number in (signal.SIGTERM, signal.SIGINT):  # while loading; uvicorn repeats them after its own shutdown
+def end_on_signals() -> None:
+    """Let SIGTERM and Ctrl-C end the process while the model loads; uvicorn repeats them after its own shutdown."""
+    for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    import uvicorn
-
-    from .app import Limits, build_app
-
-    scorer = load(args)
-    name = args.served_model_name or args.model
-    limits = Limits(
-        batch_size=args.batch_size,
-        max_sequences=args.max_sequences,
-        max_log_probs=args.max_logprobs,
-        max_concurrent_requests=args.max_concurrent_requests,
-        max_request_mib=args.max_request_mib,
-    )
-    with tempfile.TemporaryDirectory(prefix="opd-trl-") as folder:
-        head_file = Path(folder) / "head.safetensors"
-        scorer.save_head(head_file, {"model": name})
-        app = build_app(scorer, name=name, head_file=head_file, limits=limits, api_key=key)
-        print(summary(name, scorer, url(args.host, sock), key), flush=True)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            timeout_keep_alive=120,
-            timeout_graceful_shutdown=SHUTDOWN_LIMIT,
-            proxy_headers=False,
-            server_header=False,
-        )
-        uvicorn.Server(config).run(sockets=[sock])
-
-
-def load(args: argparse.Namespace) -> Any:
-    """Return the `Scorer` of the model; what the libraries object to becomes an InputError of one line."""
-    import torch
-    from safetensors import SafetensorError
-
-    from .scorer import load_scorer
-
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return load_scorer(
-            args.model,
-            device=device,
-            dtype=args.dtype,
-            revision=args.revision,
-            trust_remote_code=args.trust_remote_code,
-            max_length=args.max_length,
-            model_init_kwargs=args.model_init_kwargs,
-        )
-    except (OSError, ValueError, TypeError, ImportError, RuntimeError, AssertionError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"cannot serve {args.model} on {device}: {reason}") from None
-
-
-def url(host: str, sock: socket.socket) -> str:
-    """Where students find the server: an address that listens everywhere is given as this machine's name."""
-    if ipaddress.ip_address(sock.getsockname()[0].partition("%")[0]).is_unspecified:
-        host = socket.gethostname()
-    return f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
-
-
-def summary(name: str, scorer: Any, address: str, key: str | None) -> str:
-    """What is served, where, and the line for the recipe."""
-    weight = scorer.head.weight
-    lines = {
-        "address": address,
-        "vocabulary": f"{len(scorer.tokenizer)} tokens, a head of {scorer.num_ids} rows",
-        "context": f"{scorer.max_length} tokens",
-        "dtype": str(scorer.model.dtype).removeprefix("torch."),
-        "device": str(weight.device),
-        "key": f"asked for ({API_KEY_VARIABLE})" if key else f"none: set {API_KEY_VARIABLE} to ask for one",
-        "recipe": f"teacher_server_url: {address}",
-    }
-    return "\n".join([f"Serving {name}", *(f"  {title:<12}{text}" for title, text in lines.items())])

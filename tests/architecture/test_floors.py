@@ -21,8 +21,8 @@ WITHOUT_TORCH = (
     "opd_trl.suites.protocol",
     "opd_trl.scripts.recipe_files",
     "opd_trl.scripts.launching",
-    "opd_trl.cli.main",
-    "opd_trl.cli.pipelines.runner",
+    # A command loads torch when it has work to do, not to print its help.
+    ", ".join(f"opd_trl.cli.{path.stem}" for path in FILES if path.parent.name == "cli"),
 )
 
 

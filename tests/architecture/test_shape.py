@@ -67,4 +67,4 @@ def test_imports_inside_functions_are_few():
         )
         nodes = {node for function in functions for node in ast.walk(function)}
         inside += sum(isinstance(node, (ast.Import, ast.ImportFrom)) for node in nodes)
-    assert inside <= 100
+    assert inside <= 60

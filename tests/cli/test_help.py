@@ -6,8 +6,8 @@ import pytest
 from trl import GRPOConfig
 
 from opd_trl import OPDConfig, OPSDConfig
-from opd_trl.cli.help import ABOUT, NOT_IN_OPSD, START, TRL_FLAGS, our_flags, read_fields, short_help
 from opd_trl.cli.main import main
+from opd_trl.cli.training import ABOUT, NOT_IN_OPSD, START, TRL_FLAGS, our_flags, read_fields, short_help
 from opd_trl.scripts.launching import launch_arity
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import opd_trl
-from opd_trl.cli.help import our_flags
 from opd_trl.cli.main import COMMANDS
+from opd_trl.cli.training import our_flags
 
 from .pages import ROOT
 

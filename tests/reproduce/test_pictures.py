@@ -6,7 +6,7 @@ import pytest
 from opd_trl.diagnostics.plots import new_figure
 from opd_trl.reproduce import pictures
 from opd_trl.reproduce.confusion import Results
-from opd_trl.reproduce.study_report import write_report
+from opd_trl.reproduce.pictures import write_report
 
 from .lines import lines, settings
 

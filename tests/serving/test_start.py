@@ -10,7 +10,7 @@ import requests
 
 from opd_trl.cli import serve_teacher
 from opd_trl.cli.main import main
-from opd_trl.serving import start
+from opd_trl.serving import app, start
 from tests.serving.server import ROOT, server_process
 
 
@@ -46,7 +46,7 @@ def nothing_is_loaded(monkeypatch):
     def load(args):
         raise AssertionError("the model was loaded first")
 
-    monkeypatch.setattr(start, "load", load)
+    monkeypatch.setattr(app, "load", load)
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
