@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from gpu_children import ChildError, Children
 from gpu_lines import RESULTS, STAGES, Deadline, Results, read, where
-from measure import commit
+from measure import commit, write_between_marks
 
 
 WORK = Path("runs/gpu")
@@ -119,7 +119,6 @@ def report(args: argparse.Namespace, machine: dict[str, str], failed: dict[str, 
 def show(args: argparse.Namespace) -> None:
     """The tables of the lines that are kept, on the screen or on a page."""
     from gpu_page import page
-    from marks import write_between_marks
 
     lines = {stage: [line for line in read(args.results, stage) if line["size"] == args.size] for stage in STAGES}
     if args.table:

@@ -1,6 +1,5 @@
 """The lines of `gpu.py`: one JSON object for every measured case, on disk as soon as it is measured."""
 
-import json
 import shlex
 import threading
 import time
@@ -9,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from internalise_lines import write_lines
-from measure import conditions, installed
+from measure import conditions, installed, read_lines, write_lines
 
 
 Line = dict[str, Any]
@@ -29,19 +27,8 @@ def file_of(folder: Path, stage: str) -> Path:
 
 
 def read(folder: Path, stage: str) -> list[Line]:
-    """The lines of a stage; none where there is no file.
-
-    Raises:
-        ValueError: a line is no JSON object of a case.
-    """
-    path, lines = file_of(folder, stage), []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
-        try:
-            lines.append(json.loads(text))
-            key_of(lines[-1])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no line of a case ({error}). Remove it.") from error
-    return lines
+    """The lines of a stage; none where there is no file."""
+    return read_lines(file_of(folder, stage), key_of)
 
 
 def key_of(line: Line) -> tuple[str, str, str]:

@@ -5,7 +5,8 @@ from itertools import groupby
 from statistics import fmean
 
 from gpu_lines import PHASES, STAGES, TRL, Line
-from internalise_lines import VERDICTS
+from internalise_table import MEASURES
+from measure import conditions_of
 
 from opd_trl.reproduce.tables import markdown
 
@@ -36,18 +37,7 @@ def page(lines: dict[str, list[Line]]) -> str:
 def text(stage: str, lines: list[Line]) -> str:
     """The tables of a stage on one machine, and under which conditions they came about."""
     parts = {"loss": loss, "steps": steps, "memory": memory, "real": real}[stage](lines)
-    return "\n\n".join(part.strip() for part in [*parts, conditions(lines)] if part.strip())
-
-
-def conditions(lines: list[Line]) -> str:
-    """Every value that occurs, commands as code."""
-    found = []
-    for name in CONDITIONS:
-        values = sorted({str(line[name]) for line in lines if line.get(name)})
-        marked = [f"`{value}`" for value in values] if name == "command" else values
-        if values:
-            found.append(f"{name} {' and '.join(marked)}")
-    return f"Conditions: {'; '.join(found)}."
+    return "\n\n".join(part.strip() for part in [*parts, conditions_of(lines, CONDITIONS)] if part.strip())
 
 
 def loss(lines: list[Line]) -> Iterable[str]:
@@ -200,10 +190,9 @@ def kind_of(line: Line) -> tuple[str, str]:
 
 def cell_row(kind: tuple[str, str], lines: list[Line]) -> dict[str, str]:
     """Shares of answers that follow the rule, and that show it elsewhere."""
-    shares = [f"{fmean(fmean(line[name]) for line in lines):.2f}" for name in VERDICTS]
-    names = ("follows, greedy", "follows, T = 1", "leaks elsewhere")
     seeds = {"rule": kind[0], "objective": kind[1], "seeds": str(len(lines))}
-    return seeds | dict(zip(names, shares, strict=True))
+    shares = {title: fmean(fmean(line[name]) for line in lines) for name, title in MEASURES.items()}
+    return seeds | {title: f"{share:.2f}" for title, share in shares.items()}
 
 
 def math_result(line: Line) -> str:

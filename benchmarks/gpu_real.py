@@ -13,7 +13,7 @@ from typing import Any
 
 from gpu_children import ChildError, Send
 from gpu_lines import Deadline
-from internalise_lines import HELD_OUT, ON_POLICY, Cell, all_cells, cell_of, folder_of, token_budget
+from internalise import HELD_OUT, ON_POLICY, Cell, all_cells, cell_of, folder_of, token_budget
 
 
 SETTINGS = {

@@ -4,12 +4,18 @@ import json
 import time
 from collections.abc import Iterator
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import torch
-from internalise_rules import ELSEWHERE, PLAIN_TEXT, QUESTIONS, RULES, TRAIN, Rule, read_column, read_prompts, verdicts
-from measure import conditions, installed
+from datasets import Dataset
+from internalise_rules import ELSEWHERE, PLAIN_TEXT, QUESTIONS, RULES, TRAIN, Rule, read_prompts, verdicts
+from measure import conditions, installed, read_lines, write_lines
+from peft import LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from opd_trl import OPSDTrainer
+from opd_trl.scripts import common, opsd
 
 
 # The same for every objective: none of them is tuned by itself.
@@ -27,8 +33,6 @@ OBJECTIVES = {
     "stop_gradient_topk": {"divergence": "reverse_kl", "loss_tail": "drop", "stop_gradient": True, **UNION},
     "forward_kl": {"divergence": "forward_kl", "loss_tail": "bucket", **UNION},
     "jsd": {"divergence": "jsd", "divergence_beta": 0.5, "loss_tail": "bucket", **UNION},
-    "default": {"divergence": "reverse_kl", "loss_support": "student", "loss_tail": "renormalize", "loss_top_k": 20},
-    "mixed": {"divergence": "mixed", "divergence_beta": 0.5, "loss_tail": "bucket", **UNION},
 }
 # The demo recipe's adapter.
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.05}
@@ -53,7 +57,7 @@ def run_cell(args, budget: int | None = None) -> dict[str, Any]:
         trainer, tokens = train_sft(args, rule, budget) if args.objective == "sft" else train_on_policy(args, rule)
         line |= {"steps": trainer.state.global_step, "completion_tokens": tokens}
         line |= {"train_seconds": round(time.perf_counter() - start, 1)}
-        write_jsonl(args.output / "history.jsonl", trainer.state.log_history)
+        write_lines(args.output / "history.jsonl", trainer.state.log_history)
         model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
         settings = {**SETTINGS, **args.settings, **SAMPLING, "max_completion_length": MAX_COMPLETION_LENGTH}
         line |= {"settings": settings | LORA}
@@ -69,9 +73,6 @@ def run_cell(args, budget: int | None = None) -> dict[str, Any]:
 
 def train_on_policy(args, rule: Rule):
     """OPSD with the demo's recipe, this rule's context and this objective's loss."""
-    from opd_trl import OPSDTrainer
-    from opd_trl.scripts import common, opsd
-
     settings = {**SETTINGS, **args.settings}
     options = {
         **settings,
@@ -102,14 +103,10 @@ def precision(device: str) -> dict[str, bool]:
 
 def train_sft(args, rule: Rule, budget: int):
     """Plain SFT of the student, without the context, on answers that the teacher wrote with it."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
-
     settings = {**SETTINGS, **args.settings}
     model, tokenizer = load(args.model, args.device)
     rows = sft_rows(model, tokenizer, rule, seed=args.seed, budget=budget, steps=settings["max_steps"])
-    write_jsonl(args.output / "teacher.jsonl", [{"text": tokenizer.decode(row["input_ids"])} for row in rows])
+    write_lines(args.output / "teacher.jsonl", [{"text": tokenizer.decode(row["input_ids"])} for row in rows])
     config = SFTConfig(
         **settings | {"per_device_train_batch_size": len(rows) // settings["max_steps"]},
         **precision(args.device),
@@ -202,16 +199,11 @@ def generate(model, tokenizer, prompts: list, length: int, **sampling: float) ->
             tokenizer_kwargs={"padding_side": "left"},
         ).to(model.device)
         out = model.generate(**batch, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id, **options)
-        completions += [
-            up_to_eos(row, tokenizer.eos_token_id) for row in out[:, batch["input_ids"].size(1) :].tolist()
-        ]
+        for ids in out[:, batch["input_ids"].size(1) :].tolist():
+            end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
+            completions.append(ids[:end])
     model.train(was_training)
     return completions
-
-
-def up_to_eos(ids: list[int], eos: int) -> list[int]:
-    """Ids up to the first EOS, with it."""
-    return ids[: ids.index(eos) + 1] if eos in ids else ids
 
 
 @torch.no_grad()
@@ -219,8 +211,8 @@ def nats_per_token(model, tokenizer) -> float:
     """Mean negative log-likelihood of plain text, paragraph by paragraph, each token weighing the same."""
     was_training, total, tokens = model.training, 0.0, 0
     model.eval()
-    for paragraph in read_column(PLAIN_TEXT, "text"):
-        ids = tokenizer(paragraph, return_tensors="pt")["input_ids"].to(model.device)
+    for paragraph in read_lines(PLAIN_TEXT):
+        ids = tokenizer(paragraph["text"], return_tensors="pt")["input_ids"].to(model.device)
         total += model(input_ids=ids, labels=ids).loss.item() * (ids.size(1) - 1)
         tokens += ids.size(1) - 1
     model.train(was_training)
@@ -229,11 +221,5 @@ def nats_per_token(model, tokenizer) -> float:
 
 def load(path: str, device: str):
     """Model and tokenizer, as the recipe loads them."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
     return model.to(device), AutoTokenizer.from_pretrained(path)
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
-from internalise_lines import Line, cell_of, folder_of
+from measure import read_lines
 
 from opd_trl.evaluation import parse_rule
 from opd_trl.scripts.recipe_files import recipes_dir
@@ -62,24 +61,6 @@ def bullet_points(text: str, *, most: int = 4) -> bool:
     return 1 <= len(lines) <= most and len(set(lines)) == len(lines) and not repeats_itself(text)
 
 
-def sentence_then(ending: str) -> Callable[[str], bool]:
-    """A rule: one finished sentence of at least two words, then `ending`, once, and nothing after it.
-
-    The rule `ends_with:TEXT` takes several sentences, and one without an end.
-    """
-
-    def follows(text: str) -> bool:
-        text = text.strip().strip('"')
-        if not text.endswith(ending) or text.lower().count(ending.rstrip(".").lower()) != 1:
-            return False
-        sentence = text.removesuffix(ending).strip()
-        # A point between digits ends no sentence.
-        finished = re.fullmatch(r"(?:[^.!?]|(?<=\d)\.(?=\d))+[.!?]", sentence)
-        return bool(finished) and len(sentence.split()) >= 2 and not repeats_itself(sentence)
-
-    return follows
-
-
 def shows(pattern: str) -> Callable[[str], bool]:
     """Does a pattern occur anywhere, in any case of letters?"""
     return parse_rule(f"regex:(?im){pattern}")
@@ -104,49 +85,15 @@ RULES = {
         bullet_points,
         shows(r"^\s*[-*•] "),
     ),
-    # Ending: nothing at the start gives the rule away; the student has to stop where it would go on.
-    "over_and_out": Rule(
-        FOLDER / "rules" / "over_and_out" / "privileged_context.json",
-        sentence_then("Over and out."),
-        shows(r"\bover and out\b"),
-    ),
 }
-
-
-def read_column(path: Path, column: str) -> list[Any]:
-    """A column of a JSONL file."""
-    return [json.loads(line)[column] for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def read_prompts(path: Path) -> list[list[dict[str, str]]]:
     """The prompts of a JSONL file, as messages."""
-    return read_column(path, "prompt")
+    return [line["prompt"] for line in read_lines(path)]
 
 
 def verdicts(rule: Rule, texts: dict[str, list[str]]) -> dict[str, list[int]]:
     """0 or 1 per answer."""
     checks = {"greedy": rule.follows, "sampled": rule.follows, "elsewhere": rule.leaks}
     return {name: [int(check(text)) for text in texts[name]] for name, check in checks.items()}
-
-
-def recheck(lines: list[Line], output: Path) -> int:
-    """Judge the stored answers of cells again; return how many there are.
-
-    Raises:
-        ValueError: a cell has no answers, or a verdict is another than in its line.
-    """
-    count = 0
-    for line in lines:
-        path = folder_of(output, cell_of(line)) / "answers.json"
-        if not path.is_file():
-            raise ValueError(
-                f"{path} is missing: {cell_of(line)} cannot be judged again. Give its folder as --output."
-            )
-        texts = json.loads(path.read_text(encoding="utf-8"))
-        for name, judged in verdicts(RULES[line["rule"]], texts).items():
-            if wrong := [i for i, (a, b) in enumerate(zip(judged, line[name], strict=True)) if a != b]:
-                raise ValueError(
-                    f"{path}, {name} {wrong[0]}: its line says {line[name][wrong[0]]}. Run the cell again."
-                )
-            count += len(judged)
-    return count

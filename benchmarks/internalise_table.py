@@ -1,13 +1,14 @@
-"""Tables of the finished cells as Markdown: means with 95 % intervals over questions and seeds."""
+"""The finished cells as Markdown and as a picture: means with 95 % intervals over questions and seeds."""
 
-from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
-from internalise_lines import REFERENCES, Cell, Line, all_cells, cell_of, open_cells
-from internalise_retention import BEFORE
-from marks import marks_of
+from internalise import BEFORE, REFERENCES, Cell, Line, all_cells, cell_of, open_cells
+from measure import conditions_of
 
+from opd_trl.diagnostics.plots import new_figure
 from opd_trl.evaluation import Interval, bootstrap_interval
+from opd_trl.reproduce.tables import markdown
 
 
 RULE_NAMES = {"pirate": "pirate, one sentence", "json": "JSON object", "bullets": "bullet points"}
@@ -17,13 +18,11 @@ NAMES = {
     "forward_kl": "forward KL",
     "jsd": "JSD 0.5",
     "sft": "SFT on teacher text",
-    "default": "reverse KL, student's TopK (default)",
-    "mixed": "mixed (the demo's)",
     "teacher": "teacher, with the context",
 }
 MEASURES = {"greedy": "follows, greedy", "sampled": "follows, T = 1", "elsewhere": "leaks elsewhere"}
 BASELINE = "forward_kl"
-BEGIN, END = marks_of("internalise")
+CONDITIONS = ("machine", "date", "torch", "transformers", "trl", "peft", "commit")
 
 ByRule = dict[str, dict[str, list[Line]]]
 
@@ -54,14 +53,12 @@ def change(found: np.ndarray, bounds: tuple[float, float] | None = (-1, 1), digi
 
 def by_rule(lines: list[Line]) -> ByRule:
     """Lines by rule, then by objective in the order of the table."""
-    rules = [*RULE_NAMES, *dict.fromkeys(line["rule"] for line in lines if line["rule"] not in RULE_NAMES)]
-    found = {
-        rule: {name: [x for x in lines if (x["rule"], x["objective"]) == (rule, name)] for name in NAMES}
-        for rule in rules
-    }
-    return {
-        rule: kept for rule, row in found.items() if (kept := {name: cells for name, cells in row.items() if cells})
-    }
+    found: ByRule = {}
+    for rule in RULE_NAMES:
+        for name in NAMES:
+            if cells := [line for line in lines if cell_of(line)[:2] == (rule, name)]:
+                found.setdefault(rule, {})[name] = cells
+    return found
 
 
 def trained(row: dict[str, list[Line]]) -> dict[str, list[Line]]:
@@ -70,17 +67,16 @@ def trained(row: dict[str, list[Line]]) -> dict[str, list[Line]]:
 
 
 def seeds_of(cells: list[Line]) -> str:
-    return ", ".join(str(cell["seed"]) for cell in sorted(cells, key=lambda cell: cell["seed"]))
+    return ", ".join(sorted(str(cell["seed"]) for cell in cells))
 
 
-def markdown(columns: Iterable[str], rows: Iterable[list[str]]) -> str:
-    """A table; a rule that is the one of the row above is left out."""
-    columns, last = list(columns), None
-    text = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
-    for rule, *cells in rows:
-        text.append("| " + " | ".join(["" if rule == last else rule, *cells]) + " |")
-        last = rule
-    return "\n".join(text)
+def table(rows: list[dict[str, str]]) -> str:
+    """A Markdown table; a rule that is the one of the row above is left out."""
+    shown, above = [], None
+    for row in rows:
+        shown.append(row | {"rule": "" if row["rule"] == above else row["rule"]})
+        above = row["rule"]
+    return markdown(shown)
 
 
 def compliance(rules: ByRule) -> str:
@@ -90,9 +86,14 @@ def compliance(rules: ByRule) -> str:
         for name, cells in row.items():
             runs = name in trained(row)
             tokens = f"{np.mean([cell['completion_tokens'] for cell in cells]):.0f}" if runs else ""
-            shares = [share(values(cells, measure)) for measure in MEASURES]
-            rows.append([RULE_NAMES.get(rule, rule), NAMES[name], seeds_of(cells) if runs else "", tokens, *shares])
-    return markdown(["rule", "", "seeds", "tokens", *MEASURES.values()], rows)
+            about = {
+                "rule": RULE_NAMES[rule],
+                "": NAMES[name],
+                "seeds": seeds_of(cells) if runs else "",
+                "tokens": tokens,
+            }
+            rows.append(about | {title: share(values(cells, measure)) for measure, title in MEASURES.items()})
+    return table(rows)
 
 
 def differences(rules: ByRule) -> str:
@@ -101,11 +102,11 @@ def differences(rules: ByRule) -> str:
     for rule, row in rules.items():
         for name, cells in trained(row).items():
             mine, theirs = in_common(cells, row.get(BASELINE, []))
-            if name == BASELINE or not mine:
-                continue
-            gaps = [change(values(mine, measure) - values(theirs, measure)) for measure in MEASURES]
-            rows.append([RULE_NAMES.get(rule, rule), NAMES[name], seeds_of(mine), *gaps])
-    return markdown(["rule", "", "seeds", *MEASURES.values()], rows) if rows else ""
+            if name != BASELINE and mine:
+                about = {"rule": RULE_NAMES[rule], "": NAMES[name], "seeds": seeds_of(mine)}
+                gaps = {title: change(values(mine, x) - values(theirs, x)) for x, title in MEASURES.items()}
+                rows.append(about | gaps)
+    return table(rows)
 
 
 def in_common(cells: list[Line], others: list[Line]) -> tuple[list[Line], list[Line]]:
@@ -125,16 +126,21 @@ def retention(rules: ByRule, kept: list[Line]) -> str:
             "the lines of --retention are of different protocols. Remove those of the old one, run again."
         )
     found = {cell_of(line): line for line in kept}
-    before = found.get(BEFORE)
-    rows = [["", NAMES["before"], "", "", "", share(values([before], "tasks")), ""]] if before else []
+    before, right = found.get(BEFORE), "questions right"
+    rows = [{"rule": "", "": NAMES["before"], right: share(values([before], "tasks"))}] if before else []
     for rule, row in rules.items():
         for name, cells in trained(row).items():
             evaluated = [found[cell_of(cell)] for cell in cells if cell_of(cell) in found]
             seeds = seeds_of(cells) + (f" ({seeds_of(evaluated)})" if 0 < len(evaluated) < len(cells) else "")
-            nats = nats_change(cells, row.get("before", []))
-            rows.append([RULE_NAMES.get(rule, rule), NAMES[name], seeds, nats, *kept_figures(evaluated, before)])
-    columns = ["prose: nats per token", "texts: nats per byte", "questions right", "questions: change"]
-    return markdown(["rule", "", "seeds", *columns], rows)
+            line = {"rule": RULE_NAMES[rule], "": NAMES[name], "seeds": seeds}
+            line["prose: nats per token"] = nats_change(cells, row.get("before", []))
+            if evaluated and before:
+                nats, tasks = ((values(evaluated, x), values([before], x)) for x in ("nats_per_byte", "tasks"))
+                line["texts: nats per byte"] = change(nats[0] - nats[1], None, 4)
+                line |= {right: share(tasks[0]), "questions: change": change(tasks[0] - tasks[1])}
+            rows.append(line)
+    columns = ("rule", "", "seeds", "prose: nats per token", "texts: nats per byte", right, "questions: change")
+    return table([{name: row.get(name, "") for name in columns} for row in rows])
 
 
 def nats_change(cells: list[Line], before: list[Line]) -> str:
@@ -143,15 +149,6 @@ def nats_change(cells: list[Line], before: list[Line]) -> str:
         return ""
     gaps = [round(cell["retention"] - before[0]["retention"], 3) + 0.0 for cell in cells]
     return f"{np.mean(gaps):+.3f} ({min(gaps):+.3f} to {max(gaps):+.3f})"
-
-
-def kept_figures(lines: list[Line], before: Line | None) -> list[str]:
-    """Change of nats per byte, share of questions, change of it; empty where nothing was evaluated."""
-    if not lines or before is None:
-        return ["", "", ""]
-    nats = values(lines, "nats_per_byte") - values([before], "nats_per_byte")
-    tasks = values(lines, "tasks")
-    return [change(nats, None, 4), share(tasks), change(tasks - values([before], "tasks"))]
 
 
 def state(lines: list[Line], kept: list[Line]) -> str:
@@ -177,7 +174,7 @@ def listed(cells: list[Cell], rule: str) -> str:
 def never(rules: ByRule) -> str:
     """The cells in which no greedy answer followed."""
     found = [
-        f"{RULE_NAMES.get(rule, rule)}, {NAMES[name]} (0 of {values(cells, 'greedy').size})"
+        f"{RULE_NAMES[rule]}, {NAMES[name]} (0 of {values(cells, 'greedy').size})"
         for rule, row in rules.items()
         for name, cells in trained(row).items()
         if not values(cells, "greedy").any()
@@ -185,21 +182,37 @@ def never(rules: ByRule) -> str:
     return f"Not one greedy answer followed: {'; '.join(found)}." if found else ""
 
 
-def conditions(lines: list[Line]) -> str:
-    """Where and with what, every value that occurs."""
-    names = ("machine", "date", "torch", "transformers", "trl", "peft", "commit")
-    return (
-        "; ".join(f"{name} {' and '.join(sorted({str(x[name]) for x in lines if name in x}))}" for name in names) + "."
-    )
-
-
 def tables(lines: list[Line], kept: list[Line]) -> str:
     """All of it, as it stands in docs/results.md."""
-    if not lines:
-        raise ValueError("there is no finished cell. Run some, or merge results with --merge.")
     rules = by_rule(lines)
     parts = [state(lines, kept), compliance(rules), never(rules)]
     if gaps := differences(rules):
         parts += [f"Difference to {NAMES[BASELINE]}, paired by question and seed:", gaps]
-    parts += ["What is left of the rest:", retention(rules, kept), f"Conditions: {conditions(lines)}"]
-    return "\n\n".join(part for part in parts if part)
+    parts += ["What is left of the rest:", retention(rules, kept), conditions_of(lines, CONDITIONS)]
+    return "\n\n".join(part.strip() for part in parts if part)
+
+
+def draw(lines: list[Line], path: Path) -> None:
+    """One panel per rule: compliance and leakage of each objective, with intervals, seeds as small points."""
+    rules = by_rule(lines)
+    figure = new_figure(4.2 * len(rules), 3.6)
+    axes = figure.subplots(1, len(rules), sharey=True, squeeze=False)[0]
+    order = [name for name in NAMES if any(name in row for row in rules.values())]
+    for axis, (rule, row) in zip(axes, rules.items(), strict=True):
+        for shift, color, (measure, label) in zip((-0.2, 0.0, 0.2), ("C0", "C2", "C3"), MEASURES.items(), strict=True):
+            for objective, cells in row.items():
+                found, height = values(cells, measure), order.index(objective) + shift
+                mean, low, high = interval(found)
+                axis.plot([low, high], [height, height], color=color, linewidth=2, alpha=0.5)
+                axis.plot(found.mean(axis=0), [height] * len(cells), ".", color=color, markersize=4, alpha=0.6)
+                axis.plot(mean, height, "o", color=color, markersize=6)
+            axis.plot([], [], "o", color=color, label=label)
+        axis.set_title(rule)
+        axis.set_xlim(-0.03, 1.03)
+        axis.grid(axis="x", alpha=0.3)
+    axes[0].set_yticks(range(len(order)), [NAMES[name] for name in order])
+    axes[0].invert_yaxis()
+    figure.supxlabel("share of answers, 95 % interval over questions and seeds")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=len(MEASURES), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)

@@ -1,4 +1,7 @@
-"""Time and memory of cases that take turns: ratios within a run, since seconds of a shared machine do not compare."""
+"""Time and memory of cases that take turns, and the lines and tables of what was measured.
+
+Ratios are taken within a run, since seconds of a shared machine do not compare.
+"""
 
 import json
 import platform
@@ -14,6 +17,8 @@ from typing import Any
 
 import torch
 from rich.progress import track
+
+from opd_trl.durable import atomically
 
 
 def alternate(cases: dict[str, Callable[[], None]], *, rounds: int, device: str) -> dict[str, float]:
@@ -99,6 +104,61 @@ def conditions(device: str) -> dict[str, str]:
     """Where and with what a run was made."""
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
     return {"date": str(date.today()), "machine": machine} | {name: installed(name) for name in ("torch", "trl")}
+
+
+def read_lines(path: Path, key: Callable[[dict[str, Any]], Any] = dict) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, none where there is no file; `key` says what a line is about.
+
+    Raises:
+        ValueError: a line is no JSON object, or `key` finds nothing in it.
+    """
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
+        try:
+            lines.append(json.loads(text))
+            key(lines[-1])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no line of a case ({error}). Remove it.") from error
+    return lines
+
+
+def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write a JSONL file, whole or not at all."""
+    with atomically(path) as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+
+
+def conditions_of(lines: list[dict[str, Any]], names: Iterable[str]) -> str:
+    """The sentence that says under which conditions lines came about: every value that occurs, commands as code."""
+    found = []
+    for name in names:
+        values = sorted({str(line[name]) for line in lines if line.get(name)})
+        shown = [f"`{value}`" for value in values] if name == "command" else values
+        found += [f"{name} {' and '.join(shown)}"] if values else []
+    return f"Conditions: {'; '.join(found)}."
+
+
+def marks_of(script: str) -> tuple[str, str]:
+    """The lines that begin and end what `benchmarks/<script>.py` writes.
+
+    >>> marks_of("internalise")
+    ('<!-- internalise: begin, written by benchmarks/internalise.py -->', '<!-- internalise: end -->')
+    """
+    return f"<!-- {script}: begin, written by benchmarks/{script}.py -->", f"<!-- {script}: end -->"
+
+
+def write_between_marks(page: Path, text: str, script: str) -> None:
+    """Replace what stands between the marks of a script on a page.
+
+    Raises:
+        ValueError: the page is missing, or has not each mark once, in their order.
+    """
+    content, (begin, end) = page.read_text(encoding="utf-8") if page.is_file() else "", marks_of(script)
+    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
+        raise ValueError(f"{page} must hold the lines {begin} and {end}, once and in this order. Put them there.")
+    head, rest = content.split(begin)
+    with atomically(page) as file:
+        file.write(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
 
 
 def commit() -> str:

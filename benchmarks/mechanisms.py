@@ -11,16 +11,15 @@ rules were changed.
 """
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
-from marks import write_between_marks
+from measure import read_lines, write_between_marks, write_lines
 
+from opd_trl.reproduce import study
 from opd_trl.reproduce.confusion import Results, by_finding, forecasts
 from opd_trl.reproduce.pictures import draw_claim, draw_confusion
 from opd_trl.reproduce.settings import Settings, read_settings
-from opd_trl.reproduce.study import all_jobs, matching, read_lines
 from opd_trl.reproduce.tables import checks_text, claim_text, conditions_text, markdown, monitor_text, preflight_text
 from opd_trl.scripts.recipe_files import find_recipe
 
@@ -33,22 +32,17 @@ SEEDS = 5
 SEEN, FRESH = range(3), range(3, SEEDS)
 
 
-def read(path: Path) -> list[Line]:
-    """Lines of a file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def keep(home: Path, settings: Settings) -> None:
     """Store the lines of a finished study.
 
     Raises:
         SystemExit: steps are missing.
     """
-    jobs = all_jobs(settings, range(SEEDS), list(settings.arms))
-    lines = matching(read_lines(home), jobs)
+    jobs = study.all_jobs(settings, range(SEEDS), list(settings.arms))
+    lines = study.matching(study.read_lines(home), jobs)
     if len(lines) < len(jobs):
         raise SystemExit(f"{home} has {len(lines)} of {len(jobs)} steps. Run opd-trl reproduce mechanisms again.")
-    RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    write_lines(RESULTS, lines)
 
 
 def text(settings: Settings, lines: list[Line]) -> str:
@@ -58,7 +52,11 @@ def text(settings: Settings, lines: list[Line]) -> str:
     for claim in settings.claims.values():
         parts.append(claim_text(settings, claim, results) + f"\n![{claim.title}](images/evidence_{claim.name}.png)\n")
     parts += [preflight_text(settings, results), "![What the pre-flight had said](images/evidence_preflight.png)\n"]
-    parts += [looks_text(settings, lines, read(FIRST_LOOK)), monitor_text(settings, results), conditions_text(lines)]
+    parts += [
+        looks_text(settings, lines, read_lines(FIRST_LOOK)),
+        monitor_text(settings, results),
+        conditions_text(lines),
+    ]
     return "\n".join(parts).strip()
 
 
@@ -101,7 +99,7 @@ def main() -> None:
     settings = read_settings(find_recipe("reproduce/mechanisms"))
     if args.keep:
         keep(args.keep, settings)
-    lines = read(RESULTS)
+    lines = read_lines(RESULTS)
     if args.table:
         print(text(settings, lines))
     if args.write:

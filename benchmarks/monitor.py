@@ -21,10 +21,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from measure import conditions, print_table, write_json
+from trainers import Setup, build_trainer
 from transformers import TrainerCallback
 
+from opd_trl.data import toy_task
 
-QUESTIONS = ("What is a comet?", "Why is the sea salty?", "Who wrote Hamlet?", "How do bees find their way home?")
+
 HOOKS = ("on_log", "on_step_end", "on_epoch_end")
 LIMIT = 0.03
 
@@ -76,35 +78,20 @@ class Turns(TrainerCallback):
         self.spent = 0.0
 
 
-def build_trainer(args, folder: Path):
-    """Full fine-tuning with a teacher of the same size; completions of one length, since EOS is not sampled before."""
-    from datasets import Dataset
-
-    from opd_trl import OPDConfig, OPDTrainer
-    from opd_trl.data import toy_task
-
-    paths = [args.model, args.model]
+def setup_of(args, folder: Path) -> Setup:
+    """Full fine-tuning with a teacher of the same size; by default both are tiny, with random weights."""
+    paths = [args.model or str(folder / name) for name in ("student", "teacher")]
     if args.model is None:
-        paths = [str(folder / name) for name in ("student", "teacher")]
         for seed, path in enumerate(paths):
             toy_task.save(Path(path), seed=seed)
-    rows = [[{"role": "user", "content": QUESTIONS[i % len(QUESTIONS)]}] for i in range(8 * args.prompts)]
-    config = OPDConfig(
-        output_dir=str(folder / "out"),
-        teacher_model_name_or_path=paths[1],
-        max_steps=args.steps + 2,
-        per_device_train_batch_size=args.prompts,
-        max_completion_length=args.completion_tokens,
-        generation_kwargs={"min_new_tokens": args.completion_tokens},
-        use_cpu=True,
-        bf16=False,
-        logging_steps=1,
-        report_to="none",
-        save_strategy="no",
-        disable_tqdm=True,
-        seed=0,
+    return Setup(
+        student=paths[0],
+        teacher=paths[1],
+        output=folder / "out",
+        prompts=args.prompts,
+        completion_tokens=args.completion_tokens,
+        steps=args.steps + 2,
     )
-    return OPDTrainer(model=paths[0], args=config, train_dataset=Dataset.from_dict({"prompt": rows}))
 
 
 def ratio(seconds: list[tuple[bool, float]]) -> tuple[float, float, float]:
@@ -127,7 +114,8 @@ def main() -> None:
     from opd_trl.trainers import opd_trainer
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(args, Path(folder))
+        trainer = build_trainer("OPDTrainer (default)", setup_of(args, Path(folder)))
+        trainer.args.logging_steps = 1
         turns = Turns(trainer, opd_trainer)
         trainer.add_callback(turns)
         trainer.train()

@@ -8,8 +8,8 @@ import gpu_steps
 import pytest
 from gpu_lines import PHASES, RESULTS, STAGES, Results, read
 from gpu_page import NOTHING, page, text
-from internalise_lines import all_cells
-from marks import marks_of
+from internalise import all_cells
+from measure import marks_of
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"

@@ -15,7 +15,7 @@ from gpu_ceilings import short
 from gpu_children import OUT_OF_MEMORY, ChildError, Children, what_failed
 from gpu_lines import Deadline, Results
 from gpu_models import SHAPES, build_tokenizer
-from internalise_lines import ON_POLICY, all_cells
+from internalise import ON_POLICY, all_cells
 
 
 NEVER, PAST = Deadline.after(1e6), Deadline.after(-1)

@@ -1,12 +1,58 @@
+"""`benchmarks/internalise.py`: which cells there are, their lines, and runs that go on where they were stopped."""
+
 import json
 import re
 
 import internalise
 import pytest
-from internalise import RESULTS, main
-from internalise_lines import add_line, read_lines
+from internalise import BEFORE, RESULTS, add_line, all_cells, cell_of, folder_of, main, open_cells, read_cells
+from peft import LoraConfig, get_peft_model
 
-from .lines import CONDITIONS, line, trained
+from tests import tiny
+
+from .lines import CONDITIONS, evaluated, line, trained
+
+
+def test_the_references_come_first_then_seed_after_seed_and_sft_after_what_it_matches():
+    cells = all_cells()
+    assert [cell[1] for cell in cells[:6]] == ["before", "teacher"] * 3
+    assert [cell[2] for cell in cells[6:]] == [0] * 12 + [1] * 12 + [2] * 12
+    for rule, objective, seed in cells[6:]:
+        assert cells.index((rule, objective, seed)) <= cells.index((rule, "sft", seed))
+
+
+def test_a_cell_with_a_line_is_not_run_again(tmp_path):
+    path = tmp_path / "new" / "r.jsonl"
+    assert read_cells(path) == []
+    add_line(path, line(seed=1))
+    add_line(path, line(seed=2))
+    assert open_cells(all_cells(), read_cells(path)) == [
+        cell for cell in all_cells() if cell not in (("json", "jsd", 1), ("json", "jsd", 2))
+    ]
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rule": "json"}', "\n"])
+def test_a_line_that_is_no_cell_is_named(tmp_path, text):
+    path = tmp_path / "r.jsonl"
+    path.write_text(json.dumps(line()) + "\n" + text + "\n")
+    with pytest.raises(ValueError, match="line 2 is no line of a case"):
+        read_cells(path)
+
+
+def test_two_lines_of_a_cell_are_refused(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text(2 * (json.dumps(line()) + "\n"))
+    with pytest.raises(ValueError, match="more than one line"):
+        read_cells(path)
+
+
+def test_sft_takes_the_mean_tokens_of_the_on_policy_cells_of_its_rule_and_seed():
+    lines = [trained("stop_gradient_topk", tokens=4000), trained("forward_kl", tokens=3000)]
+    lines += [trained("jsd", tokens=3500), trained("jsd", seed=1, tokens=1)]
+    assert internalise.token_budget(lines, "json", 0) == 3500
+    with pytest.raises(ValueError, match="needs the tokens of stop_gradient_topk, forward_kl"):
+        internalise.token_budget(lines, "json", 1)
 
 
 def test_a_run_goes_on_from_its_lines_and_keeps_them_when_a_cell_fails(tmp_path, monkeypatch, capsys):
@@ -18,41 +64,83 @@ def test_a_run_goes_on_from_its_lines_and_keeps_them_when_a_cell_fails(tmp_path,
             raise RuntimeError("out of memory")
         return line(*cell, completion_tokens=100, wall_seconds=1.0)
 
-    monkeypatch.setattr(internalise, "run_in_fresh_process", worker)
+    monkeypatch.setattr(internalise, "in_fresh_process", worker)
     argv = ["--results", str(tmp_path / "r.jsonl"), "--output", str(tmp_path), "--rule", "json", "--seed", "0"]
     assert main(argv) == 2
     assert "out of memory" in capsys.readouterr().err
     assert [cell[1] for cell, _ in asked] == ["before", "teacher", "stop_gradient_topk", "forward_kl", "jsd", "sft"]
     assert main(argv) == 2
     assert asked[6:] == [(("json", "sft", 0), 100)]
-    assert len(read_lines(tmp_path / "r.jsonl")) == 5
-    assert all(entry["commit"] for entry in read_lines(tmp_path / "r.jsonl"))
+    assert len(read_cells(tmp_path / "r.jsonl")) == 5
+    assert all(entry["commit"] for entry in read_cells(tmp_path / "r.jsonl"))
 
 
-def write_answers(folder, cell, texts):
-    place = folder / "-".join(map(str, cell))
-    place.mkdir()
-    (place / "answers.json").write_text(json.dumps(texts))
+def retention_of(folder, *more):
+    """The command that evaluates the adapters of a folder."""
+    files = {"--results": "r.jsonl", "--retention-results": "kept.jsonl", "--output": "cells"}
+    paths = [text for flag, name in files.items() for text in (flag, str(folder / name))]
+    return ["--retention", "--model", "student", *paths, *more]
 
 
-def test_stored_answers_are_judged_again_and_a_verdict_that_changed_is_named(tmp_path, capsys):
-    texts = {"greedy": ['{"answer": "Oslo"}', "Oslo"], "sampled": ["7"], "elsewhere": ['{"answer": ']}
-    write_answers(tmp_path, ("json", "jsd", 0), texts)
-    results = tmp_path / "r.jsonl"
-    argv = ["--recheck", "--results", str(results), "--output", str(tmp_path)]
-    add_line(results, line(greedy=[1, 0], sampled=[0], elsewhere=[1]))
-    assert main(argv) == 0
-    assert "4 answers judged again" in capsys.readouterr().out
-    results.unlink()
-    add_line(results, line(greedy=[1, 1], sampled=[0], elsewhere=[1]))
-    assert main(argv) == 2
-    assert "answers.json, greedy 1: its line says 1" in capsys.readouterr().err
+def add_cells(folder, *cells, adapters=True):
+    """Finished cells, with something that looks like their adapters."""
+    for cell in cells:
+        add_line(folder / "r.jsonl", cell)
+        if adapters:
+            place = folder_of(folder / "cells", cell_of(cell)) / "adapter"
+            place.mkdir(parents=True)
+            (place / "adapter_config.json").write_text("{}")
 
 
-def test_a_cell_without_answers_cannot_be_judged_again(tmp_path, capsys):
-    add_line(tmp_path / "r.jsonl", line())
-    assert main(["--recheck", "--results", str(tmp_path / "r.jsonl"), "--output", str(tmp_path)]) == 2
-    assert "json-jsd-0/answers.json is missing" in capsys.readouterr().err
+def test_finished_adapters_are_evaluated_after_the_student_and_those_with_a_line_are_not_again(tmp_path, monkeypatch):
+    asked = []
+
+    def evaluate(cell, model, adapter, output):
+        asked.append((cell, adapter and adapter.parent.name, output.parent.name))
+        if len(asked) == 3:
+            raise RuntimeError("killed")
+        return evaluated(*cell)
+
+    monkeypatch.setattr(internalise, "evaluate", evaluate)
+    add_line(tmp_path / "r.jsonl", line(objective="teacher"))
+    add_cells(tmp_path, trained("jsd"), trained("sft"), trained("jsd", seed=1))
+    assert main(retention_of(tmp_path, "--seed", "0")) == 2
+    assert asked == [
+        (BEFORE, None, "any-before-0"),
+        (("json", "jsd", 0), "json-jsd-0", "json-jsd-0"),
+        (("json", "sft", 0), "json-sft-0", "json-sft-0"),
+    ]
+    assert main(retention_of(tmp_path)) == 0
+    assert [cell for cell, *_ in asked[3:]] == [("json", "sft", 0), ("json", "jsd", 1)]
+    assert len(read_cells(tmp_path / "kept.jsonl")) == 4
+
+
+def test_a_finished_cell_without_its_adapter_is_named_before_anything_is_run(tmp_path, capsys):
+    add_cells(tmp_path, trained("jsd"), adapters=False)
+    assert main(retention_of(tmp_path)) == 2
+    assert "json-jsd-0/adapter holds no adapter" in capsys.readouterr().err
+    assert not (tmp_path / "kept.jsonl").exists()
+
+
+def test_an_adapter_is_evaluated_by_the_command_with_all_questions_and_texts_in_the_order_of_their_ids(tmp_path):
+    model, adapter, output = tiny.save(tmp_path / "student"), tmp_path / "cell" / "adapter", tmp_path / "cell" / "out"
+    get_peft_model(tiny.build_model(), LoraConfig(task_type="CAUSAL_LM")).save_pretrained(adapter)
+    found = internalise.evaluate(("json", "jsd", 0), model, adapter, output)
+    samples = [json.loads(text) for text in (output / "samples.jsonl").read_text().splitlines()]
+    rights = {sample["problem"]: int(sample["correct"]) for sample in samples if sample["part"] == "tasks"}
+    assert found["tasks"] == [rights[problem] for problem in sorted(rights)]
+    assert (len(found["tasks"]), len(found["nats_per_byte"])) == (60, 30)
+    assert all(nats > 0 for nats in found["nats_per_byte"])
+    assert cell_of(found) == ("json", "jsd", 0)
+    assert str(tmp_path) not in json.dumps(found)
+    identity = json.loads((output / "run.json").read_text())
+    assert (identity["model"]["path"], identity["adapter"]["path"]) == (model, str(adapter))
+
+
+def test_an_evaluation_that_fails_names_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match=r"status 2; its log: .*retention\.log"):
+        internalise.evaluate(BEFORE, str(tmp_path / "none"), None, tmp_path / "cell" / "retention")
+    assert "none" in (tmp_path / "cell" / "retention.log").read_text()
 
 
 def test_the_plot_is_written(tmp_path):
@@ -72,6 +160,6 @@ def test_without_a_finished_cell_there_is_nothing_to_show(tmp_path, monkeypatch,
 
 
 def test_the_results_that_are_kept_here_hold_one_verdict_per_question():
-    for entry in read_lines(RESULTS):
+    for entry in read_cells(RESULTS):
         assert {len(entry[name]) for name in ("greedy", "sampled", "elsewhere")} == {48}
         assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", entry["commit"])

@@ -8,11 +8,6 @@ FOLLOWS = {
     "pirate": ["Arr, the capital be Oslo.", "Arr, rub the slices with lemon juice!"],
     "json": ['{"answer": "Carrots"}', ' {"answer": "The capital is Oslo."}\n'],
     "bullets": ["- Oslo.", "- The capital is Oslo.\n- It lies by the sea.\n"],
-    "over_and_out": [
-        "The capital is Oslo. Over and out.",
-        "It weighs 3.5 tons. Over and out.",
-        "Don't panic, stay calm! Over and out.",
-    ],
 }
 FAILS = {
     "pirate": ["Arr, aye, aye, aye, aye.", "The capital is Oslo."],
@@ -41,17 +36,6 @@ FAILS = {
         "-",
         "* Oslo.",
         "",
-    ],
-    "over_and_out": [
-        "Over and out.",
-        "Oslo. Over and out.",  # one word says nothing
-        "The capital is Oslo.",
-        "The capital is Oslo. Over and out. Over and out.",
-        "The capital is Oslo. It lies by the sea. Over and out.",
-        "The capital is Oslo Over and out.",
-        "The capital is Oslo. Over and out. It lies by the sea.",
-        "over and out and over and out and over. Over and out.",
-        "and on and on and on and on and on. Over and out.",
     ],
 }
 

@@ -3,13 +3,14 @@ from pathlib import Path
 import internalise_table as table
 import numpy as np
 import pytest
-from internalise import RESULTS, RETENTION, main
-from internalise_lines import add_line, all_cells, read_lines
+from internalise import RESULTS, RETENTION, add_line, all_cells, main, read_cells
+from measure import marks_of
 
 from .lines import CONDITIONS, evaluated, line, trained
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
+BEGIN, END = marks_of("internalise")
 
 
 def rows(text):
@@ -55,6 +56,7 @@ def test_a_difference_is_taken_question_by_question_over_the_seeds_that_both_hav
     assert (name, seeds) == ("JSD 0.5", "1")
     # The same questions right and wrong: no difference; no resample shows one, so the exact bound stands in.
     assert greedy == "+0.00 [-0.60, +0.60]"
+    assert table.differences(table.by_rule([trained("jsd")])) == ""
 
 
 def test_the_sign_of_a_difference_is_that_of_the_objective_minus_the_baseline():
@@ -81,7 +83,8 @@ def test_retention_holds_the_cells_nats_and_the_evaluated_texts_and_questions():
 @pytest.mark.parametrize("kept", [[], [evaluated("json", "jsd", 0)]])
 def test_without_the_students_own_evaluation_there_is_no_change_to_show(kept):
     lines = [line(objective="before", retention=3.25), trained("jsd")]
-    assert rows(table.retention(table.by_rule(lines), kept))[0][4:] == ["", "", ""]
+    (row,) = rows(table.retention(table.by_rule(lines), kept))
+    assert row == ["JSON object", "JSD 0.5", "0", "+0.250 (+0.250 to +0.250)"]
 
 
 def test_evaluations_of_different_protocols_are_not_put_into_one_table():
@@ -109,19 +112,19 @@ def test_the_command_prints_and_writes_the_same_tables_and_leaves_the_rest_of_th
     for cell in (line(objective="before", retention=3.25), trained("jsd"), trained("forward_kl")):
         add_line(tmp_path / "r.jsonl", cell | CONDITIONS)
     page = tmp_path / "page.md"
-    page.write_text(f"# Before\n\n{table.BEGIN}\nold\n{table.END}\n\nafter\n")
+    page.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
     argv = ["--results", str(tmp_path / "r.jsonl"), "--retention-results", str(tmp_path / "none.jsonl")]
     assert main([*argv, "--table"]) == 0
     printed = capsys.readouterr().out.strip()
     for _ in range(2):
         assert main([*argv, "--write", str(page)]) == 0
-        assert page.read_text() == f"# Before\n\n{table.BEGIN}\n\n{printed}\n\n{table.END}\n\nafter\n"
+        assert page.read_text() == f"# Before\n\n{BEGIN}\n\n{printed}\n\n{END}\n\nafter\n"
     assert "cells are missing" in printed
     assert "machine m; date 2026-01-01" in printed
 
 
 def test_the_page_of_results_shows_the_lines_that_are_kept_here():
-    text = PAGE.read_text(encoding="utf-8").split(table.BEGIN)[1].split(table.END)[0].strip()
-    assert text == table.tables(read_lines(RESULTS), read_lines(RETENTION)), (
+    text = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
+    assert text == table.tables(read_cells(RESULTS), read_cells(RETENTION)), (
         "python benchmarks/internalise.py --write docs/results.md"
     )

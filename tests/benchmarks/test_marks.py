@@ -1,7 +1,7 @@
 """Parts of pages that scripts write."""
 
 import pytest
-from marks import marks_of, write_between_marks
+from measure import marks_of, write_between_marks
 
 
 BEGIN, END = marks_of("script")

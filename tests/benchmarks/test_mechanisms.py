@@ -4,7 +4,7 @@ from pathlib import Path
 
 import mechanisms
 import pytest
-from marks import marks_of
+from measure import marks_of
 
 from opd_trl.reproduce.settings import read_settings
 from opd_trl.reproduce.study import all_jobs, key_of
@@ -23,14 +23,14 @@ def cells(table: str) -> list[list[str]]:
 def test_every_step_of_the_study_is_kept_under_the_settings_of_the_recipe():
     own = read_settings(find_recipe("reproduce/mechanisms"))
     jobs = all_jobs(own, range(mechanisms.SEEDS), list(own.arms))
-    assert [key_of(line) for line in mechanisms.read(mechanisms.RESULTS)] == [job.key for job in jobs]
+    assert [key_of(line) for line in mechanisms.read_lines(mechanisms.RESULTS)] == [job.key for job in jobs]
 
 
 def test_the_page_shows_the_lines_that_are_kept_here():
     own = read_settings(find_recipe("reproduce/mechanisms"))
     begin, end = marks_of("mechanisms")
     text = PAGE.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip()
-    assert text == mechanisms.text(own, mechanisms.read(mechanisms.RESULTS)), (
+    assert text == mechanisms.text(own, mechanisms.read_lines(mechanisms.RESULTS)), (
         "python benchmarks/mechanisms.py --write docs/evidence.md --plot docs/images"
     )
 
