@@ -19,9 +19,8 @@ from ..trainers.opd_trainer import OPDTrainer
 from ..trainers.opsd_config import OPSDConfig
 from ..trainers.opsd_trainer import OPSDTrainer
 from .controls import ConstantPenaltyTrainer
-from .measures import measure, right_answer
-from .models import ON_CPU, fit, load_model, load_tokenizer, teacher_text
-from .picks import measure_picks
+from .measures import measure, measure_picks, right_answer
+from .models import ON_CPU, fit, load, teacher_text
 from .settings import SELF, Arm, Settings
 from .task import Row, Source, asked_row, asked_rows, problems_of
 
@@ -49,19 +48,12 @@ HELD_OUT = 192
 
 
 def run_arm(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
-    """Run it.
-
-    Args:
-        arm: what to run.
-        seed: of data, sampling and the models that it starts from.
-        settings: of the study.
-        home: folder of the seed, with the models; the run goes to `runs/<arm>` in it.
-    """
+    """Train and measure an arm; `home` is the folder of its seed, with the models; the run goes to `runs/<arm>`."""
     start = time.perf_counter()
     if arm.trainer == "sft":
         count = settings.training["max_steps"] * settings.training["per_device_train_batch_size"]
         text = teacher_text(home / arm.teacher, count, part="opd", prompts=arm.prompts, seed=seed)
-        student, tokenizer = load_model(home / arm.student), load_tokenizer(home / arm.student)
+        student, tokenizer = load(home / arm.student)
         fit(student, tokenizer, text, sft_fields(settings), seed=seed)
         line: Line = {"curves": {}, "last": {}, "warnings": None}
     else:
@@ -76,11 +68,7 @@ def run_arm(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
 
 
 def forecast(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
-    """The pre-flight's verdict and figures on the trainer of an arm, which trains nothing.
-
-    Args:
-        arm, seed, settings, home: as in `run_arm`.
-    """
+    """The pre-flight's verdict and figures on the trainer of an arm, which trains nothing."""
     preflight = Preflight(build(arm, seed, settings=settings, home=home), **settings.preflight, judge=judge_answers)
     run_checks(preflight, FORECAST)
     return {
@@ -110,7 +98,7 @@ def build(arm: Arm, seed: int, *, settings: Settings, home: Path) -> OPDTrainer:
     args = arguments(arm, settings, seed=seed, folder=home / "runs" / arm.name)
     count = args.max_steps * args.per_device_train_batch_size
     rows = asked_rows(count, part="opd", prompts=arm.prompts, context=arm.context, seed=seed)
-    student, tokenizer = load_model(home / arm.student), load_tokenizer(home / arm.student)
+    student, tokenizer = load(home / arm.student)
     options = {"args": args, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
     if arm.teacher == SELF:
         return OPSDTrainer(student, **options)
@@ -153,7 +141,7 @@ def rounded(value: float) -> float:
 def outcome(arm: Arm, model, tokenizer, *, settings: Settings, home: Path, seed: int) -> Line:
     """What the trained student of an arm can do: the `result` of its line."""
     if arm.prompts == "pick":
-        teacher = load_model(home / arm.teacher_model)
+        teacher, _ = load(home / arm.teacher_model)
         contexts = [None] if arm.context is None else arm.context.split(" or ")
         top_k = (settings.training | (arm.fields or {}))["loss_top_k"]
         return measure_picks(model, teacher, tokenizer, contexts=contexts, top_k=top_k)
@@ -182,5 +170,5 @@ def reference(model: str, prompts: str, context: str | None, seed: int, *, setti
     """Figures of a model that nothing was done to: a student before, or a teacher with its context."""
     if prompts == "pick":
         return {}
-    student, tokenizer = load_model(home / model), load_tokenizer(home / model)
+    student, tokenizer = load(home / model)
     return on_problems(student, tokenizer, prompts, context, part="test", settings=settings, seed=seed)

@@ -89,11 +89,7 @@ class Results:
 class Forecast:
     """What the pre-flight said of a run, and whether the run then worked.
 
-    Attributes:
-        arm, seed: the run.
-        verdict: `ok`, `fix` or `stop`.
-        doubts: names of the findings that said fix or stop.
-        worked: did it?
+    The `verdict` is `ok`, `fix` or `stop`; `doubts` names the findings that said fix or stop.
     """
 
     arm: str

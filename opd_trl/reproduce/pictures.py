@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..diagnostics.plots import COLOURS, new_figure
+from .comparisons import t_interval
 from .confusion import WORKED, Line, Results, forecasts
-from .intervals import t_interval
 from .settings import Arm, Settings
 from .tables import WORDS, report
 

@@ -67,17 +67,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and the arms that speak to it.
+    """A claim, `text` under the heading `title`, and the arms that speak to it, in the order of its table.
 
     Attributes:
-        name: of the claim.
-        title: heading.
-        text: what is claimed.
-        arms: in the order of the table.
         against: the arm that the others are compared with.
         figures: log names that the table and the picture show beside the outcome.
         checks: pairs (above, below): the claim wants the first to end above the second. Each is an arm, for its
-            outcome, or `arm:figure`; see `claim_checks.figure`.
+            outcome, or `arm:figure`; see `comparisons.figure`.
     """
 
     name: str

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
-from .claim_checks import checked
+from .comparisons import checked, paired, shown, t_interval
 from .confusion import DOUBTS, WORKED, Line, Results, by_finding, by_rule, counts, doubts_of, forecasts
-from .intervals import paired, shown, t_interval
 from .settings import Arm, Claim, Settings
 
 

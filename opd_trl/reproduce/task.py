@@ -35,12 +35,7 @@ NUM_PICKS = 100
 
 
 class Style:
-    """How the worked steps of a solution are written.
-
-    Args:
-        words: from the commonest to the rarest.
-        from_the_right: add the digits from the last to the first.
-    """
+    """How steps are written: with which words, the commonest first, and whether from the last digit to the first."""
 
     def __init__(self, words: str = WORDS, *, from_the_right: bool = False):
         self.words, self.from_the_right = words, from_the_right
@@ -104,13 +99,7 @@ def as_prompt(text: str, context: str | None = None) -> list[dict[str, str]]:
 
 
 class Source:
-    """Draws rows of one part of the problems.
-
-    Args:
-        part: of `PARTS`.
-        seed: of everything drawn.
-        style: in which solutions are written.
-    """
+    """Draws from one of the `PARTS` of the problems; solutions are written in a style."""
 
     def __init__(self, part: str, *, seed: int, style: Style = OWN_STYLE):
         self.problems = problems_of(part)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from opd_trl.reproduce.claim_checks import checked, figure
+from opd_trl.reproduce.comparisons import checked, figure
 from opd_trl.reproduce.confusion import Results, by_finding, counts, forecasts
 from opd_trl.reproduce.tables import report
 
