@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from opd_trl.planning.advice import advice
 from opd_trl.planning.component import total, verdict
 from opd_trl.planning.sizing import estimate
+from opd_trl.planning.totals import advice
 from opd_trl.planning.workload import Engine, Teacher, Workload, engines
 from tests.planning.sized import DDP, SINGLE, ZERO1, ZERO2, ZERO3
 
