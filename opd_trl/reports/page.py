@@ -11,16 +11,16 @@ from typing import Any
 import jinja2
 from jinja2.utils import htmlsafe_json_dumps
 from markupsafe import Markup
+from rich.progress import track
 
 import opd_trl
 
 from ..durable import atomically
 from . import words
-from .charts import Drawn, Section, drawn_sections
-from .drawing import curves, marks, points_per_curve, write_pictures
+from .charts import Drawn, drawn_sections
+from .page_data import page_data
 from .reading import RunLogError, read_run
 from .runs import Run
-from .samples import full_colour, page_samples
 from .summary import figures
 
 
@@ -100,42 +100,6 @@ def extremes(run: Run) -> dict[str, dict[str, float]]:
     }
 
 
-def page_data(runs: list[Run], figures: dict[str, Any], sections: list[tuple[Section, list[Drawn]]]) -> dict[str, Any]:
-    """What the page's script draws: charts, and for each run its curves, marks, warnings and samples."""
-    charts = [drawn for _, found in sections for drawn in found]
-    names = {name for drawn in charts for name in drawn.metrics}
-    samples = page_samples([run.samples for run in runs])
-    points = points_per_curve(runs)
-    return {
-        "charts": [
-            {
-                "key": drawn.chart.key,
-                "title": drawn.chart.title,
-                "unit": drawn.chart.unit,
-                "limits": list(drawn.chart.limits),
-                "lines": [{"metric": name, "label": label} for name, label in drawn.metrics.items()],
-            }
-            for drawn in charts
-        ],
-        "fullColour": {key: full_colour(samples, key) for key in ("d", "r")},
-        "runs": [
-            {
-                "name": known["name"],
-                **curves(run, names, points),
-                "notFinite": marks(run, names),
-                "resumedAt": [step for step in run.resumed_at if step > 0],
-                "warnings": [
-                    {"step": line["step"], "figure": line["metric"], "rule": str(line["rule"])}
-                    for line in known["warnings"]
-                    if not line["superseded"]
-                ],
-                "samples": found,
-            }
-            for run, known, found in zip(runs, figures["runs"], samples, strict=True)
-        ],
-    }
-
-
 PAGE = "report.html"
 
 
@@ -163,3 +127,31 @@ def write_report(args: argparse.Namespace, now: datetime | None = None) -> tuple
     if args.png is not None:
         written += write_pictures(runs, found, args.png)
     return found, written
+
+
+def write_pictures(runs: list[Run], figures: dict[str, Any], folder: Path) -> list[Path]:
+    """Draw one PNG for each chart into `folder` and return their paths."""
+    from ..diagnostics.plots import Curve, Panel, plot_curves
+
+    names = [run["name"] for run in figures["runs"]]
+    sections = drawn_sections({name for run in runs for name in run.series})
+    charts = [drawn for _, found in sections for drawn in found]
+    paths = []
+    for drawn in track(charts, description="Drawing the PNGs", transient=True):
+        curves = [
+            Curve(run.series[metric].steps, run.series[metric].values, label, name if len(runs) > 1 else "")
+            for run, name in zip(runs, names, strict=True)
+            for metric, label in drawn.metrics.items()
+            if metric in run.series
+        ]
+        warnings = [
+            line["step"]
+            for run in figures["runs"]
+            for line in run["warnings"]
+            if line["metric"] in drawn.metrics and not line["superseded"]
+        ]
+        chart = drawn.chart
+        title = f"{chart.title} ({chart.unit})" if chart.unit else chart.title
+        path = folder / f"{chart.key}.png"
+        paths.append(plot_curves(curves, Panel(title, drawn.metrics), path, marks=warnings))
+    return paths

@@ -66,17 +66,10 @@ class Log:
 
 
 def read_run(folder: Path) -> Run:
-    """Read the run log of a run.
+    """Read the run log of a run: `folder` is its `output_dir`, or the `run_log` inside it.
 
-    Args:
-        folder: the `output_dir` of the run, or the `run_log` inside it.
-
-    Returns:
-        What was logged. Where a session was resumed, its steps replace those that earlier sessions logged after the
-        step that it started from.
-
-    Raises:
-        RunLogError: no such folder, no run log in it, or one of a newer format. The message says what was found.
+    Where a session was resumed, its steps replace those that earlier sessions logged after the step that it started
+    from. Raises RunLogError where there is no such folder, no run log in it, or one of a newer format.
     """
     home = find_log(folder)
     header, unread = read_header(home / "run.json"), Unread()

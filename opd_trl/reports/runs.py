@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 
-FINISHED, STOPPED, OPEN = "finished", "stopped by the monitor", "no end recorded"
+OPEN = "no end recorded"
 
 
 class Column:

@@ -6,10 +6,9 @@ from matplotlib.image import imread
 
 from opd_trl.diagnostics.plots import COLOURS, Curve, Panel, plot_curves
 from opd_trl.reports.charts import SECTIONS, drawn_sections
-from opd_trl.reports.drawing import curves, thinned
+from opd_trl.reports.page_data import BUDGET, MAX_TOKENS, curves, full_colour, page_samples, size, thinned
 from opd_trl.reports.reading import read_run
 from opd_trl.reports.runs import Series
-from opd_trl.reports.samples import BUDGET, MAX_TOKENS, full_colour, page_samples, size
 from opd_trl.reports.summary import cost
 from tests.reports.made import log_line, sample, whole_run, write_run
 
