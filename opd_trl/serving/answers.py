@@ -30,14 +30,7 @@ def pieces(content: bytes) -> Iterator[memoryview]:
 
 
 class CompletionsAnswer:
-    """The JSON of `/v1/completions`, made while it is sent: whole, it can take gigabytes.
-
-    Args:
-        name: the model's.
-        prompts: token ids.
-        scores: of each prompt.
-        tokenizer: for the texts of the tokens.
-    """
+    """The JSON of `/v1/completions`, made while it is sent: whole, it can take gigabytes."""
 
     def __init__(
         self,

@@ -63,13 +63,7 @@ class LargeFile(FileResponse):
 
 
 class Service:
-    """What the routes do: check, score one forward at a time, answer.
-
-    Args:
-        scorer: the model.
-        name: under which it is served.
-        limits: of a request.
-    """
+    """What the routes do: check, score one forward at a time, answer. `name` is that under which a model is served."""
 
     def __init__(self, scorer: Scorer, name: str, limits: Limits):
         self.scorer, self.name, self.limits = scorer, name, limits

@@ -12,13 +12,7 @@ TYPES = {401: "authentication_error", 500: "server_error", 503: "overloaded_erro
 
 
 class Refusal(Exception):
-    """An answer that is an error.
-
-    Args:
-        status: HTTP status.
-        message: what was given, what was expected, what to do.
-        headers: of the response.
-    """
+    """An answer that is an error: its message says what was given, what was expected, and what to do."""
 
     def __init__(self, status: int, message: str, **headers: str):
         super().__init__(message)

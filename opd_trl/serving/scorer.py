@@ -37,13 +37,7 @@ class PromptScores(NamedTuple):
 
 @dataclass(frozen=True)
 class Scorer:
-    """A frozen model, its head and its tokenizer.
-
-    Args:
-        model: in evaluation mode.
-        tokenizer: of the model.
-        max_length: longest sequence in tokens.
-    """
+    """A frozen model in evaluation mode and its tokenizer; `max_length` is the longest sequence in tokens."""
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase

@@ -17,11 +17,9 @@ PART = "math"
 
 
 class MathSuite(Suite):
-    """Mathematics, judged by math-verify within a limit.
+    """Mathematics, judged by math-verify within the protocol's limits.
 
-    Args:
-        problems: with answers. Those whose own answer cannot be judged are left out and counted.
-        protocol: limits of the judge.
+    Problems whose own answer cannot be judged are left out and counted.
     """
 
     def __init__(self, problems: ProblemSet, protocol: Protocol) -> None:

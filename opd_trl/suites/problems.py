@@ -40,13 +40,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class ProblemSet:
-    """The problems of a file or data set, no two of them the same.
-
-    Args:
-        source: file or data set.
-        problems: in the file's order.
-        dropped: how many rows are left out, by reason.
-    """
+    """The problems of a file or data set, in its order, no two of them the same; and what was left out, by reason."""
 
     source: str
     problems: list[Problem]

@@ -104,31 +104,18 @@ def score_texts(texts: Sequence[str], tokenizer, scorer: Scorer, *, batch_size: 
     return [scores[i] for i in range(len(texts))]
 
 
-def per_token(scores: Sequence[TextScore]) -> float:
-    """Mean negative log-likelihood in nats per token, every token weighing the same.
+def pooled(scores: Sequence[TextScore]) -> dict[str, float]:
+    """Perplexity and nats of all texts together, every token or byte weighing the same.
 
-    >>> per_token([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)])
-    2.0
-    """
-    return sum(score.nats for score in scores) / sum(score.num_tokens for score in scores)
-
-
-def per_byte(scores: Sequence[TextScore]) -> float:
-    """Mean negative log-likelihood in nats per byte, every byte weighing the same.
-
-    >>> per_byte([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)])
+    >>> pooled([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)])["nats per byte, pooled"]
     0.5
     """
-    return sum(score.nats for score in scores) / sum(score.num_bytes for score in scores)
-
-
-def perplexity(scores: Sequence[TextScore]) -> float:
-    """The exponential of nats per token: perplexity.
-
-    >>> round(perplexity([TextScore(6.0, 2, 8), TextScore(2.0, 2, 8)]), 3)
-    7.389
-    """
-    return math.exp(per_token(scores))
+    nats, tokens, size = (sum(column) for column in zip(*scores, strict=True))
+    return {
+        "perplexity": math.exp(nats / tokens),
+        "nats per token, pooled": nats / tokens,
+        "nats per byte, pooled": nats / size,
+    }
 
 
 TASKS, TEXTS = "tasks", "texts"
@@ -169,13 +156,8 @@ class RetentionSuite(Suite):
         ]
 
     def figures(self, samples: list[Sample]) -> dict[str, float]:
-        """Perplexity and nats of all texts together, every token or byte weighing the same."""
-        scores = [TextScore(s["nats"], s["tokens"], s["bytes"]) for s in samples if s["part"] == TEXTS]
-        return {
-            "perplexity": perplexity(scores),
-            "nats per token, pooled": per_token(scores),
-            "nats per byte, pooled": per_byte(scores),
-        }
+        """Perplexity and nats of all texts together."""
+        return pooled([TextScore(s["nats"], s["tokens"], s["bytes"]) for s in samples if s["part"] == TEXTS])
 
 
 def accepted(problem: Problem) -> list[str]:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from opd_trl.suites.retention_suite import gives_answer, make_scorer, per_byte, per_token, perplexity, score_texts
+from opd_trl.suites.retention_suite import gives_answer, make_scorer, pooled, score_texts
 from tests import tiny
 
 
@@ -25,9 +25,10 @@ def test_every_token_weighs_the_same_whatever_its_text():
     model, tokenizer = tiny.build_model().eval(), tiny.build_tokenizer()
     scores = score_texts(TEXTS, tokenizer, make_scorer(model))
     total, tokens = sum(score.nats for score in scores), sum(score.num_tokens for score in scores)
-    assert per_token(scores) == pytest.approx(total / tokens)
-    assert perplexity(scores) == pytest.approx(math.exp(total / tokens))
-    assert per_byte(scores) == pytest.approx(per_token(scores))
+    found = pooled(scores)
+    assert found["nats per token, pooled"] == pytest.approx(total / tokens)
+    assert found["perplexity"] == pytest.approx(math.exp(total / tokens))
+    assert found["nats per byte, pooled"] == pytest.approx(total / tokens)
 
 
 def test_a_text_that_is_too_short_to_score_is_named():
