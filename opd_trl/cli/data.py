@@ -1,7 +1,6 @@
 r"""`opd-trl data`: from data sets, generators and teachers to the rows that training and evaluation read."""
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from rich.table import Table
 from ..data import jobs
 from ..data.adapters import ADAPTERS
 from ..data.procedural import task_names
-from .terminal import columns, command_parser, json_object, progress
+from .terminal import columns, command_parser, json_object, progress, refused
 
 
 DESCRIPTION = """\
@@ -221,8 +220,7 @@ def main(argv: list[str]) -> int:
     try:
         work[args.command]()
     except ValueError as error:  # DataError among them
-        print(f"opd-trl data {args.command}: error: {error}", file=sys.stderr)
-        return 2
+        return refused(f"opd-trl data {args.command}", error)
     return 0
 
 

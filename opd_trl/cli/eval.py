@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from .terminal import command_parser, progress
+from .terminal import command_parser, progress, refused
 
 
 DESCRIPTION = """\
@@ -91,8 +91,7 @@ def main(argv: list[str]) -> int:
     try:
         result = evaluate(args, bar=progress, say=lambda line: print(line, file=sys.stderr))
     except (ValueError, ImportError) as error:
-        print(f"opd-trl eval: error: {error}", file=sys.stderr)
-        return 2
+        return refused("opd-trl eval", error)
     except KeyboardInterrupt:
         print("opd-trl eval: interrupted. The samples are kept; the same command goes on.", file=sys.stderr)
         return 130

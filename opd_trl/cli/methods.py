@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import textwrap
 
 import yaml
@@ -10,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..trainers.published_methods import METHODS, find_method
+from .terminal import refused
 
 
 DESCRIPTION = """\
@@ -38,8 +38,7 @@ def main(argv: list[str]) -> int:
     try:
         chosen = METHODS if args.name is None else {args.name: find_method(args.name)}
     except ValueError as error:
-        print(f"opd-trl methods: error: {error}", file=sys.stderr)
-        return 2
+        return refused("opd-trl methods", error)
     if args.json:
         print(json.dumps({name: vars(method) for name, method in chosen.items()}, indent=2))
     elif args.name is None:

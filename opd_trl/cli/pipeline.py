@@ -16,7 +16,7 @@ from .pipelines.child import Ended, locked, signals_end_the_pipeline
 from .pipelines.document import read_pipeline
 from .pipelines.record import read_record
 from .pipelines.runner import Outcome, Run, execute
-from .terminal import command_parser
+from .terminal import command_parser, refused
 
 
 NAME = "opd-trl pipeline"
@@ -77,8 +77,7 @@ def main(argv: list[str]) -> int:
         with signals_end_the_pipeline():
             return run(args)
     except ValueError as error:
-        print(f"{NAME}: error: {error}", file=sys.stderr)
-        return 2
+        return refused(NAME, error)
     except Ended as ended:
         print(f"{NAME}: {ended}", file=sys.stderr)
         return 128 + ended.number

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..planning.component import gib
-from .terminal import command_parser
+from .terminal import command_parser, refused
 
 
 USAGE = """\
@@ -78,8 +77,7 @@ def main(argv: list[str]) -> int:
         if path is not None:
             path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     except (ValueError, ImportError, OSError) as error:
-        print(f"opd-trl plan: error: {error}", file=sys.stderr)
-        return 2
+        return refused("opd-trl plan", error)
 
     show(figures)
     return int(figures["verdict"] == "does not fit")

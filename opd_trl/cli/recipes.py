@@ -3,7 +3,6 @@
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from ..scripts.recipe_files import (
     read_recipe,
     recipe_names,
 )
+from .terminal import refused
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -49,8 +49,7 @@ def main(argv: list[str]) -> int:
     try:
         actions[args.command]()
     except (ValueError, FileExistsError) as error:
-        print(f"opd-trl recipes: error: {error}", file=sys.stderr)
-        return 2
+        return refused("opd-trl recipes", error)
     return 0
 
 

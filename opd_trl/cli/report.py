@@ -1,12 +1,11 @@
 """`opd-trl report`: one HTML page, and PNGs, from the run logs of training runs."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..reports.page import write_report
 from ..reports.reading import RunLogError
-from .terminal import command_parser
+from .terminal import command_parser, refused
 
 
 DESCRIPTION = """\
@@ -54,8 +53,7 @@ def main(argv: list[str]) -> int:
     try:
         figures, written = write_report(args)
     except (RunLogError, OSError) as error:
-        print(f"opd-trl report: error: {error}", file=sys.stderr)
-        return 2
+        return refused("opd-trl report", error)
     for run in figures["runs"]:
         count = sum(not line["superseded"] for line in run["warnings"])
         print(f"{run['name']}: {run['headline']}; {count} warning{'s' * (count != 1)}")

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..reproduce.settings import SettingsError, read_settings
 from ..reproduce.study import all_jobs, key_of, matching, read_lines, run
 from ..reproduce.tables import summary
 from ..scripts.recipe_files import find_recipe
-from .terminal import command_parser, progress
+from .terminal import command_parser, progress, refused
 
 
 DESCRIPTION = """
@@ -65,8 +64,7 @@ def main(argv: list[str]) -> int:
     try:
         return reproduce(args)
     except (SettingsError, OSError) as error:
-        print(f"opd-trl reproduce: error: {error}", file=sys.stderr)
-        return 2
+        return refused("opd-trl reproduce", error)
 
 
 def reproduce(args: argparse.Namespace) -> int:

@@ -2,11 +2,10 @@
 
 import argparse
 import os
-import sys
 
 from .. import API_KEY_VARIABLE
 from ..serving.start import InputError, bind, check, end_on_signals
-from .terminal import json_object
+from .terminal import json_object, refused
 
 
 DESCRIPTION = """\
@@ -62,8 +61,7 @@ def main(argv: list[str]) -> int:
 
             serve(args, sock, key)
     except InputError as error:
-        print(f"{NAME}: error: {error}", file=sys.stderr)
-        return 2
+        return refused(NAME, error)
     return 0
 
 

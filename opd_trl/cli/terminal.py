@@ -47,6 +47,12 @@ def columns(text: str) -> dict[str, str]:
     return found
 
 
+def refused(prog: str, error: Exception) -> int:
+    """Say in one line why a command cannot do what is asked, and return the exit status of bad input."""
+    print(f"{prog}: error: {error}", file=sys.stderr)
+    return 2
+
+
 STYLES = {"ok": "green", "fix": "yellow", "stop": "bold red", "not run": "dim"}
 
 
@@ -63,11 +69,7 @@ def run_check(
 ) -> int:
     """Run a check of a training run and print what it found; return the exit status: 1 where it says stop.
 
-    Args:
-        prog: the command, as errors call it.
-        argv: its arguments.
-        check: from the arguments to the figures, and the file to write them to as JSON.
-        show: prints the figures.
+    `check` makes figures of the arguments, and says which file to write them to as JSON; `show` prints them.
     """
     from ..teachers import TeacherServerError
 
@@ -77,22 +79,17 @@ def run_check(
         if path is not None:
             path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     except (ValueError, ImportError, OSError, TeacherServerError) as error:
-        print(f"{prog}: error: {error}", file=sys.stderr)
-        return 2
+        return refused(prog, error)
     show(figures, console)
     return int(figures["verdict"] == "stop")
 
 
 @contextlib.contextmanager
 def progress(title: str, total: int | None, console: Console | None = None) -> Iterator[Callable[..., None]]:
-    """A progress bar where somebody looks; yields `advance(done=None, note=None)`.
+    """A progress bar where somebody looks, on the error stream by default; yields `advance(done=None, note=None)`.
 
-    Args:
-        title: stands before the bar.
-        total: steps to come; None where that is not known.
-        console: where to; the error stream by default, so that what a command prints can be piped.
-
-    `advance()` counts one step more; `advance(done)` sets how many are done; `note` stands behind the bar.
+    `total` is None where it is not known how many steps are to come. `advance()` counts one step more;
+    `advance(done)` sets how many are done; `note` stands behind the bar.
     """
     columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     columns += (TimeElapsedColumn(), TimeRemainingColumn())

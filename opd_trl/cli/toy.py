@@ -1,12 +1,11 @@
 """`opd-trl toy`: a tiny model and its task, written in seconds, without network."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from ..data.files import DataError
 from ..data.toy_task import write
-from .terminal import command_parser
+from .terminal import command_parser, refused
 
 
 DESCRIPTION = r"""
@@ -50,6 +49,5 @@ def main(argv: list[str]) -> int:
     try:
         print(write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite))
     except DataError as error:
-        print(f"opd-trl toy: error: {error}", file=sys.stderr)
-        return 2
+        return refused("opd-trl toy", error)
     return 0

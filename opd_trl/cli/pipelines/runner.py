@@ -37,11 +37,8 @@ class Outcome:
 class Run:
     """A run of a pipeline: decides which stages run, runs them, and keeps the record.
 
-    Args:
-        pipeline: what to run.
-        lines: the checked arguments of each stage.
-        record: what earlier runs have written down; changed as stages run.
-        say: prints one line for the user.
+    `lines` are the checked arguments of each stage, `record` is what earlier runs have written down, and `say` prints
+    one line for the user.
     """
 
     pipeline: Pipeline
