@@ -1,5 +1,6 @@
 """From a causal language model to the hidden states of the completion and the head that reads them."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -23,6 +24,8 @@ MULTIMODAL_KEYS = (
     "mm_token_type_ids",
     "image_position_ids",
 )
+# Those of them that have an entry for each token.
+PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -94,6 +97,11 @@ def completion_hidden_states(
         None.
     """
     model = causal_lm(model)
+    if "pixel_values" in multimodal and "pixel_values" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            f"the batch has images, and {type(model).__name__} reads text alone: it would score the answers without "
+            "the pictures. Use a vision-language model."
+        )
     kwargs = {"output_router_logits": True} if router_loss else {}
     outputs = model.base_model(
         input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs, **multimodal

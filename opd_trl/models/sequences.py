@@ -1,5 +1,7 @@
 """Prompts and completions as padded tensors: side by side, and which hidden states predict the completion."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,12 @@ def left_pad(sequences: list[list[int]], *, pad_token_id: int, device: torch.dev
     ids = torch.tensor([[pad_token_id] * (width - len(row)) + list(row) for row in sequences], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in sequences], device=device)
     return ids, mask
+
+
+def unpadded(batch: dict[str, Any], name: str) -> list[list[int]]:
+    """Token ids of each row of `name_ids`, those that `name_mask` keeps."""
+    ids, mask = batch[f"{name}_ids"], batch[f"{name}_mask"].bool()
+    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]
 
 
 def join(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, completion_mask: Tensor):

@@ -132,6 +132,11 @@ def refuse_untestable(trainer, contexts: int) -> None:
             "with sibling_context the privileged context is another completion of the same prompt, so those of other "
             "rows say nothing about it. Test it with a column that holds such completions."
         )
+    if trainer.environment_factories is not None:
+        raise ValueError(
+            "with environment_factory a prompt is whole only while its environment runs, so it cannot be read again "
+            "under other contexts. Test the privileged context without the environment."
+        )
     if contexts < 2:
         raise ValueError(f"contexts must be >= 2, got {contexts}: the row's own and at least one of another row.")
 

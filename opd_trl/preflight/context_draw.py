@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..models.forward import scatter, token_log_probs
 from ..models.sequences import left_pad
-from ..privileged import TEMPLATES, Context, Prompt, check_context
+from ..privileged import TEMPLATES, Context, Prompt, check_context, with_text
 from ..teachers.scores import Scores
 from .rollouts import Rollout
 
@@ -102,14 +102,15 @@ def teacher_prompts(trainer, rollout: Rollout, draw: Draw) -> TeacherIds:
 
 
 def without_question(prompt: Prompt) -> Prompt:
-    """An empty question.
+    """An empty question; images stay.
 
     >>> without_question([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Why?"}])
     [{'role': 'system', 'content': 'Be kind.'}, {'role': 'user', 'content': ''}]
     """
     if isinstance(prompt, str):
         return ""
-    return [*(turn for turn in prompt[:1] if turn["role"] == "system"), {"role": "user", "content": ""}]
+    question = {"role": "user", "content": with_text(prompt[-1]["content"], "")}
+    return [*(turn for turn in prompt[:1] if turn["role"] == "system"), question]
 
 
 # Where a data set holds what is right.

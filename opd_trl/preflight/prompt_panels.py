@@ -8,7 +8,8 @@ from rich.console import Console, ConsoleOptions
 from rich.panel import Panel
 from rich.text import Text
 
-from .rollouts import Rollout, unpadded
+from ..models.sequences import unpadded
+from .rollouts import Rollout
 
 
 # Characters of a prompt that are shown; the middle of a longer one is left out.

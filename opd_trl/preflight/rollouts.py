@@ -23,7 +23,7 @@ class Rollout:
     """A batch of rows that the student has answered.
 
     Attributes:
-        rows: of the data set, one per completion.
+        rows: of the data set, one per completion, with the prompts that the student was given.
         batch: what the trainer makes of them: ids and masks of prompts, teacher prompts and completions.
     """
 
@@ -76,7 +76,8 @@ def roll_out(trainer, rows: list[dict[str, Any]], *, on_batch: Callable[[], None
     for start in range(0, len(rows), size):
         part = [row for row in rows[start : start + size] for _ in range(copies)]
         with torch.no_grad():
-            rollouts.append(Rollout(part, trainer.answer(part)))
+            batch = trainer.answer(part)
+            rollouts.append(Rollout(trainer.given_rows(part), batch))
         on_batch()
     return rollouts
 
@@ -169,9 +170,3 @@ def last_layer(parameters: dict[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     numbers = {name: int(found[1]) for name in parameters if (found := re.search(r"\.(\d+)\.", f".{name}"))}
     last = max(numbers.values(), default=None)
     return parameters if last is None else {name: parameters[name] for name in numbers if numbers[name] == last}
-
-
-def unpadded(batch: dict[str, Any], name: str) -> list[list[int]]:
-    """Token ids of each row of `name_ids`, those that `name_mask` keeps."""
-    ids, mask = batch[f"{name}_ids"], batch[f"{name}_mask"].bool()
-    return [row[keep].tolist() for row, keep in zip(ids, mask, strict=True)]

@@ -10,11 +10,11 @@ import torch
 from ..evaluation.statistics import paired_difference
 from ..models.forward import read_head, token_log_probs
 from ..models.sampling import Completion, Sampling
-from ..models.sequences import left_pad
+from ..models.sequences import left_pad, unpadded
 from ..models.transformers_engine import TransformersEngine
 from .coverage import MODES_REMEDY, finds_missing_modes
 from .findings import OURS, PAPER, Finding
-from .rollouts import Rollout, student_hidden_states, unpadded
+from .rollouts import Rollout, student_hidden_states
 from .state import Preflight
 
 

@@ -11,9 +11,11 @@ from jinja2 import Environment, StrictUndefined, TemplateError
 Message = dict[str, Any]
 Prompt = str | list[Message]
 Context = str | list[Message]
+# Of a turn: text, or parts such as {"type": "text", "text": ...} and {"type": "image", ...}.
+Content = str | list[dict[str, Any]]
 Builder = Callable[[Prompt, Context], Prompt]
 
-# What the teacher reads. `prompt` is the text of the last user turn (or the whole text prompt).
+# What the teacher reads. `prompt` is the text of the last user turn (or the whole text prompt); its images stay.
 TEMPLATES = {
     "system_prompt": "{{ context }}",
     "answer": (
@@ -103,22 +105,25 @@ def _as_system_message(template, prompt: Prompt, context: Context) -> Prompt:
 
 def _around_last_user_turn(template, prompt: Prompt, context: Context) -> Prompt:
     text = template.render(context=_text_only(context, "this builder"), prompt=_last_user_text(prompt))
-    return text if isinstance(prompt, str) else [*prompt[:-1], {**prompt[-1], "content": text}]
+    if isinstance(prompt, str):
+        return text
+    return [*prompt[:-1], {**prompt[-1], "content": with_text(prompt[-1]["content"], text)}]
 
 
 def _as_demonstrations(template, prompt: Prompt, context: Context) -> Prompt:
     if isinstance(context, str):
         return _around_last_user_turn(template, prompt, context)
     if isinstance(prompt, str):
-        return template.render(context="\n".join(turn["content"] for turn in context), prompt=prompt)
+        return template.render(context="\n".join(content_text(turn["content"]) for turn in context), prompt=prompt)
     return _prepend(context, prompt)
 
 
 def _prepend(context: list[Message], prompt: list[Message]) -> list[Message]:
     """Messages before a prompt; two system messages become one, since most templates take only one."""
     if context[0]["role"] == prompt[0]["role"] == "system":
-        merged = f"{context[0]['content']}\n\n{prompt[0]['content']}"
-        return [{"role": "system", "content": merged}, *context[1:], *prompt[1:]]
+        merged = f"{content_text(context[0]['content'])}\n\n{content_text(prompt[0]['content'])}"
+        system = {"role": "system", "content": with_text(prompt[0]["content"], merged)}
+        return [system, *context[1:], *prompt[1:]]
     if prompt[0]["role"] == "system":
         return [prompt[0], *context, *prompt[1:]]
     return [*context, *prompt]
@@ -127,13 +132,46 @@ def _prepend(context: list[Message], prompt: list[Message]) -> list[Message]:
 def _last_user_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
-    if prompt[-1]["role"] != "user" or not isinstance(prompt[-1]["content"], str):
+    if prompt[-1]["role"] != "user" or not isinstance(prompt[-1]["content"], str | list):
         raise ValueError(
             f"a privileged context needs a prompt that ends with a text user turn, got a last turn of role "
             f"{prompt[-1]['role']!r} with {type(prompt[-1]['content']).__name__} content. Use an own builder "
             "(privileged_builder='package.module:function') for other shapes."
         )
-    return prompt[-1]["content"]
+    return content_text(prompt[-1]["content"])
+
+
+def content_text(content: Content) -> str:
+    """The text of a turn; of several parts the last ones that are text.
+
+    >>> content_text([{"type": "image"}, {"type": "text", "text": "What is it?"}])
+    'What is it?'
+    """
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content[_last_text(content)])
+
+
+def with_text(content: Content, text: str) -> Content:
+    """A turn's content with another text in the place of `content_text`; its images and other parts stay.
+
+    >>> with_text([{"type": "image"}, {"type": "text", "text": "What is it?"}], "Is it a cat?")
+    [{'type': 'image'}, {'type': 'text', 'text': 'Is it a cat?'}]
+    """
+    if isinstance(content, str):
+        return text
+    place = _last_text(content)
+    return [*content[: place.start], {"type": "text", "text": text}, *content[place.stop :]]
+
+
+def _last_text(content: list[dict[str, Any]]) -> slice:
+    """Where the last run of text parts stands; an empty place at the end where there is none."""
+    is_text = [part["type"] == "text" for part in content]
+    stop = max((i + 1 for i, found in enumerate(is_text) if found), default=len(content))
+    start = stop
+    while start > 0 and is_text[start - 1]:
+        start -= 1
+    return slice(start, stop)
 
 
 def _text_only(context: Context, builder: str) -> str:

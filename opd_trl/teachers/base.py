@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..losses.head import Head
-from ..models.forward import completion_hidden_states, multimodal_inputs, read_head, window_of
+from ..models.forward import PER_TOKEN_KEYS, completion_hidden_states, multimodal_inputs, read_head, window_of
 from ..models.sequences import join
 from ..models.sharding import is_sharded
 from .scores import HIDDEN, HiddenStates, Scores, select
@@ -41,6 +41,7 @@ class Teacher:
     Attributes:
         model: a model of its own; None where it is the student's module, or lies elsewhere.
         moves: does `update` change it, so that a checkpoint must hold it?
+        is_frozen: does it say the same of a text at every step?
         can_write: can it write answers of its own in this process?
         num_rows: rows of its LM head that are compared with the student's; set by `prepare`.
         window: longest prompt and completion together, in tokens; None where it has no limit. Set by `prepare`.
@@ -48,6 +49,7 @@ class Teacher:
 
     model: nn.Module | None = None
     moves: bool = False
+    is_frozen: bool = True
     can_write: bool = True
     num_rows: int = 0
     window: int | None = None
@@ -156,9 +158,20 @@ def teacher_pass(teacher: nn.Module, inputs: dict[str, Any]) -> Tensor:
         input_ids,
         attention_mask,
         inputs["completion_ids"].size(1),
-        multimodal={} if own_prompt else multimodal_inputs(inputs),
+        multimodal=multimodal_inputs(inputs) | (own_token_types(inputs) if own_prompt else {}),
     )
     return hidden_states
+
+
+def own_token_types(inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """Token types `(B, P' + T)` of the teacher's own prompt, where each token has its type in the student's prompt."""
+    found = {}
+    for name in (key for key in PER_TOKEN_KEYS if key in inputs):
+        types, width = inputs[name], inputs["prompt_ids"].size(1)
+        table = types.new_zeros(1 + max(inputs["prompt_ids"].max(), inputs["teacher_prompt_ids"].max()))
+        table[inputs["prompt_ids"]] = types[:, :width]
+        found[name] = torch.cat([table[inputs["teacher_prompt_ids"]], types[:, width:]], dim=1)
+    return found
 
 
 @contextmanager

@@ -31,6 +31,7 @@ class ModelTeacher(Teacher):
         self.model = model.requires_grad_(False).eval()
         self.update_rate = update_rate
         self.moves = update_rate > 0
+        self.is_frozen = not self.moves
         self.works_on: torch.device | None = None  # where it rests on the CPU between two scorings
 
     def check_placement(self, host: Host) -> None:

@@ -103,8 +103,9 @@ def check_no_images(batch: dict[str, Any]) -> None:
     """Refuse images where a batch is cut by rows, as their tensors cannot be."""
     if any(key in batch for key in MULTIMODAL_KEYS):
         raise ValueError(
-            "teacher_batch_size, teacher_offload, several teachers and served teachers do not take images, whose "
-            "tensors cannot be cut by rows. Use one teacher in this process that scores the student's micro-batches."
+            "teacher_batch_size, teacher_offload, several teachers, served teachers, loss_extrapolation and "
+            "loss_importance_cap do not take images, whose tensors cannot be cut by rows. Use one teacher in this "
+            "process that scores the student's micro-batches, and no such weight."
         )
 
 

@@ -3,15 +3,21 @@
 from typing import Any
 
 from datasets import IterableDataset
+from torch import nn
 from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTokenizerBase, ProcessorMixin
 from trl.trainer.utils import get_config_model_id
 
 from ..data.row_checks import RowChecks, RowError
 from ..privileged import check_column
 from ..teachers import check_same_vocabulary, shared_rows
+from ..teachers.own import check_trained_beside
 from ..teachers.routing import named_datasets
 from .config_checks import TOP_K_SUPPORTS
 from .opd_config import OPDConfig
+
+
+#: Starts of `init_lora_weights` that change the base weights as an adapter is added.
+REWRITE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
 def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], trainer: str) -> OPDConfig:
@@ -47,12 +53,6 @@ def check_data(checks: RowChecks, args: OPDConfig, train_dataset, eval_dataset, 
     used = [check_columns(args, name, x, required, checks.environment) for name, x in datasets.items()]
     if not any(used):
         checks.view = None
-    elif checks.environment:
-        raise RowError(
-            "a privileged context together with environment_factory: the teacher's prompt would lack what the "
-            "environment adds to the student's",
-            "Put it into the privileged context, or leave one of them out.",
-        )
     for name, dataset in datasets.items():
         checks.check_set(dataset, name, num_first=rows_of_a_batch(args))
     if train_dataset is not None:
@@ -107,9 +107,13 @@ def column_names(dataset) -> list[str] | None:
     return getattr(dataset, "column_names", None)
 
 
-def check_peft(model, peft_config) -> None:
-    """Refuse adapters that scoring by hidden states would ignore in silence."""
-    configs = [peft_config] if peft_config is not None else list(getattr(model, "peft_config", {}).values())
+def check_peft(model, peft_config, args: OPDConfig) -> None:
+    """Refuse adapters that scoring would ignore, or under which the teacher would be another model than it is said."""
+    given = getattr(model, "peft_config", {})
+    configs = [peft_config] if peft_config is not None else list(given.values())
+    averages = args.teaches_itself and args.teacher_model_kind == "ema"
+    if averages and given:
+        check_trained_beside(model)
     for config in configs:
         if config.is_prompt_learning:
             raise ValueError(
@@ -121,6 +125,19 @@ def check_peft(model, peft_config) -> None:
             raise ValueError(
                 "an adapter on `lm_head` would be ignored: the loss reads the head's weight directly. Remove "
                 "'lm_head' from target_modules, or train the whole head with modules_to_save=['lm_head']."
+            )
+        if averages and getattr(config, "bias", "none") != "none":
+            raise ValueError(
+                f"LoRA bias={config.bias!r} with teacher_model_kind='ema': such biases belong to the base model, and "
+                "the average is one of the adapter alone. Set bias='none', or teacher_model_kind='base', which keeps "
+                "a copy of the biases."
+            )
+        init = str(getattr(config, "init_lora_weights", ""))
+        if given and args.beta != 0.0 and init.lower().startswith(REWRITE_THE_BASE):
+            raise ValueError(
+                f"init_lora_weights={init!r} with beta={args.beta}: the adapter of the reference model would be "
+                "initialised in the same way, which rewrites the base weights a second time. Set beta=0, or "
+                "init_lora_weights=True in the peft_config of the model, whose adapter is there already."
             )
 
 
@@ -140,12 +157,16 @@ def tokenizer_of(processing_class) -> PreTrainedTokenizerBase:
     return processing_class.tokenizer if isinstance(processing_class, ProcessorMixin) else processing_class
 
 
-def text_config(model, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
-    """The text configuration of a model or of a path, without loading weights."""
+def model_config(model, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
+    """The configuration of a model or of a path, without loading weights."""
     if isinstance(model, str):
-        model_config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
-        return model_config.get_text_config()
-    return model.config.get_text_config()
+        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
+    return model.config
+
+
+def text_config(model, **options: Any) -> Any:
+    """The text configuration of a model or of a path; `options` as in `model_config`."""
+    return model_config(model, **options).get_text_config()
 
 
 def check_student(model, args: OPDConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -181,6 +202,8 @@ def check_teacher(
             "teacher_model is the student object itself; freezing it would stop training. Use OPSDTrainer with a "
             "privileged context, or pass a copy."
         )
+    if isinstance(model, nn.Module) and isinstance(teacher, nn.Module):
+        check_no_shared_weights(model, teacher)
     path = teacher if isinstance(teacher, str) else getattr(teacher.config, "_name_or_path", "")
     config = text_config(teacher, trust_remote_code=args.trust_remote_code, revision=args.teacher_model_revision)
     if teacher_tokenizer is None and path:
@@ -196,3 +219,14 @@ def check_teacher(
             f"not the student's {student_rows}. Pass teacher_processing_class, so that the ids can be compared."
         )
     shared_rows(student_rows, config.vocab_size, tokenizer.get_vocab())
+
+
+def check_no_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a teacher that holds tensors of the student: freezing it freezes them, training moves them."""
+    own = {x.data_ptr() for x in student.parameters()} - {0}
+    shared = [name for name, x in teacher.named_parameters() if x.data_ptr() in own]
+    if shared:
+        raise ValueError(
+            f"teacher_model shares weights with the student, e.g. {shared[0]}: they would be frozen with the teacher, "
+            "or move with the student. Pass a copy (copy.deepcopy), or let the student teach itself (OPSDTrainer)."
+        )

@@ -8,13 +8,12 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
-from ..data.row_checks import in_batch
 from ..losses.fused import distillation_loss
 from ..models.loading import copy_student
-from ..models.sequences import left_pad
 from ..teachers import Teacher, routing
 from ..teachers.scores import Scores
 from .figures import log_distillation
+from .image_checks import check_images
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
 from .monitoring import add_monitor
 from .opd_config import OPDConfig
@@ -85,7 +84,7 @@ class OPDTrainer(GRPOTrainer):
         **kwargs,
     ):
         args = check_args(args, model, self.config_class, self._name)
-        check_peft(model, kwargs.get("peft_config"))
+        check_peft(model, kwargs.get("peft_config"), args)
         if processing_class is None:
             processing_class = load_processing_class(model, args)
         check_student(model, args, tokenizer_of(processing_class))
@@ -93,6 +92,8 @@ class OPDTrainer(GRPOTrainer):
         check_data(self.row_checks, args, train_dataset, eval_dataset, required=self.requires_privileged_context)
         teachers = self._find_teachers(model, teacher_model, args, processing_class, teacher_processing_class)
         routing.check_routes(train_dataset, eval_dataset, names=list(teachers))
+        named = routing.named_teachers(teacher_model, **args.teacher_fields)
+        check_images(args, routing.named_datasets(train_dataset, eval_dataset), processing_class, named)
         initial_copy = self._copy_student(model, args, kwargs)
 
         super().__init__(
@@ -157,6 +158,10 @@ class OPDTrainer(GRPOTrainer):
         """Token ids of prompts as the student reads them: its chat template, its tools."""
         return self._tokenize_prompts(prompts)[0]
 
+    def given_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of the last batch with the prompts that the student was given: images, what an environment added."""
+        return [{**row, "prompt": prompt} for row, prompt in zip(rows, self._prompts, strict=True)]
+
     def answer(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Let the student answer rows of a data set, and the teachers that score ahead score them: a batch."""
         return self._generate_and_score_completions(rows)
@@ -188,7 +193,7 @@ class OPDTrainer(GRPOTrainer):
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        self._completions = completions
+        self._prompts, self._completions = prompts, completions
         if self.has_rewards:
             self.last_rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             return self.last_rewards
@@ -206,13 +211,7 @@ class OPDTrainer(GRPOTrainer):
         mask = loss_mask(self.args, output, self.tokenizer) * distilled_rows(self, len(inputs), contexts)
         output["loss_mask"] = mask
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
-        if self.teacher_prompts.differ:
-            names = list(map(in_batch(inputs), range(len(inputs))))
-            output["teacher_prompt_ids"], output["teacher_prompt_mask"] = left_pad(
-                self.teacher_prompts.token_ids(inputs, names, contexts=contexts),
-                pad_token_id=self.tokenizer.pad_token_id,
-                device=self.accelerator.device,
-            )
+        output |= self.teacher_prompts.entries(self.given_rows(inputs), output, contexts=contexts)
         if routing.is_routed(self.teachers):
             output["teacher_index"] = routing.teacher_index(inputs, list(self.teachers), self.accelerator.device)
         return output | token_logps(self, output) | self.score_ahead(output)

@@ -11,6 +11,7 @@ from .opd_trainer import OPDTrainer
 from .opsd_config import OPSDConfig
 from .placement import own_teacher
 from .resume import TEACHER_FOLDER
+from .teacher_guard import TeacherGuard
 
 
 class UpdateTeacher(TrainerCallback):
@@ -39,7 +40,8 @@ class OPSDTrainer(OPDTrainer):
         args: an [`OPSDConfig`].
 
     Raises:
-        ValueError: no privileged context, a separate teacher, or what OPDTrainer refuses.
+        ValueError: no privileged context, a separate teacher, one that is not the student at step 0, or what
+            OPDTrainer refuses.
 
     Example:
         ```python
@@ -60,6 +62,7 @@ class OPSDTrainer(OPDTrainer):
 
     def __init__(self, model, *args, **kwargs):
         super().__init__(model, *args, **kwargs)
+        self.add_callback(TeacherGuard(self))
         if self.teacher.moves:
             self.add_callback(UpdateTeacher(self))
 

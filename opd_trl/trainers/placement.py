@@ -90,12 +90,12 @@ def model_teacher(teacher: Any, args: OPDConfig) -> Teacher:
     return ModelTeacher(load_teacher(teacher, args) if isinstance(teacher, str) else teacher)
 
 
-def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | None) -> Teacher:
-    """A teacher made of the student; see `self_teacher`."""
+def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | None, **options: Any) -> Teacher:
+    """A teacher made of the student; see `self_teacher`, which takes `options`."""
     student = trainer.accelerator.unwrap_model(trainer.model)
     if initial_copy is None and kind != "live" and not hasattr(student, "peft_config"):
         args = trainer.args
         kwargs = {"trust_remote_code": args.trust_remote_code} | dict(args.model_init_kwargs or {})
         path = get_config_model_id(student.config)
         initial_copy = load_whole(path, args.distributed_state.distributed_type, **kwargs)
-    return self_teacher(student, kind=kind, update_rate=rate, initial_copy=initial_copy)
+    return self_teacher(student, kind=kind, update_rate=rate, initial_copy=initial_copy, **options)

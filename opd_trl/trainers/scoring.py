@@ -26,7 +26,10 @@ def build_reference(trainer, initial_copy: nn.Module | None) -> Teacher | None:
     if args.reference_model_name_or_path is not None:
         reference = ModelTeacher(load_teacher(args.reference_model_name_or_path, args))
     else:
-        reference = own_teacher(trainer, kind="base", rate=0.0, initial_copy=copy.deepcopy(initial_copy))
+        # An adapter of its own: that of an `ema` teacher moves.
+        reference = own_teacher(
+            trainer, kind="base", rate=0.0, initial_copy=copy.deepcopy(initial_copy), adapter="reference"
+        )
     reference.prepare(trainer)
     return reference
 

@@ -1,10 +1,16 @@
 """Token ids of the teacher's prompts, through the student's tokenizer and TRL's own rendering."""
 
+import inspect
+import re
 from typing import Any
 
-from ..data.row_checks import RowChecks
+from torch import Tensor
+
+from ..data.row_checks import RowChecks, in_batch
 from ..data.template_checks import Template
-from ..privileged import Context, TeacherView
+from ..models.sequences import left_pad, unpadded
+from ..privileged import Context, Prompt, TeacherView
+from .image_checks import other_parts
 from .input_checks import tokenizer_of
 from .opd_config import OPDConfig
 
@@ -49,6 +55,7 @@ class TeacherPrompts:
         self.trainer, self.view = trainer, view
         kwargs = trainer.args.teacher_chat_template_kwargs
         self.template_kwargs = trainer.chat_template_kwargs if kwargs is None else kwargs
+        check_template_kwargs(kwargs or {}, trainer.processing_class)
         windows = [teacher.window for teacher in trainer.teachers.values() if teacher.window is not None]
         limits = [window - trainer.max_completion_length for window in windows]
         if trainer.args.max_teacher_prompt_length is not None:
@@ -60,6 +67,35 @@ class TeacherPrompts:
         """Does the teacher read another prompt than the student?"""
         return self.view is not None or self.template_kwargs != self.trainer.chat_template_kwargs
 
+    def entries(
+        self, rows: list[dict[str, Any]], batch: dict[str, Any], *, contexts: list[Context | None] | None = None
+    ) -> dict[str, Tensor]:
+        """Batch entries of the teacher's prompts; none where it reads what the student reads.
+
+        Args:
+            rows: of the batch, each with the prompt that the student was given.
+            batch: with the student's `prompt_ids` and `prompt_mask`.
+            contexts: as in `token_ids`.
+
+        Raises:
+            ValueError: a prompt that is too long, that shows other images than the student's, or that is not the one
+                that a `rollout_func` gave the student.
+        """
+        if not self.differ:
+            return {}
+        names = list(map(in_batch(rows), range(len(rows))))
+        given = [row["prompt"] for row in rows]
+        if self.trainer.rollout_func is not None:
+            check_rollout(unpadded(batch, "prompt"), self.trainer.tokenize(given), names)
+        prompts = self._prompts(rows, names, contexts)
+        check_images(given, prompts, names)
+        ids, mask = left_pad(
+            self._render(prompts, names),
+            pad_token_id=self.trainer.tokenizer.pad_token_id,
+            device=batch["prompt_ids"].device,
+        )
+        return {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask}
+
     def token_ids(
         self, rows: list[dict[str, Any]], names: list[str], *, contexts: list[Context | None] | None = None
     ) -> list[list[int]]:
@@ -70,10 +106,18 @@ class TeacherPrompts:
             names: tell the user which row an error is about.
             contexts: in place of the rows' own; where one is None the teacher reads the bare prompt.
         """
-        if contexts is not None:
-            prompts = self.view.prompts_with(contexts, rows)
-        else:
-            prompts = [row["prompt"] for row in rows] if self.view is None else self.view.prompts(rows, names)
+        return self._render(self._prompts(rows, names, contexts), names)
+
+    def _prompts(
+        self, rows: list[dict[str, Any]], names: list[str], contexts: list[Context | None] | None
+    ) -> list[Prompt]:
+        """The teacher's prompts of rows, as text or messages."""
+        if self.view is None:
+            return [row["prompt"] for row in rows]
+        return self.view.prompts(rows, names) if contexts is None else self.view.prompts_with(contexts, rows)
+
+    def _render(self, prompts: list[Prompt], names: list[str]) -> list[list[int]]:
+        """Token ids of the teacher's prompts under its own chat-template arguments."""
         student_kwargs, self.trainer.chat_template_kwargs = self.trainer.chat_template_kwargs, self.template_kwargs
         try:
             prompt_ids = self.trainer.tokenize(prompts)
@@ -81,6 +125,43 @@ class TeacherPrompts:
             self.trainer.chat_template_kwargs = student_kwargs
         check_lengths(prompt_ids, names, limit=self.limit)
         return prompt_ids
+
+
+def check_template_kwargs(kwargs: dict[str, Any], processing_class) -> None:
+    """Raise ValueError for an argument of the teacher's chat template that the template never reads."""
+    template = getattr(processing_class, "chat_template", None)
+    options = inspect.signature(processing_class.apply_chat_template).parameters
+    for name in kwargs if template else ():  # mistral-common renders without one
+        if name not in options and not re.search(rf"\b{re.escape(name)}\b", str(template)):
+            raise ValueError(
+                f"teacher_chat_template_kwargs has {name!r}, which the chat template does not read, so the teacher "
+                "would read what the student reads. Correct the name, or leave it out."
+            )
+
+
+def check_images(given: list[Prompt], prompts: list[Prompt], names: list[str]) -> None:
+    """Raise ValueError where the teacher would be shown other images than the student, whose pixels it gets."""
+    for mine, theirs, name in zip(given, prompts, names, strict=True):
+        if other_parts(mine) != other_parts(theirs):
+            raise ValueError(
+                f"the teacher's prompt in {name} has {len(other_parts(theirs))} images, the student's has "
+                f"{len(other_parts(mine))}, and both are shown the same ones. Let privileged_builder keep the parts "
+                "of the prompt that are not text as they are, and leave images out of the privileged context."
+            )
+
+
+def check_rollout(given: list[list[int]], rendered: list[list[int]], names: list[str]) -> None:
+    """Raise ValueError where a `rollout_func` gave the student another prompt than that of the row."""
+    for mine, row, name in zip(given, rendered, names, strict=True):
+        if mine != row:
+            at = next((i for i, (a, b) in enumerate(zip(mine, row, strict=False)) if a != b), min(len(mine), len(row)))
+            raise ValueError(
+                f"rollout_func gave the student another prompt than that of {name}: {len(mine)} tokens in place of "
+                f"{len(row)}, different from token {at + 1} on. The teacher's prompt is built from the row and would "
+                "lack what was changed. Return the prompt_ids of the row's prompt under its chat template and put the "
+                "rest into completion_ids with an env_mask of 0, or let the teacher read the student's own prompt: no "
+                "privileged context and no teacher_chat_template_kwargs."
+            )
 
 
 def check_lengths(prompt_ids: list[list[int]], names: list[str], *, limit: int | None) -> None:

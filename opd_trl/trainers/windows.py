@@ -40,7 +40,7 @@ def check_windows(trainer) -> None:
         for rows, names in _suspects(checked, checks.overhead, limit):
             lengths = checks.template.num_tokens([row["prompt"] for row in rows], checks.kwargs)
             refuse_longer(trainer, lengths, names)
-        if prompts.differ and not checks.contexts_come_later:
+        if prompts.differ and not checks.contexts_come_later and not checks.environment:
             for rows, names in _suspects(checked, checks.teacher_overhead, prompts.limit):
                 prompts.token_ids(rows, names)
 

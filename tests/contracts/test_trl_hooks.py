@@ -53,10 +53,14 @@ SOURCES = {
         "self.beta", "self.temperature", "self.chat_template_kwargs", "self._entropy_bonus_enabled",
         "self.aux_loss_enabled", "self.router_aux_loss_coef", "self.reward_func_names", "self._metrics", "self._logs",
         "self._tokenizer", "self.max_completion_length", "self.num_generations",
+        "self.environment_factories", "self.rollout_func",
     ],
     "_generate_and_score_completions": [
         '"prompt_ids"', '"prompt_mask"', '"completion_ids"', '"completion_mask"', '"advantages"', '"tool_mask"',
-        '["reward"]', '["reward_std"]', '["frac_reward_zero_std"]', "self._calculate_rewards(",
+        '["reward"]', '["reward_std"]', '["frac_reward_zero_std"]',
+        # The prompts that the student was given: what an environment adds, its images.
+        "self._calculate_rewards(inputs, prompts, completions, completion_ids_list)", "prompts[i] = prompt[:-1] +",
+        "prepare_multimodal_messages(prompt, images=image_list)",
         "old_per_token_logps, _, _ = self._get_per_token_logps_and_entropies(",
         "if old_per_token_logps is not None:", "self.use_vllm and self.vllm_importance_sampling_correction",
     ],

@@ -117,3 +117,29 @@ def test_a_file_that_is_no_json_or_no_utf8_is_named(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ValueError, match=f"privileged_context_file='.*{name}' cannot be read"):
             TeacherView(builder="few_shot", column="tip", file=str(tmp_path / name))
+
+
+PICTURE = {"type": "image", "image": object()}
+
+
+def parts(*contents):
+    """A user turn of pictures and texts."""
+    return {"role": "user", "content": [x if isinstance(x, dict) else {"type": "text", "text": x} for x in contents]}
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+def test_every_builder_keeps_the_images_of_a_prompt(name):
+    built = get_builder(name)([parts(PICTURE, "2 + 2?")], "CONTEXT")
+    assert [part for turn in built for part in turn["content"] if part == PICTURE] == [PICTURE]
+    text = get_builder(name)([{"role": "user", "content": "2 + 2?"}], "CONTEXT")[-1]["content"]
+    assert built[-1] == parts(PICTURE, text)  # the words are those of a prompt without an image
+
+
+def test_the_wording_goes_around_the_last_text_and_merges_system_turns():
+    hint = get_builder("hint", template="{{ prompt }} / {{ context }}")
+    assert hint([parts("first", PICTURE, "a", "b")], "c") == [parts("first", PICTURE, "ab / c")]
+    assert hint([parts("a", PICTURE)], "c") == [parts("a / c", PICTURE)]
+    assert hint([parts(PICTURE)], "c") == [parts(PICTURE, " / c")]
+    system = {**parts("Be kind."), "role": "system"}
+    built = get_builder("system_prompt")([system, parts(PICTURE, "q")], "Be brief.")
+    assert built == [{**parts("Be brief.\n\nBe kind."), "role": "system"}, parts(PICTURE, "q")]

@@ -188,11 +188,6 @@ def test_arguments_of_another_trainer(tmp_path, student_path, teacher_path):
         OPDTrainer(model=student_path, teacher_model=teacher_path, args=args, train_dataset=tiny.questions())
 
 
-def test_a_privileged_context_with_an_environment(tmp_path, student_path):
-    with pytest.raises(ValueError, match="privileged context together with environment_factory"):
-        opsd_trainer(tmp_path, student_path, trainer_options={"environment_factory": object})
-
-
 def test_several_gpus_without_a_launcher(tmp_path, student_path, teacher_path, monkeypatch):
     """TRL refuses it; no GPU here, so the count is set where transformers keeps it."""
     monkeypatch.setattr(OPDConfig, "n_gpu", property(lambda self: 2))
