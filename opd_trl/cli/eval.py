@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of `opd-trl eval`."""
     parser = command_parser("opd-trl eval", DESCRIPTION, RULES)
     add = parser.add_argument
-    add("--model", required=True, help="folder or hub id")
+    add("--model", required=True, help="folder, also of a LoRA adapter, or hub id")
     add("--adapter", help="folder of a LoRA adapter on top of it")
     add("--suite", required=True, choices=("math", "rules", "retention"), help="what is measured")
     add(
@@ -92,9 +92,6 @@ def main(argv: list[str]) -> int:
         result = evaluate(args, bar=progress, say=lambda line: print(line, file=sys.stderr))
     except (ValueError, ImportError) as error:
         return refused("opd-trl eval", error)
-    except KeyboardInterrupt:
-        print("opd-trl eval: interrupted. The samples are kept; the same command goes on.", file=sys.stderr)
-        return 130
     if args.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:

@@ -26,6 +26,9 @@ COMMANDS = {
     "env": "print the versions to put into a bug report",
 }
 
+# Those that keep what they have done and go on from it.
+GO_ON = ("eval", "data", "pipeline", "reproduce")
+
 HELP = """\
 usage: opd-trl COMMAND [ARGUMENTS]
 
@@ -59,6 +62,16 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"opd-trl: error: {unknown_command(name)}", file=sys.stderr)
         return 2
+    try:
+        return run(name, rest)
+    except KeyboardInterrupt:
+        again = "What is done is kept; the same command goes on." if name in GO_ON else "The same command begins anew."
+        print(f"\nopd-trl {name}: interrupted. {again}", file=sys.stderr)
+        return 130
+
+
+def run(name: str, rest: list[str]) -> int:
+    """Import a command, call it with its arguments, and return its exit status."""
     if name in ("opd", "opsd"):
         return importlib.import_module("opd_trl.cli.training").main(name, rest)
     return importlib.import_module(f"opd_trl.cli.{name.replace('-', '_')}").main(rest) or 0

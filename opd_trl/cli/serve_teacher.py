@@ -77,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
         add_help=False,
     )
     add = parser.add_argument_group("The model").add_argument
-    a_model = "a folder with a saved model and its tokenizer, or a model of the hub"
+    a_model = "a folder with a saved model or a LoRA adapter, or a model of the hub"
     add("--model", required=True, metavar="PATH_OR_HUB_ID", help=a_model)
     add("--revision", metavar="NAME", help="branch, tag or commit of the hub")
     dtypes = ("auto", "bfloat16", "float16", "float32")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from .files import Row
-from .splits import prompt_key, prompt_text
+from .splits import prompt_key, prompt_text, spelt_out
 
 
 #: Words that must agree in a row. Source: 13, as in GPT-3's report (arXiv 2005.14165, appendix C).
@@ -29,7 +29,7 @@ def words_of(text: str) -> list[str]:
     >>> words_of(r"Find $\frac{1}{2}$ of X.")
     ['find', 'frac', '1', '2', 'of', 'x']
     """
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    return _WORD.findall(unicodedata.normalize("NFKC", spelt_out(text)).casefold())
 
 
 class Contamination:

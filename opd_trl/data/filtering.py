@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.boxes import last_boxed_answer
+from ..evaluation.graded import graded_text
 from .files import DataError, Row
 
 
@@ -173,8 +174,8 @@ def completion_text(row: Row, number: int) -> str:
     completion = row.get("completion")
     if isinstance(completion, str):
         return completion
-    if isinstance(completion, list) and all(isinstance(turn, dict) and "content" in turn for turn in completion):
-        return "\n".join(str(turn["content"]) for turn in completion if turn.get("role") == "assistant")
+    if isinstance(completion, list) and all(isinstance(turn, dict) and "role" in turn for turn in completion):
+        return "\n".join(graded_text([turn]) for turn in completion if turn["role"] == "assistant")
     raise DataError(
         f"row {number} has no `completion` (text or messages), it has {', '.join(map(repr, row))}. Give traces as "
         "`opd-trl data traces` writes them."
@@ -194,8 +195,8 @@ def _judge(batch: list[Row], verdicts: list[str | None], judge: Judge, *, first:
             raise DataError(
                 f"row {first + i} has no `answer` to check the trace against. Leave --check-answer out, or add one."
             )
-    texts = [completion_text(batch[i], first + i) for i in asked]
-    for i, right in zip(asked, judge(texts, [str(batch[i]["answer"]) for i in asked]), strict=True):
+    texts = [graded_text(batch[i]["completion"]) for i in asked]
+    for i, right in zip(asked, judge(texts, [batch[i]["answer"] for i in asked]), strict=True):
         if right is None:
             verdicts[i] = "answer of the row cannot be read"
         elif right < 1:

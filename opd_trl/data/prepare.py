@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..evaluation.boxes import single_boxed_answer
+from ..evaluation.graded import graded_text
 from .adapters import RejectedRow
 from .decontaminate import Contamination
 from .files import DataError, Row
@@ -112,9 +113,7 @@ def require_box(row: Row, column: str) -> None:
             f"a boxed answer is asked of {column!r}, which the rows do not have: they have "
             f"{', '.join(map(repr, row))}. Name another one with --require-box, or leave that out."
         )
-    value = row[column]
-    text = value if isinstance(value, str) else "\n".join(turn["content"] for turn in value or [])
-    answer, reason = single_boxed_answer(text)
+    answer, reason = single_boxed_answer(graded_text(row[column]))
     if answer is None:
         raise RejectedRow(f"{column}: {reason}")
     row.setdefault("answer", answer)

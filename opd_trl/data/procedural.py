@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from ..evaluation.boxes import last_boxed_answer
+from ..evaluation.graded import graded_text
 from .adapters import chat
 from .files import DataError, Row
 from .splits import prompt_key
@@ -90,7 +91,7 @@ def procedural_score(
     needs reasoning-gym. Without a box the whole completion is scored.
 
     Args:
-        completions: one text, or list of one message, per row.
+        completions: one text, or list of messages, per row.
         answer, task, metadata: the columns that `generate` writes.
         kwargs: other columns of the batch, not used.
 
@@ -100,7 +101,7 @@ def procedural_score(
     library = _library()
     scores = []
     for completion, gold, name, data in zip(completions, answer, task, metadata, strict=True):
-        text = completion if isinstance(completion, str) else completion[0]["content"]
+        text = graded_text(completion)
         boxed = last_boxed_answer(text).answer
         entry = {"answer": gold, "metadata": json.loads(data)}
         score = library.get_score_answer_fn(name)(answer=text.strip() if boxed is None else boxed, entry=entry)

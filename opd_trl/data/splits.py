@@ -10,6 +10,8 @@ from .files import DataError, Row
 
 #: The name of what is in no part.
 REST = "rest"
+# Signs that stand higher or lower, by the tag of their decomposition.
+_MARKS = {"<super>": "^", "<sub>": "_", "<fraction>": " "}
 
 
 def prompt_text(prompt: str | list[dict[str, Any]]) -> str:
@@ -30,8 +32,23 @@ def prompt_key(prompt: str | list[dict[str, Any]]) -> str:
 
     >>> prompt_key("  What is\\n2 + 2? ") == prompt_key("what is 2 + 2?")
     True
+    >>> prompt_key("x²") == prompt_key("x^2"), prompt_key("x²") == prompt_key("x2")
+    (True, False)
     """
-    return " ".join(unicodedata.normalize("NFKC", prompt_text(prompt)).casefold().split())
+    return " ".join(unicodedata.normalize("NFKC", spelt_out(prompt_text(prompt))).casefold().split())
+
+
+def spelt_out(text: str) -> str:
+    """The text with a mark before raised and lowered signs and a blank before fractions, which NFKC would flatten.
+
+    >>> spelt_out("x¹⁰ + y₁"), unicodedata.normalize("NFKC", "x¹⁰ + y₁")
+    ('x^¹⁰ + y_₁', 'x10 + y1')
+    """
+    if text.isascii():
+        return text
+    marks = [_MARKS.get(unicodedata.decomposition(sign).partition(" ")[0], "") for sign in text]
+    before = ["", *marks]
+    return "".join(mark * (mark != last) + sign for mark, last, sign in zip(marks, before, text, strict=False))
 
 
 def parse_parts(text: str) -> dict[str, float]:

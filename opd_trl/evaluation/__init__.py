@@ -2,6 +2,7 @@
 
 from .answer_rules import Rule, compliance, one_sentence
 from .boxes import BoxedAnswer, boxed_answers, single_boxed_answer
+from .graded import graded_text
 from .math import Judge, Verdict, math_accuracy
 from .named_rules import parse_rule
 from .statistics import Interval, bootstrap_interval, majority, paired_difference, pass_at_k
@@ -16,6 +17,7 @@ __all__ = [
     "bootstrap_interval",
     "boxed_answers",
     "compliance",
+    "graded_text",
     "majority",
     "math_accuracy",
     "one_sentence",

@@ -61,8 +61,8 @@ def pass_at_k(correct: ArrayLike, k: int) -> NDArray[np.float64]:
 def majority(values: Sequence[str | None], correct: Sequence[float]) -> float:
     """Is the answer that most samples of a problem give the right one?
 
-    Samples without an answer have no vote. Between answers of equally many votes it is the mean: what a fair draw
-    would give.
+    Samples without an answer have no vote. Right answers are one, however they are spelt. Between answers of equally
+    many votes it is the mean: what a fair draw would give.
 
     Args:
         values: one spelling of each sample's answer; None where it has none.
@@ -75,7 +75,7 @@ def majority(values: Sequence[str | None], correct: Sequence[float]) -> float:
     votes: dict[str, list[float]] = defaultdict(list)
     for value, right in zip(values, correct, strict=True):
         if value is not None:
-            votes[value].append(float(right))
+            votes["" if right else value].append(float(right))
     most = max(map(len, votes.values()), default=0)
     winners = [sum(rights) / len(rights) for rights in votes.values() if len(rights) == most]
     return sum(winners) / len(winners) if winners else 0.0

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
-from trl.trainer.utils import create_model_from_path
 
+from .lora_folders import base_of, is_adapter, load_causal_lm, with_adapter
 from .sampling import Engine
 from .transformers_engine import TransformersEngine
 
@@ -35,7 +35,7 @@ def load_whole(path: str, distributed_type: str, **kwargs: Any) -> nn.Module:
     ranks' GPUs.
     """
     one_device = {"device_map": None} if distributed_type in ("MULTI_GPU", "DEEPSPEED") else {}
-    return create_model_from_path(path, **one_device | kwargs)
+    return load_causal_lm(path, **one_device | kwargs)
 
 
 def copy_student(model, kwargs: dict[str, Any]) -> nn.Module | None:
@@ -79,7 +79,7 @@ def load_model(
     """A causal language model, with its adapter, not merged.
 
     Args:
-        model: folder or hub id.
+        model: folder or hub id; that of an adapter stands for its base and itself.
         adapter: folder of a LoRA adapter, or None.
         revision: branch, tag or commit of the hub.
         dtype: "auto" (as saved), "float32", "bfloat16", "float16".
@@ -88,17 +88,14 @@ def load_model(
     Raises:
         ValueError: model or adapter cannot be loaded.
     """
+    if adapter is None and is_adapter(model):
+        model, adapter = base_of(model), model
     try:
         loaded = AutoModelForCausalLM.from_pretrained(model, revision=revision, dtype=dtype)
     except (OSError, ValueError) as error:
         raise ValueError(_unloadable(model, error)) from None
     if adapter is not None:
-        from peft import PeftModel
-
-        try:
-            loaded = PeftModel.from_pretrained(loaded, adapter)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise ValueError(f"--adapter {adapter} does not fit {model}: {_short(error)}.") from None
+        loaded = with_adapter(loaded, adapter)
     return loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.commands.config.config_args import load_config_from_file
 from trl import ModelConfig
 
+from ..models.lora_folders import is_adapter
 from ..scripts.common import model_init_kwargs
 from ..scripts.launching import launch_arguments
 from ..scripts.recipe_command import Flags, check_misplaced, make_parser, peek, training_command
@@ -42,7 +43,7 @@ def read_workload(training: OPDConfig, model_args: ModelConfig, own: Namespace, 
         teacher_kind=getattr(training, "teacher_model_kind", "model"),
         loss_support=training.loss_support,
         loss_top_k=training.loss_top_k,
-        use_peft=model_args.use_peft,
+        use_peft=model_args.use_peft or is_adapter(name),
         adapter_parameters=adapter_parameters(student, model_args),
         mixed_precision=training.bf16 or training.fp16,
         eight_bit_optimizer="8bit" in training.optim,

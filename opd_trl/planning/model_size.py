@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import PeftConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trl import ModelConfig, get_peft_config
 
+from ..models.lora_folders import base_of, is_adapter
 from .workload import FOUR_BITS, ModelSize
 
 
@@ -23,7 +24,7 @@ def read_config(
     if name is None and folder is None:
         raise ValueError(f"no {field} is given. Name it in the recipe, or give {flag}.")
     try:
-        return AutoConfig.from_pretrained(folder or name, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(base_of(folder or name), trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"no config.json can be read for the {field} {folder or name!r}: it is neither a folder that holds one "
@@ -106,9 +107,16 @@ def quantized_bits(settings: dict[str, Any]) -> float | None:
 
 
 def adapter_parameters(model: PreTrainedModel, model_args: ModelConfig) -> int | None:
-    """How many weights the recipe's LoRA trains on `model`; None where it is off and PEFT knows no layers for it."""
+    """How many weights LoRA trains on `model`: the student's own, where the student is an adapter, or the recipe's.
+
+    None where it is off and PEFT knows no layers for it.
+    """
+    name = model_args.model_name_or_path
+    recipe = dataclasses.replace(model_args, use_peft=True)
+    lora = PeftConfig.from_pretrained(name) if is_adapter(name) else get_peft_config(recipe)
+    lora.inference_mode = False
     try:
-        peft_model = get_peft_model(model, get_peft_config(dataclasses.replace(model_args, use_peft=True)))
+        peft_model = get_peft_model(model, lora)
     except ValueError:
         if model_args.use_peft:
             raise

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from .. import OPSDTrainer
 from ..diagnostics import DISTILLATION_PANELS, Panel, plot_run
-from ..evaluation import compliance, one_sentence
+from ..evaluation import compliance, graded_text, one_sentence
 from ..models.transformers_engine import greedy_answers
 from ..scripts import common, opsd
 from ..scripts.recipe_files import find_recipe
@@ -125,7 +125,7 @@ class Recorder(TrainerCallback):
         if "distillation/per_token_divergence" not in logs:
             return
         batch = self.trainer.last_completions[-args.generation_batch_size :]
-        samples = compliance([messages[0]["content"] for messages in batch], self.rule)
+        samples = compliance(map(graded_text, batch), self.rule)
         self.history.append({"step": state.global_step, "samples": samples, **logs})
         text = f"{samples:.0%} of samples follow the rule"
         self.done(state.global_step, text)

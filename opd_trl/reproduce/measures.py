@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..diagnostics.metrics import repeated_trigrams, repetition
 from ..evaluation.boxes import single_boxed_answer
+from ..evaluation.graded import graded_text
 from ..models.sampling import Completion, Sampling
 from ..models.transformers_engine import TransformersEngine
 from ..preflight.teacher_answers import own_generation
@@ -53,7 +54,7 @@ def right_answer(completions: list, answer: list[str], **kwargs: Any) -> list[fl
     >>> right_answer([r"e4+3=11\boxed{1}", "1"], ["1", "1"])
     [1.0, 0.0]
     """
-    texts = [text if isinstance(text, str) else text[0]["content"] for text in completions]
+    texts = map(graded_text, completions)
     return [float(single_boxed_answer(text).answer == right) for text, right in zip(texts, answer, strict=True)]
 
 

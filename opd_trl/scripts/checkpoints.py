@@ -1,12 +1,11 @@
-"""Which checkpoint a run goes on from."""
+"""Which checkpoint a run goes on from, and what is there already."""
 
+import shutil
 from pathlib import Path
 
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-
-#: What transformers writes last into a checkpoint.
-TRAINER_STATE = "trainer_state.json"
+from ..trainers.resume import TRAINER_STATE, is_whole, whole_checkpoints
 
 
 def checkpoint_of(training_args) -> str | None:
@@ -28,21 +27,43 @@ def checkpoint_of(training_args) -> str | None:
                 f"{PREFIX_CHECKPOINT_DIR}-N, or true for the last whole one in output_dir."
             )
         return given
-    folders = sorted(Path(training_args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
-    if whole := next(filter(is_whole, folders), None):
-        return str(whole)
+    if whole := whole_checkpoints(training_args.output_dir):
+        return str(whole[0])
     raise ValueError(
         f"resume_from_checkpoint is true, and {training_args.output_dir} has no whole checkpoint. Leave it out to "
         "start anew."
     )
 
 
-def is_whole(folder: Path) -> bool:
-    """Was a checkpoint saved to its end?"""
-    return (folder / TRAINER_STATE).is_file()
+def check_output(training_args, *, overwrite: bool) -> None:
+    """Refuse to begin anew, unasked, in a folder that holds the checkpoints of an earlier run.
+
+    Raises:
+        ValueError: it does; or both going on and beginning anew are asked for; or see `checkpoint_of`.
+    """
+    found = whole_checkpoints(training_args.output_dir)
+    if checkpoint_of(training_args) is not None:
+        if overwrite:
+            raise ValueError(
+                "resume_from_checkpoint goes on from a checkpoint, and overwrite_output_dir removes it. Give one of "
+                "the two."
+            )
+    elif found and training_args.resume_from_checkpoint is None and not overwrite:
+        raise ValueError(
+            f"output_dir={training_args.output_dir!r} holds {found[0].name} of an earlier run. Go on from it with "
+            "--resume_from_checkpoint true, give another --output_dir, or begin anew and remove its checkpoints with "
+            "--overwrite_output_dir."
+        )
 
 
-def step_of(folder: Path) -> int:
-    """The N of `checkpoint-N`; -1 for any other name."""
-    number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-    return int(number) if number.isdecimal() else -1
+def remove_checkpoints(output_dir: str) -> None:
+    """Remove the checkpoints of an earlier run, so that nothing goes on from them by mistake."""
+    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(folder)
+
+
+def how_to_go_on(output_dir: str) -> str:
+    """What to do after a run was interrupted."""
+    if found := whole_checkpoints(output_dir):
+        return f"interrupted. To go on from {found[0]}: the same command with --resume_from_checkpoint true."
+    return "interrupted before the first checkpoint was saved. The same command begins anew."

@@ -1,27 +1,27 @@
 """What `opd.py` and `opsd.py` share: arguments, models, rewards, and the run from data set to saved model."""
 
 import argparse
-import importlib
 import logging
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import trl.rewards
 from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.grpo import GRPOScriptArguments
 
 from ..data.prompts import RowError
-from ..evaluation import math_accuracy
 from ..privileged import get_builder, read_shared_context
 from ..teachers import TeacherServerError
 from ..trainers.config_checks import is_url
-from .checkpoints import checkpoint_of
+from ..trainers.resume import CheckpointError
+from .checkpoints import check_output, checkpoint_of, how_to_go_on, remove_checkpoints
 from .data_files import DataError, check_data_arguments, load_splits, looks_local
+from .launching import INTERRUPTED
 from .parser import StrictParser
+from .reward_names import reward_func
 
 
 @dataclass
@@ -33,7 +33,13 @@ class OPDScriptArguments(GRPOScriptArguments):
             `reasoning_accuracy_reward`, `think_format_reward`, `get_soft_overlong_punishment`) or dotted import
             paths. None: distillation alone.
         reward_model_name_or_path: a reward model, used beside them.
+        overwrite_output_dir: begin anew in an `output_dir` that holds checkpoints of an earlier run, and remove them.
     """
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Begin anew in an output_dir with checkpoints of an earlier run, and remove those."},
+    )
 
 
 def make_parser(name: str, config_class: type, subparsers: argparse._SubParsersAction | None, prog: str | None):
@@ -60,10 +66,10 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
         ("teacher_model_name_or_path", training_args.teacher_model_name_or_path),
         *((f"teachers: {name}", teacher) for name, teacher in (training_args.teachers or {}).items()),
     ]
-    for field, model in models:
+    for name, model in models:
         if model and not is_url(model) and looks_local(model) and not Path(model).expanduser().exists():
             raise ValueError(
-                f"{field}={model!r} does not exist (looked in {Path.cwd()}). Give a folder with a saved model or "
+                f"{name}={model!r} does not exist (looked in {Path.cwd()}). Give a folder with a saved model or "
                 "a hub id such as Qwen/Qwen3-1.7B. A recipe's header says how to make its model."
             )
     check_data_arguments(script_args, dataset_args)
@@ -71,31 +77,7 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     get_builder(training_args.privileged_builder, template=training_args.privileged_template)
     for name in script_args.reward_funcs or []:
         reward_func(name)
-    checkpoint_of(training_args)
-
-
-def reward_func(name: str) -> Callable:
-    """Return a reward function: `math_accuracy`, one of TRL's, or an import path; raises ValueError for others."""
-    ready = {
-        "math_accuracy": lambda: math_accuracy,
-        # The lengths of TRL's own GRPO script.
-        "get_soft_overlong_punishment": lambda: trl.rewards.get_soft_overlong_punishment(
-            max_completion_len=1280, soft_punish_cache=256
-        ),
-    }
-    if name in ready:
-        return ready[name]()
-    plain = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
-    if name in plain:
-        return getattr(trl.rewards, name)
-    module, _, function = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"reward_funcs: {name!r} is none of {', '.join((*plain, *ready))} and cannot be imported as "
-            f"package.module.function ({error})."
-        ) from error
+    check_output(training_args, overwrite=script_args.overwrite_output_dir)
 
 
 def reward_funcs(script_args) -> list[Any] | None:
@@ -138,6 +120,8 @@ def train(trainer_class: type, script_args, training_args, model_args, dataset_a
     checkpoint = checkpoint_of(training_args)
     if checkpoint is not None:
         trainer.accelerator.print(f"Going on from {checkpoint}.")
+    if script_args.overwrite_output_dir and trainer.accelerator.is_main_process:
+        remove_checkpoints(training_args.output_dir)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
@@ -157,14 +141,23 @@ def show_log() -> None:
 
 
 def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
-    """Parse the command line and call `main`; a fault of the arguments or of the data is one line, status 2."""
-    parsed = parser.parse_args_and_config()
-    show_log()
+    """Parse the command line and call `main`; a fault of the arguments or of the data is one line, status 2.
+
+    Ctrl-C is one line too, of the first process, that says how to go on; status 130.
+    """
+    parsed = ()
     try:
-        check(*parsed)
-    except ValueError as error:
-        parser.error(str(error))
-    try:
+        parsed = parser.parse_args_and_config()
+        show_log()
+        try:
+            check(*parsed)
+        except ValueError as error:
+            parser.error(str(error))
         main(*parsed)
-    except (DataError, RowError, TeacherServerError) as error:
+    except (DataError, RowError, TeacherServerError, CheckpointError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            how = how_to_go_on(parsed[1].output_dir) if parsed else "interrupted before it began."
+            print(f"\n{parser.prog}: {how}", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from .recipe_files import ACCELERATE, accelerate_names, nearest, recipes_dir
 
 
 CONFIG = "accelerate_config"
+#: The exit status of a command that Ctrl-C has ended.
+INTERRUPTED = 130
 # Flags of `accelerate launch` that are ours to set, or no business of a training command.
 RESERVED = {"help", "module", "no_python", "training_script", "training_script_args"}
 
@@ -106,15 +109,22 @@ def resolve_accelerate_config(flags: list[str]) -> list[str]:
 def launch(module: str, launch_flags: list[str], arguments: list[str]) -> int:
     """Run a training module, as `python -m` does, under `accelerate launch`; return its exit status.
 
-    Raises ValueError where accelerate refuses a flag or a combination of them.
+    Ctrl-C reaches the training processes by itself: they say how to go on, and are waited for. Raises ValueError
+    where accelerate refuses a flag or a combination of them.
     """
     from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing import SignalException
 
     args = launch_arguments(launch_flags, "--module", module, *arguments)
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # a handler is not inherited; "ignore" would be
     try:
         launch_command(args)
-    except subprocess.CalledProcessError as error:
-        return error.returncode  # the training process has printed its own error
+    except subprocess.CalledProcessError as error:  # the training process has printed its own error
+        return error.returncode if error.returncode >= 0 else 128 - error.returncode
+    except SignalException as error:  # of torch's own launcher, for several processes
+        return 128 + error.sigval
+    finally:
+        signal.signal(signal.SIGINT, before)
     return 0
 
 

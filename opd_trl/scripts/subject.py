@@ -20,7 +20,7 @@ from .recipe_command import Flags, check_misplaced, make_parser, peek, training_
 
 # What a check changes of a recipe: nothing is trained, tracked or kept, and one process generates for itself.
 OVERRIDES = ("--report_to", "none", "--eval_strategy", "no", "--save_strategy", "no", "--use_vllm", "false")
-OVERRIDES += ("--push_to_hub", "false")
+OVERRIDES += ("--push_to_hub", "false", "--resume_from_checkpoint", "false")
 # Flags that all checks have.
 SHARED_FLAGS: Flags = {"prompts": {"type": int}, "json": {"type": Path}}
 

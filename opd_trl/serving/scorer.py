@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
-from trl.trainer.utils import create_model_from_path
 
 from ..losses.head import Head
 from ..losses.next_token import NextToken
 from ..models.forward import completion_hidden_states, read_head, window_of
+from ..models.lora_folders import base_of, load_causal_lm, tokenizer_of_path
 
 
 class NonFiniteScores(ValueError):
@@ -196,7 +196,7 @@ def load_scorer(
     max_length: int | None = None,
     model_init_kwargs: dict[str, Any] | None = None,
 ) -> Scorer:
-    """Load a model, a path or hub id, and its tokenizer as an in-process teacher is loaded.
+    """Load a model, a path (of an adapter too) or hub id, and its tokenizer as an in-process teacher is loaded.
 
     `device` is that of the whole model, `auto` spreads it over all GPUs; `dtype` `auto` is that of the checkpoint;
     `max_length`, the longest sequence, is the context window by default; `model_init_kwargs` of `from_pretrained` win
@@ -205,7 +205,7 @@ def load_scorer(
     """
     where = {"trust_remote_code": trust_remote_code} | ({"revision": revision} if revision else {})
     options = {"dtype": dtype, "device_map": device} | (model_init_kwargs or {})
-    config = AutoConfig.from_pretrained(name, **where | (model_init_kwargs or {}))
+    config = AutoConfig.from_pretrained(base_of(name), **where | (model_init_kwargs or {}))
     window = window_of(config)
     if max_length is None and window is None:
         raise ValueError(f"{name} does not say how long its context window is. Give --max-length.")
@@ -213,8 +213,8 @@ def load_scorer(
         raise ValueError(
             f"--max-length {max_length} exceeds the context window of {window} tokens. Give at most {window}."
         )
-    tokenizer = AutoTokenizer.from_pretrained(name, **where)
-    model = create_model_from_path(name, **where | options).requires_grad_(False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_of_path(name), **where)
+    model = load_causal_lm(name, **where | options).requires_grad_(False).eval()
     scorer = Scorer(model, tokenizer, max_length or window)
     if scorer.head.weight.is_meta:
         raise ValueError("the GPUs are too small for the model: its head was offloaded. Quantize it, or add GPUs.")

@@ -23,9 +23,8 @@ def check(args: argparse.Namespace, key: str | None) -> None:
     if missing:
         raise InputError(f'{" and ".join(missing)} not installed. Install with: pip install "opd_trl[serve]"')
     folder = Path(args.model).expanduser()
-    if folder.exists() and not (folder / "config.json").is_file():
-        merge = " Merge the adapter into its model first." if (folder / "adapter_config.json").is_file() else ""
-        raise InputError(f"--model {args.model} holds no config.json: it is not the folder of a saved model.{merge}")
+    if folder.exists() and not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise InputError(f"--model {args.model} holds no config.json: it is not the folder of a saved model.")
     if looks_local(args.model) and not folder.exists():
         raise InputError(f"--model {args.model} does not exist (looked in {Path.cwd()}). Give a folder or a hub id.")
     if key is None and not is_loopback(args.host):

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from ..durable import atomically
 from ..models.forward import window_of
 from ..models.loading import load_engine, load_tokenizer
+from ..models.lora_folders import base_of, is_adapter, tokenizer_of_path
 from ..models.provenance import check_model, conditions, identify
 from ..privileged.contexts import read_shared_context
 from ..scripts.quiet import quiet_libraries
@@ -39,12 +40,12 @@ def evaluate(args: argparse.Namespace, *, bar: Bar, say: Callable[[str], None]) 
     protocol = overridden(load_protocol(path), args)
     check(args, protocol)
     context = read_shared_context(None, args.context)
-    suite = make_suite(args, protocol)
+    suite = make_suite(args, protocol, say)
     try:
         identity = identity_of(args, protocol, suite)
         for folder in args.compare:
             check_comparable(Path(folder), identity)
-        tokenizer = load_tokenizer(args.model)
+        tokenizer = load_tokenizer(tokenizer_of_path(args.adapter or args.model, base=args.model))
         tasks = plan(suite, protocol, tokenizer, context, window_of(AutoConfig.from_pretrained(args.model)))
         store = Store(output_folder(args), identity)
         drawn = fill(args, protocol, suite, tokenizer, tasks, store, bar, say)
@@ -81,15 +82,21 @@ def check(args: argparse.Namespace, protocol: Protocol) -> None:
         raise ValueError("--leak-rule is judged on the prompts of --elsewhere FILE, which is missing.")
     if args.suite == "retention" and args.engine == "vllm":
         raise ValueError("--suite retention scores texts with transformers. Leave --engine out.")
+    if is_adapter(args.model):
+        if args.adapter is not None:
+            raise ValueError(
+                f"--model {args.model!r} is an adapter already. Give its base as --model, or no --adapter."
+            )
+        args.model, args.adapter = base_of(args.model), args.model
     check_model(args.model, option="--model", needs="config.json")
     if args.adapter is not None:
         check_model(args.adapter, option="--adapter", needs="adapter_config.json")
 
 
-def make_suite(args: argparse.Namespace, protocol: Protocol) -> Suite:
+def make_suite(args: argparse.Namespace, protocol: Protocol, say: Callable[[str], None]) -> Suite:
     """The suite that `--suite` names, with its problems read and checked."""
     if args.suite == "math":
-        return MathSuite(read_problems(args.data, answers=True, limit=args.limit), protocol)
+        return MathSuite(read_problems(args.data, answers=True, limit=args.limit), protocol, say)
     if args.suite == "retention":
         return RetentionSuite(protocol, args.data)
 

@@ -1,7 +1,7 @@
 """`--suite math`: are the answers right?"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..evaluation import Judge, majority, pass_at_k
@@ -19,17 +19,21 @@ PART = "math"
 class MathSuite(Suite):
     """Mathematics, judged by math-verify within the protocol's limits.
 
-    Problems whose own answer cannot be judged are left out and counted.
+    Problems whose own answer cannot be read are named (`say` takes a line), left out and counted.
     """
 
-    def __init__(self, problems: ProblemSet, protocol: Protocol) -> None:
+    def __init__(self, problems: ProblemSet, protocol: Protocol, say: Callable[[str], None] = print) -> None:
         self.judge_answers = Judge(time_limit=protocol.judge_seconds, max_chars=protocol.max_answer_chars)
         self.protocol = protocol
         golds = [as_solution(problem.answer) for problem in problems.problems]
-        boxed = [rf"\boxed{{{problem.answer}}}" for problem in problems.problems]
-        verdicts = zip(problems.problems, self.judge_answers(boxed, golds), strict=True)
-        unfit = {problem.id: UNPARSABLE_GOLD for problem, verdict in verdicts if verdict.reason == UNPARSABLE_GOLD}
-        self.parts = {PART: problems.without(unfit)}
+        verdicts = zip(problems.problems, self.judge_answers.compare(golds, golds), strict=True)
+        unfit = [problem for problem, verdict in verdicts if verdict.correct is None]
+        self.parts = {PART: problems.without({problem.id: UNPARSABLE_GOLD for problem in unfit})}
+        for problem in unfit:
+            say(
+                f"{problems.source}, row {problem.row}: the right answer {problem.answer!r} cannot be read, so the "
+                "problem is left out. Write it as a number or as LaTeX."
+            )
 
     def judge(self, part: str, problems: Sequence[Problem], completions: Sequence[Completion]) -> list[dict[str, Any]]:
         """The fields of `Verdict` for each answer: is its last box the right one?"""

@@ -28,14 +28,17 @@ class Problem:
     Args:
         id: the start of the SHA-256 of the prompt, so that it is the same in every file and order.
         messages: the prompt.
-        answer: the right answer, or the list of right ones; None where the suite needs none.
+        answer: the right answer, or a list: of right ones, or of the values that are one answer in mathematics; None
+            where the suite needs none.
         instructions: `instruction_ids` and `kwargs` of IFEval; None elsewhere.
+        row: where it stands in its source, from 1 on.
     """
 
     id: str
     messages: list[Message]
     answer: Any = None
     instructions: dict[str, Any] | None = None
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ class ProblemSet:
         left = [problem for problem in self.problems if problem.id not in dropped]
         counts = dict(Counter(self.dropped) + Counter(dropped.values()))
         if not left:
-            raise DataError(f"{self.source}: no problem is left ({_listed(counts)}). Nothing can be measured.")
+            first = f"The first of them is row {self.problems[0].row}."
+            raise DataError(f"{self.source}: no problem is left ({_listed(counts)}). {first} Nothing can be measured.")
         return ProblemSet(self.source, left, counts)
 
 
@@ -78,22 +82,22 @@ def read_problems(source: str, *, answers: bool, limit: int | None = None) -> Pr
             named.
     """
     rows, dropped = _rows(source)
-    found: dict[str, tuple[int, Problem]] = {}
+    found: dict[str, Problem] = {}
     for number, row in rows:
-        problem = _problem(row, where=f"{source}, row {number}", answers=answers)
+        problem = _problem(row, number, where=f"{source}, row {number}", answers=answers)
         if problem.id in found:
-            first, known = found[problem.id]
+            known = found[problem.id]
             if (known.answer, known.instructions) != (problem.answer, problem.instructions):
                 raise DataError(
-                    f"{source}: rows {first} and {number} have the same prompt and different answers, "
+                    f"{source}: rows {known.row} and {number} have the same prompt and different answers, "
                     f"{known.answer!r} and {problem.answer!r}. Remove the wrong one."
                 )
             dropped["duplicate"] += 1
         elif limit is None or len(found) < limit:
-            found[problem.id] = (number, problem)
+            found[problem.id] = problem
     if not found:
         raise DataError(f"{source} has no problem ({_listed(dropped) or 'no row'}). Nothing can be measured.")
-    return ProblemSet(source, [problem for _, problem in found.values()], dict(dropped))
+    return ProblemSet(source, list(found.values()), dict(dropped))
 
 
 def _rows(source: str) -> tuple[Iterable[tuple[int, dict[str, Any]]], Counter[str]]:
@@ -116,7 +120,7 @@ def _rows(source: str) -> tuple[Iterable[tuple[int, dict[str, Any]]], Counter[st
     return adapted(), dropped
 
 
-def _problem(row: dict[str, Any], *, where: str, answers: bool) -> Problem:
+def _problem(row: dict[str, Any], number: int, *, where: str, answers: bool) -> Problem:
     prompt = row.get("prompt")
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     if not _is_prompt(messages):
@@ -131,9 +135,8 @@ def _problem(row: dict[str, Any], *, where: str, answers: bool) -> Problem:
     if row.get(INSTRUCTIONS[0]) is not None:
         instructions = {"instruction_ids": list(row[INSTRUCTIONS[0]]), "kwargs": list(row.get(INSTRUCTIONS[1]) or [])}
     digest = hashlib.sha256(json.dumps(messages, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-    return Problem(
-        digest[:16], messages, answer if isinstance(answer, list) or answer is None else str(answer), instructions
-    )
+    answer = answer if isinstance(answer, list) or answer is None else str(answer)
+    return Problem(digest[:16], messages, answer, instructions, number)
 
 
 def _is_prompt(messages: Any) -> bool:

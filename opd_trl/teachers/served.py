@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from ..losses.chunked import KnownSupport
 from ..losses.head import Head
 from ..models.forward import completion_hidden_states, read_head, token_log_probs
+from ..models.lora_folders import tokenizer_of_path
 from ..models.sequences import join
 from .base import Host, Teacher
 from .scores import HIDDEN, LOG_PROBS, HiddenStates, LogProbs, Scores, select
@@ -229,7 +230,8 @@ def check_tokenizer(server: TeacherServer, tokenizer, local_copy: LocalCopy | No
         check_same_vocabulary(tokenizer.get_vocab(), server.vocabulary())
         return
     if local_copy is not None:
-        other = AutoTokenizer.from_pretrained(local_copy.path, trust_remote_code=local_copy.trust_remote_code)
+        path = tokenizer_of_path(local_copy.path)
+        other = AutoTokenizer.from_pretrained(path, trust_remote_code=local_copy.trust_remote_code)
         check_same_vocabulary(tokenizer.get_vocab(), other.get_vocab())
     found = server.tokenize(PROBE_TEXT)
     expected = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]

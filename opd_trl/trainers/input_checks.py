@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTok
 from trl.trainer.utils import get_config_model_id
 
 from ..data.row_checks import RowChecks, RowError
+from ..models.lora_folders import base_of, is_adapter, tokenizer_of_path
 from ..privileged import check_column
 from ..teachers import check_same_vocabulary, shared_rows
 from ..teachers.own import check_trained_beside
@@ -143,8 +144,10 @@ def check_peft(model, peft_config, args: OPDConfig) -> None:
 
 def load_processing_class(model, args: OPDConfig) -> PreTrainedTokenizerBase | ProcessorMixin:
     """The student's tokenizer or processor, as GRPOTrainer loads it."""
-    return AutoProcessor.from_pretrained(
-        model if isinstance(model, str) else get_config_model_id(model.config),
+    source = tokenizer_of_path(model) if isinstance(model, str) else get_config_model_id(model.config)
+    # A processor is not found beside an adapter, which has no config.json to name its class.
+    return (AutoTokenizer if is_adapter(source) else AutoProcessor).from_pretrained(
+        source,
         revision=(args.model_init_kwargs or {}).get("revision") if isinstance(model, str) else None,
         truncation_side="left",
         padding_side="left",
@@ -160,7 +163,7 @@ def tokenizer_of(processing_class) -> PreTrainedTokenizerBase:
 def model_config(model, *, trust_remote_code: bool = False, revision: str | None = None) -> Any:
     """The configuration of a model or of a path, without loading weights."""
     if isinstance(model, str):
-        return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, revision=revision)
+        return AutoConfig.from_pretrained(base_of(model), trust_remote_code=trust_remote_code, revision=revision)
     return model.config
 
 
@@ -208,7 +211,7 @@ def check_teacher(
     config = text_config(teacher, trust_remote_code=args.trust_remote_code, revision=args.teacher_model_revision)
     if teacher_tokenizer is None and path:
         teacher_tokenizer = AutoTokenizer.from_pretrained(
-            path, revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
+            tokenizer_of_path(path), revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
         )
     student_rows = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
     if teacher_tokenizer is not None:

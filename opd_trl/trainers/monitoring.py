@@ -20,6 +20,7 @@ from .figures import is_recorded, sample_lines
 from .opd_config import OPDConfig
 from .phases import PhaseClock
 from .published_methods import default_of, find_method
+from .resume import whole_checkpoints
 
 
 logger = get_logger(__name__)
@@ -111,6 +112,11 @@ class MonitorCallback(TrainerCallback):
         self._sampled_step = self._timed_since = state.global_step
         self.clock.seconds()
         if state.is_world_process_zero:
+            if state.global_step == 0 and (found := whole_checkpoints(args.output_dir)):
+                logger.warning(
+                    f"{args.output_dir} holds {found[0].name} of an earlier run, and this one begins anew and writes "
+                    "over its checkpoints. To go on instead: trainer.train(resume_from_checkpoint=True)."
+                )
             session = describe_session(self.trainer, first_step=state.global_step, max_steps=state.max_steps)
             self._run_log = RunLog(args.output_dir, session)
 

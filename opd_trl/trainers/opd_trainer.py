@@ -12,6 +12,7 @@ from ..losses.fused import distillation_loss
 from ..models.loading import copy_student
 from ..teachers import Teacher, routing
 from ..teachers.scores import Scores
+from . import resume
 from .figures import log_distillation
 from .image_checks import check_images
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
@@ -19,9 +20,8 @@ from .monitoring import add_monitor
 from .opd_config import OPDConfig
 from .passes import build_objective, loss_mask, student_pass
 from .phases import STUDENT, timed
-from .placement import find_teachers
+from .placement import find_teachers, load_student
 from .published_methods import PAPER
-from .resume import EpochSampler, load_default_adapter, load_generation_buffer, save_generation_buffer
 from .rewards import check_rewards, distillation_coef, distilled_rows, drop_stand_in, no_reward, sibling_contexts
 from .scoring import build_reference, needs_student_at_start, token_logps
 from .teacher_prompts import TeacherPrompts, row_checks
@@ -84,9 +84,10 @@ class OPDTrainer(GRPOTrainer):
         **kwargs,
     ):
         args = check_args(args, model, self.config_class, self._name)
-        check_peft(model, kwargs.get("peft_config"), args)
         if processing_class is None:
             processing_class = load_processing_class(model, args)
+        model = load_student(model, args, kwargs)
+        check_peft(model, kwargs.get("peft_config"), args)
         check_student(model, args, tokenizer_of(processing_class))
         self.row_checks = row_checks(args, processing_class, kwargs)
         check_data(self.row_checks, args, train_dataset, eval_dataset, required=self.requires_privileged_context)
@@ -107,7 +108,7 @@ class OPDTrainer(GRPOTrainer):
         )
         self.monitor = add_monitor(self, privileged=self.row_checks.view is not None)
         self.has_rewards = drop_stand_in(self)
-        check_rewards(args, has_rewards=self.has_rewards)
+        check_rewards(self)
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self.policy_is_active = self.has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
         self.vllm_importance_sampling_correction &= self.policy_is_active  # it corrects the policy loss alone
@@ -225,20 +226,21 @@ class OPDTrainer(GRPOTrainer):
     # Checkpoints
 
     def _get_train_sampler(self, dataset=None):
-        return EpochSampler(super()._get_train_sampler(dataset), self)
+        return resume.EpochSampler(super()._get_train_sampler(dataset), self)
 
     def _save_rng_state(self, output_dir):
         super()._save_rng_state(output_dir)
-        save_generation_buffer(self, output_dir)
+        resume.save_generation_buffer(self, output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        resume.check_checkpoint(self, resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_default_adapter(self, resume_from_checkpoint)
+        resume.load_default_adapter(self, resume_from_checkpoint)
 
     def _load_rng_state(self, checkpoint):
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
-            load_generation_buffer(self, checkpoint)
+            resume.load_generation_buffer(self, checkpoint)
 
     # The loss
 

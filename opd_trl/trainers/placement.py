@@ -5,11 +5,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from accelerate.utils import set_seed
 from torch import nn
-from trl.trainer.utils import create_model_from_path, get_config_model_id
+from trl.trainer.utils import get_config_model_id
 
 from .. import API_KEY_VARIABLE
 from ..models.loading import load_whole, plain_models
+from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
 from ..teachers.served import LocalCopy, LossNeeds, connect
 from .config_checks import is_url
@@ -54,9 +56,7 @@ def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
 
     def load(path: str) -> nn.Module:
         with plain_models(args):
-            return create_model_from_path(
-                path, dtype="auto", device_map=None, trust_remote_code=args.trust_remote_code
-            ).eval()
+            return load_causal_lm(path, dtype="auto", device_map=None, trust_remote_code=args.trust_remote_code).eval()
 
     return connect(
         TeacherServer(
@@ -74,6 +74,27 @@ def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
         local_copy=None if path is None else LocalCopy(path, args.trust_remote_code, load),
         compares=args.distributed_state.is_main_process,
     )
+
+
+def load_student(model, args: OPDConfig, kwargs: dict[str, Any]):
+    """The student as GRPOTrainer takes it: an adapter's folder is loaded, a local folder named by its absolute path.
+
+    What loading takes of `args` and of the trainer's `kwargs` is left out of them then: TRL warns that it ignores it.
+    """
+    if not is_adapter(model):
+        return with_absolute_path(model)
+    if kwargs.get("peft_config") is not None:
+        raise ValueError(
+            f"the student {model!r} is a LoRA adapter, and a new one is asked for (peft_config, use_peft). Leave that "
+            "out to train the adapter further, or merge it into its base first (merge_and_unload)."
+        )
+    set_seed(args.seed)
+    options = {"trust_remote_code": args.trust_remote_code} | dict(args.model_init_kwargs or {})
+    if (quantization := kwargs.pop("quantization_config", None)) is not None:
+        options["quantization_config"] = quantization
+    args.model_init_kwargs = None
+    loaded = load_whole(model, args.distributed_state.distributed_type, is_trainable=True, **options)
+    return with_absolute_path(loaded)
 
 
 def load_teacher(path: str, args: OPDConfig) -> nn.Module:

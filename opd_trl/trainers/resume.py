@@ -6,8 +6,18 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 from torch.utils.data import Sampler
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 
+#: What transformers writes last into a checkpoint.
+TRAINER_STATE = "trainer_state.json"
+# What resuming needs, and the files that hold it under one engine or another.
+NEEDED = {
+    "the weights": ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global_step*"),
+    "the optimizer's state (optimizer.pt)": ("optimizer*", "global_step*"),
+    "the place in the learning rate's schedule (scheduler.pt)": ("scheduler.pt", "global_step*"),
+    "the random state (rng_state.pth)": ("rng_state*",),
+}
 #: Folder of a moving teacher inside a checkpoint; PEFT saves a teacher adapter under the same name.
 TEACHER_FOLDER = "teacher"
 
@@ -56,6 +66,40 @@ def load_generation_buffer(trainer, folder: str) -> None:
 
 def buffer_file(trainer, folder: str) -> Path:
     return Path(folder) / f"generation_buffer_{trainer.accelerator.process_index}.pt"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint from which a run cannot go on as if it had not stopped."""
+
+
+def check_checkpoint(trainer, checkpoint: str) -> None:
+    """Raise CheckpointError where a checkpoint lacks what transformers would pass over in silence."""
+    needed = dict(NEEDED)
+    if getattr(trainer.args, "teacher_model_kind", None) == "ema":
+        needed |= {f"the moving teacher ({TEACHER_FOLDER}/)": (TEACHER_FOLDER,)}
+    missing = [what for what, files in needed.items() if not any(any(Path(checkpoint).glob(name)) for name in files)]
+    if missing:
+        raise CheckpointError(
+            f"no run can go on from {checkpoint}: it lacks {', '.join(missing)}. A checkpoint that was saved with "
+            "save_only_model, or copied in part, is like that. Take another one, or begin a new run with another "
+            "output_dir."
+        )
+
+
+def whole_checkpoints(output_dir: str) -> list[Path]:
+    """The checkpoints in a folder that were saved to their end, the last one first."""
+    return sorted(filter(is_whole, Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")), key=step_of, reverse=True)
+
+
+def is_whole(folder: Path) -> bool:
+    """Was a checkpoint saved to its end?"""
+    return (folder / TRAINER_STATE).is_file()
+
+
+def step_of(folder: Path) -> int:
+    """The N of `checkpoint-N`; -1 for any other name."""
+    number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
+    return int(number) if number.isdecimal() else -1
 
 
 def load_default_adapter(trainer, checkpoint: str) -> None:

@@ -1,13 +1,19 @@
 """Rewards beside distillation: none needed, a gate on what is distilled, a weight that changes over the run."""
 
+import re
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
+from datasets import IterableDataset
 from torch import Tensor
 
+from ..data.prompts import RowError
+from ..evaluation import graded_text, math_accuracy
+from ..evaluation.notation import plain_answer
 from ..privileged import Context, is_empty
+from ..teachers.routing import named_datasets
 from .opd_config import OPDConfig
 
 
@@ -32,12 +38,16 @@ def drop_stand_in(trainer) -> bool:
     return True
 
 
-def check_rewards(args: OPDConfig, *, has_rewards: bool) -> None:
-    """Refuse a gate that nothing opens; warn where rewards cannot teach.
+def check_rewards(trainer) -> None:
+    """Refuse a gate that nothing opens, and right answers that cannot be read; warn where rewards cannot teach.
 
     Raises:
-        ValueError: `distillation_gate` or `sibling_context` without rewards.
+        ValueError: `distillation_gate` or `sibling_context` without rewards; an answer without meaning, with its row.
     """
+    args, has_rewards = trainer.args, trainer.has_rewards
+    if math_accuracy in trainer.reward_funcs:
+        for name, dataset in named_datasets(trainer.train_dataset, trainer.eval_dataset).items():
+            check_golds(dataset, name)
     if args.distillation_gate is not None and not has_rewards:
         raise ValueError(
             f"distillation_gate={args.distillation_gate!r} needs reward_funcs that say which completions are correct, "
@@ -53,6 +63,23 @@ def check_rewards(args: OPDConfig, *, has_rewards: bool) -> None:
             "reward functions with num_generations=1: a group of one has no advantage, so the rewards are only "
             "logged. Set num_generations >= 2 to learn from them."
         )
+
+
+def check_golds(dataset, name: str) -> None:
+    """Raise RowError where a data set has no right answers for `math_accuracy`, or one that cannot be read."""
+    columns = getattr(dataset, "column_names", None)
+    if columns is not None and "answer" not in columns:
+        raise RowError(
+            f"the {name} set has no column 'answer', it has {', '.join(map(repr, columns))}",
+            "math_accuracy compares with it: rename the column that holds the right answers.",
+        )
+    for row, answer in enumerate([] if isinstance(dataset, IterableDataset) else dataset["answer"]):
+        if not re.search(r"\w|∞", plain_answer(answer)):
+            raise RowError(
+                f"math_accuracy cannot read the answer {answer!r}",
+                "Write it as a number or as LaTeX, or filter the row out.",
+                where=f"row {row} of the {name} set",
+            )
 
 
 def distilled_rows(trainer, count: int, contexts: list[Context | None] | None) -> Tensor:
@@ -152,5 +179,4 @@ def answer_of(completion: str | list[dict[str, Any]]) -> str:
     >>> answer_of([{"role": "assistant", "content": "<think>2 + 2</think>4"}])
     '4'
     """
-    text = completion if isinstance(completion, str) else completion[-1]["content"]
-    return str(text).rsplit("</think>", 1)[-1].strip()
+    return graded_text(completion).rsplit("</think>", 1)[-1].strip()

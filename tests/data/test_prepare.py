@@ -198,3 +198,20 @@ def test_real_evaluation_problems_are_found_in_themselves_and_not_in_each_other(
     assert all(evaluation.match(f"Please solve this. {text}") or len(text.split()) < 13 for text in asked)
     school = [ADAPTERS["gsm8k"].to_row(row)["prompt"] for row in read_jsonl(real("gsm8k/test.jsonl"))]
     assert [prompt for prompt in school if evaluation.match(prompt)] == []
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("x²", "x2", False),
+        ("x²", "x^2", True),
+        ("10⁻³", "10-3", False),
+        ("a₁", "a1", False),
+        ("2½", "21/2", False),
+        ("2^{10}", "210", False),
+        ("\uff38 + 1", "x + 1", True),
+    ],
+)
+def test_what_stands_higher_or_lower_tells_two_problems_apart(one, other, same):
+    rows = [{"q": f"What is {text}?"} for text in (one, other)]
+    assert len(prepare(rows, mapped({"prompt": "q"})).rows) == (1 if same else 2)

@@ -26,7 +26,7 @@ class FakeTrainer:
     def save_model(self, output_dir):
         self.calls.append(("save_model", output_dir))
 
-    def end(self):
+    def end_training(self):
         self.calls.append(("end",))
 
 

@@ -183,3 +183,12 @@ def test_a_tokenizer_without_chat_template_is_refused_with_a_remedy(protocol, su
     assert "no chat template" in capsys.readouterr().err
     (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
     assert main([*argv, "--protocol", protocol(chat_template="plain.jinja")]) == 0
+
+
+def test_a_right_answer_that_cannot_be_read_is_named_by_its_row_and_left_out(evaluate, math, rows):
+    data = rows([{"prompt": "a", "answer": 1e-05}, {"prompt": "b", "answer": "?!"}, {"prompt": "c", "answer": [1, 2]}])
+    status, out, err = evaluate(*math, "--data", data, "--json")
+    assert status == 0
+    assert f"{data}, row 2: the right answer '?!' cannot be read" in err
+    assert err.count("cannot be read") == 1
+    assert json.loads(out)["dropped"] == {"math": {"unparsable gold": 1}}

@@ -113,7 +113,7 @@ def test_another_setting_does_not_go_on_from_old_samples(evaluate, refused, prot
     assert "data.math.problems is 6 there and 2 here" in refused(*command, "--limit", "2")
 
 
-def test_rules_leakage_and_the_difference_to_another_model(evaluate, protocol, rows, tmp_path):
+def test_rules_leakage_and_the_difference_to_another_model(evaluate, protocol, rows, tmp_path, model):
     data = rows([{"prompt": f"a {i}"} for i in range(5)])
     other = rows([{"prompt": f"b {i}"} for i in range(4)], "other.jsonl")
     command = ("--suite", "rules", "--data", data, "--elsewhere", other, "--protocol", protocol("rules"))
@@ -132,6 +132,12 @@ def test_rules_leakage_and_the_difference_to_another_model(evaluate, protocol, r
     assert row["low"] <= row["difference"] <= row["high"]
     assert "against" in out
     assert read("a")[1] != read("b")[1]
+
+    adapted.peft_config["default"].base_model_name_or_path = model
+    adapted.save_pretrained(tmp_path / "named")
+    assert evaluate(*command, "--output", "c", "--model", "named")[0] == 0
+    assert read("c")[1] == read("b")[1]
+    assert read("c")[0]["identity"]["model"] == second["identity"]["model"]
 
 
 def test_a_context_is_read_by_the_measured_model_and_is_no_part_of_the_protocol(evaluate, protocol, rows, tmp_path):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from opd_trl import OPDConfig
+from opd_trl.evaluation import math_accuracy
 from opd_trl.trainers.rewards import distillation_coef, gate
 from tests import tiny
 from tests.trainers.build import fixed_batch, opd_trainer, settings
@@ -49,6 +50,27 @@ def test_the_gate_changes_the_loss_to_that_of_the_open_rows_alone(tmp_path, stud
     loss = trainer._compute_loss(trainer.model, batch)
     rows = {key: x[::2] if x.ndim else x for key, x in batch.items()}
     torch.testing.assert_close(loss, trainer._compute_loss(trainer.model, rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"answer": ["7"] * 5 + ["$$"] + ["7"] * 2},
+            r"row 5 of the train set: .* cannot read the answer '\$\$'",
+        ),
+        ({"answer": ["7"] * 7 + [None]}, "row 7 of the train set: .* cannot read the answer None"),
+        ({"answer": [[7], []] + [[7]] * 6}, r"row 1 of the train set: .* cannot read the answer \[\]"),
+        ({"gold": ["7"] * 8}, "the train set has no column 'answer', it has 'prompt', 'gold'"),
+    ],
+)
+def test_a_right_answer_that_cannot_be_read_is_named_before_anything_is_sampled(
+    tmp_path, student_path, teacher_path, columns, message
+):
+    rewards = {"reward_funcs": [math_accuracy, right_where_the_row_is_even]}
+    dataset = tiny.questions(**columns)
+    with pytest.raises(ValueError, match=message):
+        opd_trainer(tmp_path, student_path, teacher_path, dataset=dataset, trainer_options=rewards)
 
 
 def test_a_gate_without_rewards_is_refused(tmp_path, student_path, teacher_path):

@@ -6,7 +6,6 @@ and may touch a GPU, which the pipeline's process, alive for days beside its sta
 
 import argparse
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 import yaml
 
 from ...scripts.launching import as_flags, launch_arity, resolve_accelerate_config, suggest
+from ...scripts.reward_names import reward_func
 from .commands import find_command, parser_of
 from .document import Stage
 
@@ -94,7 +94,7 @@ def command_line(
         raise ValueError(f"unknown key in {origin}. " + "; ".join(suggest(key, known) for key in unknown))
     check_training(parser, config, origin, line, without_gpu="use_cpu" not in {**config, **args} and without_gpu)
     for name in {**config, **args}.get("reward_funcs") or [] if command.name.startswith("trl ") else []:
-        check_reward(name)
+        reward_func(name, of_trl=True)
     return line
 
 
@@ -199,21 +199,6 @@ def flags_of_script(args: dict[str, Any]) -> list[str]:
         else:
             line += token(f"--{key}", value)
     return line
-
-
-def check_reward(name: str) -> None:
-    """Import a reward function as TRL will; raises ValueError for neither a name of TRL's nor an import path."""
-    ready = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward", "get_soft_overlong_punishment")
-    if name in ready:
-        return
-    module, _, function = name.rpartition(".")
-    try:
-        getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"reward_funcs: {name!r} is none of {', '.join(ready)} and cannot be imported ({error}). The reward for "
-            "mathematics is opd_trl.evaluation.math_accuracy."
-        ) from error
 
 
 if __name__ == "__main__":
