@@ -1,10 +1,11 @@
 """`opd-trl`: dispatch to the commands. Each is imported when it is called, so that `--help` costs nothing."""
 
-import difflib
 import importlib
 import sys
 
 import opd_trl
+
+from ..spelling import did_you_mean
 
 
 COMMANDS = {
@@ -85,8 +86,7 @@ def help_text() -> str:
 
 def unknown_command(name: str) -> str:
     """Say that there is no such command, and which ones there are."""
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}."
+    hint = did_you_mean(name, COMMANDS, otherwise=f"the commands are {', '.join(COMMANDS)}.")
     return f"unknown command {name!r}: {hint}"
 
 

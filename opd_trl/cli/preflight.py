@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -109,6 +110,7 @@ def check(argv: list[str], console: Console) -> tuple[dict[str, Any], Path | Non
             rules=rules,
             teachers=flags.teacher,
             bar=lambda title, total: progress(title, total, console),
+            say=lambda section: print(section, file=sys.stderr, flush=True),
         )
     return figures, flags.json
 

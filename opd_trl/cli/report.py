@@ -55,7 +55,6 @@ def main(argv: list[str]) -> int:
     except (RunLogError, OSError) as error:
         return refused("opd-trl report", error)
     for run in figures["runs"]:
-        count = sum(not line["superseded"] for line in run["warnings"])
-        print(f"{run['name']}: {run['headline']}; {count} warning{'s' * (count != 1)}")
+        print(f"{run['name']}: {run['headline']}; {run['verdict']}")
     print("Wrote " + ", ".join(map(str, written[:2])) + (f" and {len(written) - 2} more" if written[2:] else ""))
     return 0

@@ -1,11 +1,11 @@
 """Procedural tasks of reasoning-gym: as many rows as one asks for, without a hub, with a score of their own."""
 
-import difflib
 import json
 from typing import Any
 
 from ..evaluation.boxes import last_boxed_answer
 from ..evaluation.graded import graded_text
+from ..spelling import did_you_mean
 from .adapters import chat
 from .files import DataError, Row
 from .splits import prompt_key
@@ -50,11 +50,8 @@ def generate(task: str, *, count: int, seed: int, options: dict[str, Any] | None
     if count < 1:
         raise DataError(f"--count must be at least 1, got {count}.")
     if task not in task_names():
-        near = ", ".join(difflib.get_close_matches(task, task_names(), n=3))
-        raise DataError(
-            f"{task!r} is not a task of reasoning-gym{f', did you mean {near}' if near else ''}? "
-            "`opd-trl data list --procedural` shows all."
-        )
+        hint = did_you_mean(task, task_names(), otherwise="nothing is spelt like it.")
+        raise DataError(f"{task!r} is not a task of reasoning-gym: {hint} `opd-trl data list --procedural` shows all.")
     try:
         entries = library.create_dataset(task, size=count, seed=seed, **(options or {}))
     except (TypeError, AssertionError, ValueError) as error:

@@ -1,10 +1,10 @@
 """Rows of a data set by name or of a file, through `datasets`; what cannot be had is an error with the remedy."""
 
-import difflib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..spelling import did_you_mean
 from .adapters import ADAPTERS, Adapter
 from .files import FORMATS, READERS, DataError, Row, read_jsonl
 
@@ -42,9 +42,8 @@ def load_named(
 def adapter_of(name: str) -> Adapter:
     """The adapter called `name`; raises DataError with the names that there are."""
     if name not in ADAPTERS:
-        near = difflib.get_close_matches(name, ADAPTERS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise DataError(f"{name!r} is neither a known data set nor a file: {hint}There are {', '.join(ADAPTERS)}.")
+        hint = did_you_mean(name, ADAPTERS, otherwise="nothing is spelt like it.")
+        raise DataError(f"{name!r} is neither a known data set nor a file: {hint} There are {', '.join(ADAPTERS)}.")
     return ADAPTERS[name]
 
 

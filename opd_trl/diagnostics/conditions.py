@@ -7,7 +7,9 @@ from statistics import fmean, median, variance
 from typing import Literal, NamedTuple
 
 
-Kind = Literal["fell_by", "rose_by", "shrank_to", "grew_to", "held_at", "above", "below", "spiked", "not_finite"]
+Kind = Literal[
+    "fell_by", "rose_by", "shrank_to", "grew_to", "held_at", "above", "below", "zero", "spiked", "not_finite"
+]
 
 
 class Reading(NamedTuple):
@@ -35,20 +37,24 @@ class Condition:
         kind: "fell_by", "rose_by": the last window lies `threshold` below, above the run's own first window;
             "shrank_to", "grew_to": below, above `threshold` times the first window, all four by more than the lines of
             both windows scatter (`CERTAIN` standard errors); "held_at": above that, and not
-            below 97 % of the window before; "above", "below": every line of the last window lies there; "spiked": the
+            below 97 % of the window before; "above", "below": every line of the last window lies there; "zero": within
+            `threshold` of zero; "spiked": the
             last line is more than `threshold` times the median of the window before; "not_finite": NaN or infinite.
         threshold: in the unit of the figure, or a factor.
         minus: a figure that is subtracted first.
+        absent: what the figure counts as in a line of training that lacks it; None: such a line is not judged.
     """
 
     figure: str
     kind: Kind
     threshold: float = 0.0
     minus: str | None = None
+    absent: float | None = None
 
     def figure_in(self, line: dict[str, float | None]) -> float | None:
         """The value of the figure in a log line, `minus` subtracted; None where one of them is not there."""
-        value, other = line.get(self.figure), 0.0 if self.minus is None else line.get(self.minus)
+        absent = self.absent if "loss" in line else None
+        value, other = line.get(self.figure, absent), 0.0 if self.minus is None else line.get(self.minus)
         return None if value is None or other is None else float(value) - float(other)
 
     def read(self, series: Sequence[float], window: int) -> Reading | None:
@@ -124,6 +130,7 @@ READERS: dict[str, Reader] = {
     "held_at": held_at,
     "above": lambda series, window, level: Reading(min(series[-window:]) > level, fmean(series[-window:]), level),
     "below": lambda series, window, level: Reading(max(series[-window:]) < level, fmean(series[-window:]), level),
+    "zero": lambda series, window, level: Reading(max(map(abs, series[-window:])) <= level, series[-1], level),
     "spiked": spiked,
     "not_finite": lambda series, window, _: Reading(not math.isfinite(series[-1]), series[-1], math.inf),
 }
@@ -133,6 +140,7 @@ LINES: dict[str, Callable[[int], int]] = {
     "held_at": lambda window: 3 * window,
     "above": lambda window: window,
     "below": lambda window: window,
+    "zero": lambda window: window,
     "spiked": lambda window: window + 1,
     "not_finite": lambda window: 1,
 }

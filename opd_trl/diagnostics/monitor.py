@@ -17,7 +17,7 @@ class MonitorWarning:
     Attributes:
         step: optimizer step of the log line.
         rule, figure: their names.
-        value, threshold: of the rule's first condition.
+        value, threshold: of the rule's first condition that holds.
         window: log lines that were taken together.
         message: the full sentence.
     """
@@ -67,29 +67,30 @@ class Monitor:
             if value is not None and (math.isfinite(value) or condition.kind == "not_finite"):
                 self._series[condition].append(value)
         for rule in self.open:
-            if any(condition.figure_in(line) is None for condition in rule.conditions):
-                continue
-            readings = [condition.read(self._series[condition], rule.window) for condition in rule.conditions]
-            if all(reading is not None and reading.holds for reading in readings):
-                fired.append((rule, readings[0]))
-        self.open = [rule for rule in self.open if rule not in [x for x, _ in fired]]
-        return [self._warning(step, rule, reading) for rule, reading in fired]
+            judged = [condition for condition in rule.conditions if condition.figure_in(line) is not None]
+            readings = {condition: condition.read(self._series[condition], rule.window) for condition in judged}
+            held = [condition for condition, reading in readings.items() if reading is not None and reading.holds]
+            if held and (rule.one_is_enough or len(held) == len(rule.conditions)):
+                fired.append((rule, held[0], readings[held[0]]))
+        self.open = [rule for rule in self.open if rule not in [x for x, *_ in fired]]
+        return [self._warning(step, *found) for found in fired]
 
-    def _warning(self, step: int, rule: Rule, reading: Reading) -> MonitorWarning:
-        condition = rule.conditions[0]
+    def _warning(self, step: int, rule: Rule, condition: Condition, reading: Reading) -> MonitorWarning:
         found = (condition.name, reading.value, reading.threshold, rule.window)
         why, advice = rule.cause(self.settings), rule.advice(self.settings)
-        message = f"{rule.name} at step {step}: {in_words(rule, reading)}. {why} {advice}"
+        message = f"{rule.name} at step {step}: {in_words(rule, condition, reading)}. {why} {advice}"
         return MonitorWarning(step, rule.name, *found, message.strip())
 
 
-def in_words(rule: Rule, reading: Reading) -> str:
-    """What the first condition of a rule has read, as a clause of a warning: figure, value, threshold."""
-    condition, value, limit = rule.conditions[0], f"{reading.value:.3g}", f"{reading.threshold:.3g}"
+def in_words(rule: Rule, condition: Condition, reading: Reading) -> str:
+    """What a condition of a rule has read, as a clause of a warning: figure, value, threshold."""
+    value, limit = f"{reading.value:.3g}", f"{reading.threshold:.3g}"
     if condition.kind == "not_finite":
         return f"{condition.name} is {value}"
     if condition.kind == "spiked":
         return f"{condition.name} is {value}, against {reading.first:.3g} in the {rule.window} log lines before"
+    if condition.kind == "zero":
+        return f"{condition.name} is {value} over the last {rule.window} log lines"
     side = "below" if condition.kind in ("fell_by", "shrank_to", "below") else "above"
     past = "" if reading.first is None else f"; it was {reading.first:.3g} in the run's first {rule.window}"
     return f"{condition.name} is {value} over the last {rule.window} log lines, {side} {limit}{past}"

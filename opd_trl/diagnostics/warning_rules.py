@@ -45,6 +45,7 @@ class Rule:
     Attributes:
         name: in the run log.
         conditions: all must hold; the first is the one that is reported.
+        one_is_enough: one of them need hold, which is then the one that is reported.
         mechanism: what is behind it.
         unbiased: what is behind it where the configured loss has no such bias (setting `biased`: False); empty: the
             same.
@@ -59,6 +60,7 @@ class Rule:
     mechanism: str
     remedies: tuple[Remedy, ...]
     unbiased: str = ""
+    one_is_enough: bool = False
     window: int = 5
     only: Mapping[str, Any] = field(default_factory=dict)
     unless: Mapping[str, Any] = field(default_factory=dict)
@@ -109,6 +111,29 @@ FURTHER_AWAY = Condition("distillation/sampled_log_ratio", "fell_by", 0.2)
 #: The thresholds compare a run with its own first window where a figure has no scale of its own. They are wide: runs
 #: that learn must stay silent (tests/diagnostics/test_rules.py, docs/diagnostics.md).
 RULES = (
+    Rule(
+        "nothing_learned",
+        (
+            # A line in which no token is compared does not have it.
+            Condition("distillation/per_token_divergence", "zero", 1e-6, absent=0.0),
+            Condition("grad_norm", "zero"),
+            Condition("learning_rate", "zero"),
+        ),
+        "Nothing is learned: student and teacher agree on every token, no token is compared, or no weight is moved.",
+        (
+            Remedy(
+                "Take a teacher that differs from the student: another model, or a context that only it reads",
+                "docs/diagnostics.md",
+            ),
+            Remedy(
+                "Look whether tokens are left in the loss: num_loss_tokens_to_skip, mask_truncated_completions, "
+                "distillation_gate",
+                "docs/diagnostics.md",
+            ),
+            Remedy("Look whether weights are trained: learning_rate, LoRA's target_modules", "docs/diagnostics.md"),
+        ),
+        one_is_enough=True,
+    ),
     Rule(
         "support_mass_falls",
         (Condition("support/student_mass", "fell_by", 0.05), FURTHER_AWAY),

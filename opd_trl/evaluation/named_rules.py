@@ -1,9 +1,9 @@
 """Rules by name, as on a command line: `one_sentence:Arr,`, `json:answer`, `max_words:20`."""
 
-import difflib
 from collections.abc import Callable
 from typing import NamedTuple
 
+from ..spelling import did_you_mean
 from . import checkers
 from .answer_rules import Rule, one_sentence
 
@@ -94,10 +94,9 @@ def parse_rule(text: str) -> Rule:
     """
     name, colon, argument = text.partition(":")
     if name not in RULES:
-        near = difflib.get_close_matches(name, RULES, n=1)
-        hint = f" did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, RULES, otherwise="nothing is spelt like it.")
         listed = ", ".join(rule.usage for rule in RULES.values())
-        raise ValueError(f"{text!r} names no rule:{hint} The rules are {listed}.")
+        raise ValueError(f"{text!r} names no rule: {hint} The rules are {listed}.")
     try:
         return RULES[name].build(argument if colon else None)
     except ValueError as error:

@@ -8,12 +8,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, ProcessorMixin, TrainingArguments
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from .lora_folders import base_of, is_adapter, load_causal_lm, with_adapter
 from .sampling import Engine
 from .transformers_engine import TransformersEngine
+
+
+ProcessingClass = Tokenizer | ProcessorMixin
 
 
 @contextmanager

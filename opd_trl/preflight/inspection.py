@@ -4,7 +4,7 @@ Nothing here reads a command line or prints: `opd_trl/cli/preflight.py` and `opd
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..evaluation.math import math_accuracy
@@ -20,6 +20,10 @@ from .state import Bar, Judge, Preflight, no_bar
 Rule = Callable[[str], bool]
 
 
+def quiet(section: str) -> None:
+    """Say nothing of the section that begins."""
+
+
 def preflight(
     trainer,
     *,
@@ -28,6 +32,7 @@ def preflight(
     rules: Sequence[Rule] = (),
     teachers: Sequence[str] = (),
     bar: Bar = no_bar,
+    say: Callable[[str], None] = quiet,
 ) -> dict[str, Any]:
     """Run every check on a trainer, which trains nothing; the last of them may take its teacher away.
 
@@ -38,6 +43,7 @@ def preflight(
         rules: what a right answer obeys; none: `math_accuracy` judges where the trainer rewards with it.
         teachers: paths or hub ids of teachers to rank.
         bar: shows progress.
+        say: called with the number and the title of each section when it begins.
 
     Returns:
         the JSON of `opd-trl preflight`: `verdict`, `completions`, `findings`, and further figures of each check.
@@ -52,7 +58,7 @@ def preflight(
         teachers=teachers,
         bar=bar,
     )
-    run_checks(state, checks.CHECKS)
+    run_checks(state, checks.CHECKS, say)
     return report(state.findings, state.details, completions=state.num_completions)
 
 
@@ -73,10 +79,13 @@ def report(findings: Sequence[Finding], details: dict[str, Any], *, completions:
     }
 
 
-def run_checks(state: Preflight, wanted: Iterable[checks.Check]) -> None:
+def run_checks(state: Preflight, wanted: Sequence[checks.Check], say: Callable[[str], None] = quiet) -> None:
     """Let the student answer and run checks on what it wrote, each adding its findings to those before."""
+    sections = 1 + len(wanted)
+    say(f"[1/{sections}] The student answers {state.prompts} prompts")
     let_student_answer(state)
-    for check in wanted:
+    for place, check in enumerate(wanted, 2):
+        say(f"[{place}/{sections}] {check.title}")
         state.findings += check.run(state)
 
 

@@ -15,6 +15,9 @@ Context = str | list[Message]
 Content = str | list[dict[str, Any]]
 Builder = Callable[[Prompt, Context], Prompt]
 
+# Jinja by itself drops a last line break, which the user may have meant.
+JINJA = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
+
 # What the teacher reads. `prompt` is the text of the last user turn (or the whole text prompt); its images stay.
 TEMPLATES = {
     "system_prompt": "{{ context }}",
@@ -73,7 +76,7 @@ def get_builder(name: str, *, template: str | None = None) -> Builder:
             raise ValueError(f"privileged_template has no effect on your own builder {name!r}. Remove one of them.")
         return import_builder(name)
     try:
-        compiled = Environment(undefined=StrictUndefined, autoescape=False).from_string(template or TEMPLATES[name])
+        compiled = JINJA.from_string(TEMPLATES[name] if template is None else template)
     except TemplateError as error:
         raise ValueError(f"privileged_template is not a valid Jinja template: {error}. Got {template!r}.") from error
     if name == "system_prompt":

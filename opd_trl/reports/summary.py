@@ -67,6 +67,7 @@ def run_figures(run: Run, name: str, now: datetime) -> dict[str, Any]:
         "folder": str(run.folder),
         "state": run.state,
         "headline": headline(run, now),
+        "verdict": verdict(run),
         "step": run.step,
         "seconds": round(run.seconds, 1),
         "seconds_since_last_line": None if run.state != OPEN else run.age(now),
@@ -101,6 +102,34 @@ def as_warning(line: dict[str, Any]) -> dict[str, Any]:
     fields = ("rule", "figure", "value", "threshold", "window", "message")
     metric = str(line.get("figure") or "").partition(" - ")[0]
     return {**dict.fromkeys(fields), **line, "metric": metric}
+
+
+# Log lines of training before which the rules of the monitor do not judge.
+JUDGED_FROM = 5
+
+
+def verdict(run: Run) -> str:
+    """What the monitor makes of a run: how many warnings, `nothing learned`, or that it is too short to judge."""
+    warnings = [line for line in run.warnings if not line["superseded"]]
+    if any(line.get("rule") == "nothing_learned" and never_moved(run, line) for line in warnings):
+        return NOTHING_LEARNED
+    if warnings:
+        return f"{len(warnings)} warning{'s' * (len(warnings) > 1)}"
+    if run.not_finite:
+        return f"NaN or infinite: {', '.join(run.not_finite)}"
+    lines = len(run.series["learning_rate"].steps) if "learning_rate" in run.series else run.lines
+    if lines < JUDGED_FROM:
+        return f"too short to judge: {lines} log line{'s' * (lines != 1)}, and the rules look at {JUDGED_FROM}"
+    return "no warnings"
+
+
+NOTHING_LEARNED = "nothing learned"
+
+
+def never_moved(run: Run, warning: dict[str, Any]) -> bool:
+    """Was the figure of the warning zero in the whole run, not only in the lines that set it off?"""
+    series = run.series.get(str(warning.get("figure")))
+    return series is None or bool((abs(series.values) <= (warning.get("threshold") or 0.0)).all())
 
 
 def headline(run: Run, now: datetime) -> str:

@@ -1,7 +1,6 @@
 """What belongs to `accelerate launch`: its flags, its configuration files, and the launch itself."""
 
 import argparse
-import difflib
 import signal
 import subprocess
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ..spelling import did_you_mean
 from .recipe_files import ACCELERATE, accelerate_names, nearest, recipes_dir
 
 
@@ -164,8 +164,6 @@ def suggest(given: str, known: list[str]) -> str:
     >>> suggest("betta", ["beta", "learning_rate"])
     'betta: did you mean beta?'
     """
-    near = difflib.get_close_matches(flag_name(given), known, n=1)
-    if not near:
-        return f"{given}: nothing is spelt like it; `--help` and `--help-all` list what there is."
     dashes = "--" if given.startswith("--") else ""
-    return f"{given}: did you mean {dashes}{near[0]}?"
+    none = "nothing is spelt like it; `--help` and `--help-all` list what there is."
+    return f"{given}: " + did_you_mean(dashes + flag_name(given), [dashes + name for name in known], otherwise=none)

@@ -13,7 +13,7 @@ accelerate launch -m opd_trl.scripts.opd \
 
 import argparse
 
-from ..trainers.config_checks import SEPARATE_TEACHERS
+from ..trainers.config_checks import SEPARATE_TEACHERS, is_url
 from . import common
 
 
@@ -32,7 +32,8 @@ def main(script_args, training_args, model_args, dataset_args) -> None:
     check_arguments(script_args, training_args, model_args, dataset_args)
     from .. import OPDTrainer
 
-    if model_args.attn_implementation is not None:
+    named = [training_args.teacher_model_name_or_path, *(training_args.teachers or {}).values()]
+    if model_args.attn_implementation is not None and any(name and not is_url(name) for name in named):
         given = training_args.teacher_model_init_kwargs or {}
         training_args.teacher_model_init_kwargs = {"attn_implementation": model_args.attn_implementation, **given}
     common.train(OPDTrainer, script_args, training_args, model_args, dataset_args)

@@ -11,7 +11,6 @@ from trl import TrlParser
 from trl.scripts.utils import DatasetConfig
 
 from ..trainers.config_checks import PROCESSES
-from ..trainers.published_methods import GIVEN
 from .launching import as_flags, launch_arity, num_processes, suggest, unknown_tokens
 from .recipe_files import Recipe, find_recipe, read_recipe, stacked
 
@@ -92,12 +91,11 @@ class StrictParser(TrlParser):
                 )
         # Where the caller launches, batches are multiples of the processes that it will start.
         processes = num_processes([*self._launch_flags, *rest]) if return_remaining_strings else None
-        tokens = PROCESSES.set(processes), GIVEN.set(self._given(args))
+        token = PROCESSES.set(processes)
         try:
             return super().parse_args_into_dataclasses(args, return_remaining_strings, **kwargs)
         finally:
-            PROCESSES.reset(tokens[0])
-            GIVEN.reset(tokens[1])
+            PROCESSES.reset(token)
 
     def error(self, message: str):
         """Exit with status 2 and one line; argparse would print all 300 flags first."""
@@ -106,12 +104,6 @@ class StrictParser(TrlParser):
     def _fields(self) -> dict[str, Action]:
         """Every field with its flag; of a switch and its `--no_` twin the switch."""
         return {a.dest: a for a in reversed(self._actions) if a.dest != "help"}
-
-    def _given(self, args: list[str]) -> frozenset[str]:
-        """The fields that the recipe or the command line names, over which a `method` has no say."""
-        flags = {token.partition("=")[0] for token in args}
-        named = {action.dest for action in self._actions if flags & set(action.option_strings)}
-        return frozenset(named | (self._recipe.values.keys() if self._recipe else set()))
 
     def _take_recipe(self, args: list[str]) -> list[str]:
         """Take environment and defaults from the recipes that `--config` names; return the other arguments."""

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import opd_trl
 
 from . import common
@@ -63,11 +61,8 @@ def read_subject(argv: list[str], own: Flags, *, prog: str, defaults: dict[str, 
     check_misplaced(recipe, own, prog=prog)
     parser = make_parser(command, own, prog=prog)
     parser.set_defaults(**defaults)
-    # Where there is no accelerator, transformers refuses bf16 unless the run is told to stay on the CPU.
-    device = () if torch.cuda.is_available() else ("--use_cpu",)
-    given = [*argv, *OVERRIDES, *device]
     with quiet_libraries():
-        *parsed, flags, _ = parser.parse_args_and_config(given, return_remaining_strings=True)
+        *parsed, flags, _ = parser.parse_args_and_config([*argv, *OVERRIDES], return_remaining_strings=True)
     if flags.prompts < 1:
         raise ValueError(f"--prompts must be >= 1, got {flags.prompts}.")
     if flags.json is not None and not flags.json.parent.is_dir():

@@ -1,6 +1,5 @@
 """The protocol of an evaluation: how answers are asked for, in a YAML file, read strictly and compared exactly."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..scripts.recipe_files import load_mapping, recipes_dir
+from ..spelling import did_you_mean
 
 
 SUITES = ("math", "rules", "retention")
@@ -126,9 +126,8 @@ def find_protocol(name: str) -> Path:
         if candidate.is_file():
             return candidate
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise ValueError(f"--protocol {name!r} is neither a file nor a protocol.{hint} There are {', '.join(names)}.")
+    hint = did_you_mean(name, names, otherwise=f"there are {', '.join(names)}.")
+    raise ValueError(f"--protocol {name!r} is neither a file nor a protocol: {hint}")
 
 
 def load_protocol(path: Path) -> Protocol:
@@ -137,8 +136,7 @@ def load_protocol(path: Path) -> Protocol:
     known = [entry.name for entry in fields(Protocol)]
     for key in values:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            hint = did_you_mean(key, known, otherwise=f"there are {', '.join(known)}.")
             raise ValueError(f"{path}: unknown key {key!r}: {hint}")
     missing = [key for key in ("suite", "temperature", "max_new_tokens") if key not in values]
     if missing:

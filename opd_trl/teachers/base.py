@@ -1,6 +1,6 @@
 """What every teacher can do: the one interface behind which models, adapters and servers stand."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +27,7 @@ class Host(Protocol):
     is_deepspeed_enabled: bool
     is_fsdp_enabled: bool
 
-    def run_inside(self, wrapped: nn.Module, function, *args: Any, **kwargs: Any) -> Any:
+    def run_inside(self, wrapped: nn.Module, function: Callable, *args: Any, **kwargs: Any) -> Any:
         """Call `function(plain model, ...)` inside the engine's forward, so that sharded weights are there."""
 
 
@@ -67,6 +67,10 @@ class Teacher:
     def source(self, host: Host) -> str:
         """Where it comes from, as the run log names it: a path, an address, how it is made of the student."""
         return f"the student ({host.args.teacher_model_kind})"
+
+    def module(self, student: nn.Module) -> nn.Module:
+        """The module that holds its weights: its own, or else the student's."""
+        return student if self.model is None else self.model
 
     def scoring(self, student: nn.Module) -> AbstractContextManager[nn.Module]:
         """Context that yields the module which scores, without gradients and dropout.

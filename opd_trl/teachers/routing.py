@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
 from ..models.sharding import is_sharded
@@ -12,6 +12,7 @@ from .base import Host, Teacher
 from .scores import Scores, check_no_images, merge, rows_of
 
 
+DataSet = Dataset | IterableDataset
 #: Column of the data set that names each row's teacher.
 TEACHER_COLUMN = "teacher"
 
@@ -37,6 +38,9 @@ def named_teachers(
             raise ValueError("teacher_model is a mapping, and the arguments name teachers too. Give one of them.")
         return dict(given)
     if given is not None:
+        path = getattr(getattr(given, "config", None), "_name_or_path", given)
+        if teachers or teacher_server_url or teacher_model_name_or_path not in (None, path):
+            raise ValueError("teacher_model is given, and the arguments name another teacher too. Give one of them.")
         return {"": given}
     if teachers is not None:
         return dict(teachers)

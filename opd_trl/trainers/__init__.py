@@ -3,7 +3,12 @@
 import importlib
 
 
-_LAZY = {"OPDConfig": "config", "OPSDConfig": "opsd_config", "OPDTrainer": "opd", "OPSDTrainer": "opsd"}
+_LAZY = {
+    "OPDConfig": "opd_config",
+    "OPSDConfig": "opsd_config",
+    "OPDTrainer": "opd_trainer",
+    "OPSDTrainer": "opsd_trainer",
+}
 
 __all__ = ["OPDConfig", "OPDTrainer", "OPSDConfig", "OPSDTrainer"]
 

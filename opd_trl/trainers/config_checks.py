@@ -1,12 +1,24 @@
 """What OPDConfig refuses where it is built: unknown choices and combinations that cannot work."""
 
+import dataclasses
+import logging
+import os
 import warnings
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
+import torch
+
+from ..given import default_of
 from ..losses.divergences import DIVERGENCES
 from ..losses.objective import BASELINES
 from ..losses.support import SUPPORTS, TAILS, TOP_K_SUPPORTS
+from ..spelling import did_you_mean
+
+
+logger = logging.getLogger(__name__)
 
 
 #: Fields that name a separate teacher.
@@ -47,6 +59,28 @@ def is_url(teacher: Any) -> bool:
     return isinstance(teacher, str) and teacher.startswith(("http://", "https://"))
 
 
+def choose_device(config, given: frozenset[str]) -> None:
+    """Set `use_cpu`, and `bf16` off, where there is no accelerator and neither is set by hand; one line says so.
+
+    Args:
+        config: an `OPDConfig` that TRL has not seen yet.
+        given: its fields that were set by hand.
+    """
+    if "use_cpu" in given or torch.accelerator.is_available():
+        return
+    config.use_cpu = True
+    if config.bf16 is None:
+        config.bf16 = False
+    say_once(f"No GPU is seen: use_cpu: true, bf16: {str(config.bf16).lower()}. What you set by hand wins.")
+
+
+@cache
+def say_once(text: str) -> None:
+    """Warn on one process of the job, and not again."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.warning(text)
+
+
 def check_config(config) -> None:
     """Check an `OPDConfig`.
 
@@ -57,6 +91,7 @@ def check_config(config) -> None:
     check_teachers(config)
     check_loss(config)
     check_siblings(config)
+    warn_of_unread(config)
     if config.monitor_stop and not config.monitor:
         raise ValueError("monitor_stop: true with monitor: false: nothing would stop the run. Set monitor: true.")
     if config.privileged_context is not None and config.privileged_context_file is not None:
@@ -65,11 +100,49 @@ def check_config(config) -> None:
         )
 
 
+#: Field -> does anything read it under a configuration, and what would.
+READ_WHERE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "divergence": (lambda config: config.loss_support != "sampled", "a loss_support other than sampled"),
+    "divergence_beta": (lambda config: config.divergence in ("jsd", "mixed"), "divergence: jsd or mixed"),
+    "loss_top_k": (
+        lambda config: config.loss_support in TOP_K_SUPPORTS or config.loss_baseline == "top_k",
+        "a loss_support of TopK, or loss_baseline: top_k",
+    ),
+    "loss_tail": (lambda config: config.loss_support in TOP_K_SUPPORTS, "a loss_support of TopK"),
+    "distillation_coef_end": (
+        lambda config: config.distillation_coef_schedule == "linear",
+        "distillation_coef_schedule: linear",
+    ),
+    "distillation_gate_threshold": (
+        lambda config: config.distillation_gate is not None or config.sibling_context,
+        "distillation_gate or sibling_context",
+    ),
+    **dict.fromkeys(
+        ("teacher_update_rate", "teacher_sync_steps"),
+        (lambda config: config.teacher_model_kind == "ema", "teacher_model_kind: ema"),
+    ),
+}
+
+
+def warn_of_unread(config) -> None:
+    """Warn of fields that were set by hand to another value than their default, and that nothing reads."""
+    usual = {field.name: default_of(field) for field in dataclasses.fields(config) if field.name in READ_WHERE}
+    for name in sorted(config._given & usual.keys()):
+        is_read, where = READ_WHERE[name]
+        if getattr(config, name) != usual[name] and not is_read(config):
+            logger.warning(f"{name}={getattr(config, name)!r} has no effect here. It needs {where}.")
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise ValueError for a value that is not one of the choices, with the nearest one."""
+    if value not in choices:
+        said = f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}."
+        raise ValueError(f"{said} {did_you_mean(value, choices).capitalize()}".strip())
+
+
 def check_choices(config) -> None:
     for name, choices in CHOICES.items():
-        value = getattr(config, name)
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}.")
+        check_choice(name, getattr(config, name), choices)
     for name in NOT_NEGATIVE:
         if getattr(config, name) < 0:
             raise ValueError(f"{name} must be >= 0, got {getattr(config, name)}.")

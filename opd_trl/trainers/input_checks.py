@@ -1,5 +1,6 @@
 """Everything that can be refused before a model is built or a file is written."""
 
+from inspect import Parameter
 from typing import Any
 
 from datasets import IterableDataset
@@ -8,6 +9,8 @@ from transformers import AutoConfig, AutoProcessor, AutoTokenizer, PreTrainedTok
 from trl.trainer.utils import get_config_model_id
 
 from ..data.row_checks import RowChecks, RowError
+from ..given import check_keywords
+from ..models.loading import ProcessingClass
 from ..models.lora_folders import base_of, is_adapter, tokenizer_of_path
 from ..privileged import check_column
 from ..teachers import check_same_vocabulary, shared_rows
@@ -15,22 +18,46 @@ from ..teachers.own import check_trained_beside
 from ..teachers.routing import named_datasets
 from .config_checks import TOP_K_SUPPORTS
 from .opd_config import OPDConfig
+from .rewards import check_reward_funcs
 
 
 #: Starts of `init_lora_weights` that change the base weights as an adapter is added.
 REWRITE_THE_BASE = ("pissa", "olora", "corda", "loftq")
 
 
-def check_args(args: OPDConfig | None, model, config_class: type[OPDConfig], trainer: str) -> OPDConfig:
-    """Default arguments, or a TypeError for those of another trainer."""
+def check_args(
+    trainer: type,
+    model: Any,
+    args: OPDConfig | None,
+    reward_funcs: Any,
+    others: dict[str, Any],
+    *,
+    known: dict[str, Parameter],
+) -> OPDConfig:
+    """Check the arguments of a trainer for their names and kinds; return `args`, or its default.
+
+    Args:
+        trainer: the class.
+        model: the student.
+        args, reward_funcs: as it takes them.
+        others: its other keywords, most of which GRPOTrainer takes.
+        known: all keywords that OPDTrainer and GRPOTrainer take.
+
+    Raises:
+        TypeError: a keyword that there is not, `args` of another trainer, or what is not a reward among the rewards.
+        ValueError: `reward_weights` without rewards.
+    """
+    check_keywords(trainer.__name__, others, known)
+    config_class = trainer.config_class
     if args is None:
         name = model if isinstance(model, str) else get_config_model_id(model.config)
-        return config_class(f"{name.split('/')[-1]}-{trainer}")
+        args = config_class(f"{name.split('/')[-1]}-{trainer.__name__.removesuffix('Trainer')}")
     if not isinstance(args, config_class):
         raise TypeError(
             f"args must be of class {config_class.__name__}, got {type(args).__name__}. Change the class and keep the "
             f"arguments: {config_class.__name__} takes every field of GRPOConfig."
         )
+    check_reward_funcs(reward_funcs, args, environment=others.get("environment_factory") is not None)
     return args
 
 
@@ -44,9 +71,16 @@ def check_data(checks: RowChecks, args: OPDConfig, train_dataset, eval_dataset, 
         required: must there be a privileged context?
 
     Raises:
+        TypeError: several splits as the training set.
         RowError: an empty data set, no prompt column, no privileged context where one is required, both a column and a
             shared text, fewer rows than one batch takes, or a row that cannot be trained on.
     """
+    if isinstance(train_dataset, dict):  # datasets.DatasetDict is one
+        splits = list(train_dataset)
+        raise TypeError(
+            f"train_dataset is a {type(train_dataset).__name__} of the splits {', '.join(map(repr, splits))}. Pass "
+            f"one of them: train_dataset=dataset[{'train' if 'train' in splits else next(iter(splits), 'train')!r}]."
+        )
     datasets = named_datasets(train_dataset, eval_dataset)
     for name, dataset in datasets.items():
         if hasattr(dataset, "__len__") and len(dataset) == 0:
@@ -142,7 +176,7 @@ def check_peft(model, peft_config, args: OPDConfig) -> None:
             )
 
 
-def load_processing_class(model, args: OPDConfig) -> PreTrainedTokenizerBase | ProcessorMixin:
+def load_processing_class(model, args: OPDConfig) -> ProcessingClass:
     """The student's tokenizer or processor, as GRPOTrainer loads it."""
     source = tokenizer_of_path(model) if isinstance(model, str) else get_config_model_id(model.config)
     # A processor is not found beside an adapter, which has no config.json to name its class.

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from ..diagnostics import Monitor, MonitorWarning
+from ..given import default_of
 from ..models.provenance import versions
 from ..reports.run_log import RunLog, as_json, is_secret, without_secrets
 from ..teachers.base import path_of
@@ -18,8 +19,8 @@ from ..teachers.scores import Scores
 from .config_checks import has_biased_gradient
 from .figures import is_recorded, sample_lines
 from .opd_config import OPDConfig
-from .phases import PhaseClock
-from .published_methods import default_of, find_method
+from .phases import PhaseClock, RunSize
+from .published_methods import find_method
 from .resume import whole_checkpoints
 
 
@@ -66,12 +67,13 @@ def differences(args: OPDConfig) -> dict[str, dict[str, Any]]:
 
 
 def add_monitor(trainer, *, privileged: bool) -> "MonitorCallback | None":
-    """Add the monitor to a trainer's callbacks where its arguments want one.
+    """Add what watches a run to a trainer's callbacks: its size, and the monitor where its arguments want one.
 
     Args:
         trainer: of `opd_trl`.
         privileged: does the teacher read a privileged context?
     """
+    trainer.add_callback(RunSize())
     if not trainer.args.monitor:
         return None
     callback = MonitorCallback(trainer, rule_settings(trainer.args, privileged=privileged))

@@ -5,12 +5,14 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from .config_checks import PROCESSES, SEPARATE_TEACHERS, SingleGeneration, check_config
-from .published_methods import apply_method, given_fields
+from ..given import Settings, check_types, tells_what_is_given
+from .config_checks import PROCESSES, SEPARATE_TEACHERS, SingleGeneration, check_config, choose_device
+from .published_methods import FIELDS, apply_method
 
 
+@tells_what_is_given("use_cpu", "logging_steps", *FIELDS, shared="privileged_context_column")
 @dataclass
-class OPDConfig(GRPOConfig):
+class OPDConfig(GRPOConfig, metaclass=Settings):
     r"""Configuration of [`OPDTrainer`]: on-policy distillation from a separate teacher.
 
     Every field of [`~trl.GRPOConfig`] keeps its name and meaning; GRPO's `beta` stays the KL anchor to the initial
@@ -21,7 +23,7 @@ class OPDConfig(GRPOConfig):
     renormalised TopK, K = 20).
 
     Raises:
-        ValueError: an unknown choice or an impossible combination.
+        TypeError, ValueError: an unknown field, a wrong type, an unknown choice, or an impossible combination.
     """
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers reads this name; it is not a field
@@ -254,13 +256,10 @@ class OPDConfig(GRPOConfig):
     )
     monitor_stop: bool = field(default=False, metadata={"help": "Save and stop at the first warning of the monitor."})
 
-    def __new__(cls, *args, **kwargs):
-        config = super().__new__(cls)
-        config._given = given_fields(cls, args, kwargs)
-        return config
-
     def __post_init__(self):
+        check_types(self, GRPOConfig)
         apply_method(self, self._given)
+        choose_device(self, self._given)
         if self.num_generations == 1:
             self.num_generations = SingleGeneration(1)
         super().__post_init__()

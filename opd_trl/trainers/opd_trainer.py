@@ -4,12 +4,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
+from trl.trainer.grpo_trainer import RewardFunc
 
+from ..given import FullSignature, all_parameters
 from ..losses.fused import distillation_loss
-from ..models.loading import copy_student
+from ..models.loading import ProcessingClass, Tokenizer, copy_student
 from ..teachers import Teacher, routing
 from ..teachers.scores import Scores
 from . import resume
@@ -50,10 +52,7 @@ class OPDTrainer(GRPOTrainer):
         kwargs: any other argument of GRPOTrainer, such as `peft_config`, `callbacks`, `tools`.
 
     Raises:
-        ValueError: data, tokenizers or options that cannot work; before anything is written.
-        TypeError: `args` is no OPDConfig.
-
-    Source: arXiv 2605.11182 (objective and losses); GRPOTrainer of TRL 1.16 (everything else).
+        ValueError, TypeError: data, tokenizers or arguments that cannot work; before anything is written.
 
     Example:
         ```python
@@ -68,24 +67,26 @@ class OPDTrainer(GRPOTrainer):
     _paper = PAPER
     config_class = OPDConfig
     requires_privileged_context = False
+    max_prompt_length = None  # TRL's scripts read this and the next: no prompt is cut here
+    teacher_model = property(lambda self: self.teacher.module(self.model))
+    __signature__ = FullSignature()
     distillation_loss = staticmethod(distillation_loss)
 
     def __init__(
         self,
-        model,
-        reward_funcs=None,
+        model: str | nn.Module,
+        reward_funcs: RewardFunc | list[RewardFunc] | None = None,
         args: OPDConfig | None = None,
-        train_dataset=None,
-        eval_dataset=None,
-        processing_class=None,
+        train_dataset: routing.DataSet | None = None,
+        eval_dataset: routing.DataSet | dict[str, routing.DataSet] | None = None,
+        processing_class: ProcessingClass | None = None,
         *,
-        teacher_model=None,
-        teacher_processing_class=None,
-        **kwargs,
+        teacher_model: str | nn.Module | dict[str, str | nn.Module] | None = None,
+        teacher_processing_class: ProcessingClass | None = None,
+        **kwargs: Any,
     ):
-        args = check_args(args, model, self.config_class, self._name)
-        if processing_class is None:
-            processing_class = load_processing_class(model, args)
+        args = check_args(type(self), model, args, reward_funcs, kwargs, known=all_parameters(OPDTrainer))
+        processing_class = load_processing_class(model, args) if processing_class is None else processing_class
         model = load_student(model, args, kwargs)
         check_peft(model, kwargs.get("peft_config"), args)
         check_student(model, args, tokenizer_of(processing_class))
@@ -146,12 +147,12 @@ class OPDTrainer(GRPOTrainer):
     # What the rest of the package reads of a trainer: nobody else knows TRL's private names
 
     @property
-    def tokenizer(self):
+    def tokenizer(self) -> Tokenizer:
         """The student's tokenizer, also where a processor wraps it."""
         return self._tokenizer
 
     @property
-    def last_completions(self) -> list:
+    def last_completions(self) -> list[Any]:
         """The completions that TRL keeps for its log, the newest last."""
         return list(self._logs["completion"])
 
@@ -171,7 +172,7 @@ class OPDTrainer(GRPOTrainer):
         """The loss of a micro-batch, to be differentiated."""
         return self._compute_loss(self.model, batch)
 
-    def run_inside(self, wrapped, function, *args, **kwargs):
+    def run_inside(self, wrapped: nn.Module, function: Any, *args: Any, **kwargs: Any) -> Any:
         """Call `function(plain model, ...)` inside the engine's forward, which makes sharded weights whole."""
         plain = self.accelerator.unwrap_model(wrapped)
         return self._forward_redirection(wrapped, plain, function, plain, *args, **kwargs)
@@ -245,17 +246,17 @@ class OPDTrainer(GRPOTrainer):
     # The loss
 
     @timed("teacher")
-    def score_ahead(self, batch) -> dict[str, Tensor]:
+    def score_ahead(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Scores of a generation batch by the teachers that do not wait for micro-batches, as entries of it."""
         return routing.score_ahead(self, self.teachers, batch)
 
     @timed("teacher")
-    def teacher_scores(self, model, inputs) -> dict[str, Scores]:
+    def teacher_scores(self, model: nn.Module, inputs: dict[str, Any]) -> dict[str, Scores]:
         """What each teacher says of a micro-batch."""
         return routing.score(self, self.teachers, model, inputs)
 
     @timed(STUDENT)
-    def training_step(self, model, inputs, num_items_in_batch):
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         return super().training_step(model, inputs, num_items_in_batch)
 
     def _compute_loss(self, model, inputs):

@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from .config_checks import SEPARATE_TEACHERS
+from ..given import tells_what_is_given
+from .config_checks import SEPARATE_TEACHERS, check_choice
 from .opd_config import OPDConfig
+from .published_methods import FIELDS
 
 
 TEACHER_KINDS = ("base", "live", "ema")
 
 
+@tells_what_is_given(*FIELDS)
 @dataclass
 class OPSDConfig(OPDConfig):
     r"""Configuration of [`OPSDTrainer`]: the teacher is the student itself, reading the privileged context.
@@ -34,10 +37,7 @@ class OPSDConfig(OPDConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.teacher_model_kind not in TEACHER_KINDS:
-            raise ValueError(
-                f"teacher_model_kind must be one of {', '.join(TEACHER_KINDS)}, got {self.teacher_model_kind!r}."
-            )
+        check_choice("teacher_model_kind", self.teacher_model_kind, TEACHER_KINDS)
         for name in SEPARATE_TEACHERS:
             if getattr(self, name) is not None:
                 raise ValueError(

@@ -60,8 +60,8 @@ class OPSDTrainer(OPDTrainer):
     config_class = OPSDConfig
     requires_privileged_context = True
 
-    def __init__(self, model, *args, **kwargs):
-        super().__init__(model, *args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
         self.add_callback(TeacherGuard(self))
         if self.teacher.moves:
             self.add_callback(UpdateTeacher(self))

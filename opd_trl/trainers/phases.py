@@ -1,4 +1,4 @@
-"""How long generation, teacher and student take of a step, without waiting for an accelerator in between."""
+"""How long a step takes, its generation, teacher and student, without waiting for an accelerator; and a whole run."""
 
 import functools
 import itertools
@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from transformers import TrainerCallback
+
+from ..reports.words import duration
 
 
 #: The phase around all others: what of a training step is neither generation nor the teacher.
@@ -80,3 +83,36 @@ def timed(phase: str) -> Callable:
         return call
 
     return wrap
+
+
+#: Steps, or seconds, after which the time to go is estimated.
+STEPS, SECONDS = 3, 30.0
+#: Lines that a run logs at least, unless `logging_steps` is set by hand.
+LOG_LINES = 10
+
+
+class RunSize(TrainerCallback):
+    """Says how large a step is and how long the run will take, where bars are shown; lets short runs log."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if "logging_steps" not in args._given:
+            state.logging_steps = min(state.logging_steps, state.max_steps // LOG_LINES)
+        state.logging_steps = max(1, min(state.logging_steps, state.max_steps))
+        self.first, self.start, self.is_told = state.global_step, time.monotonic(), False
+        completions = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        longest = args.max_completion_length
+        size = f"{completions} completions" + ("" if longest is None else f" of up to {longest} tokens")
+        self.tell(args, state, f"A step: {size}. Steps to go: {state.max_steps - state.global_step:,}.")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        done, seconds = state.global_step - self.first, time.monotonic() - self.start
+        left = state.max_steps - state.global_step
+        if self.is_told or left <= 0 or not (done >= STEPS or seconds >= SECONDS):
+            return
+        self.is_told, step = True, seconds / done
+        self.tell(args, state, f"A step takes {duration(step)}: about {duration(left * step)} to go.")
+
+    def tell(self, args, state, text: str) -> None:
+        """Print a line on the first process, unless the user wants no bars either."""
+        if state.is_world_process_zero and not args.disable_tqdm:
+            print(text, flush=True)

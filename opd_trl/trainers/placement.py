@@ -33,6 +33,7 @@ def find_teachers(
     Returns:
         name -> what builds the teacher once the student is there.
     """
+    check_loading_options(named, args)
     found = {}
     for name, teacher in named.items():
         try:
@@ -50,13 +51,26 @@ def find_teachers(
     return found
 
 
+def check_loading_options(named: dict[str, Any], args: OPDConfig) -> None:
+    """Raise ValueError for options of loading a teacher where none is loaded: ready models, and servers."""
+    loaded = [teacher for teacher in named.values() if isinstance(teacher, str) and not is_url(teacher)]
+    if loaded or args.teacher_model_name_or_path is not None:
+        return
+    for name in ("teacher_model_init_kwargs", "teacher_model_revision"):
+        if getattr(args, name) is not None and any(teacher is not None for teacher in named.values()):
+            raise ValueError(
+                f"{name}={getattr(args, name)!r} has no effect: no teacher is loaded here, it is a ready model or a "
+                f"server. Remove {name}, or give the teacher as a path or hub id."
+            )
+
+
 def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
     """Connect to a server under the limits and for the loss that the arguments name."""
     path = args.teacher_model_name_or_path if args.teacher_server_url is not None else None
 
     def load(path: str) -> nn.Module:
         with plain_models(args):
-            return load_causal_lm(path, dtype="auto", device_map=None, trust_remote_code=args.trust_remote_code).eval()
+            return load_causal_lm(path, **{"device_map": None} | loading_options(args)).eval()
 
     return connect(
         TeacherServer(
@@ -97,13 +111,16 @@ def load_student(model, args: OPDConfig, kwargs: dict[str, Any]):
     return with_absolute_path(loaded)
 
 
+def loading_options(args: OPDConfig) -> dict[str, Any]:
+    """How a separate teacher is loaded: in its checkpoint's dtype, unless `teacher_model_init_kwargs` has another."""
+    revision = {} if args.teacher_model_revision is None else {"revision": args.teacher_model_revision}
+    given = args.teacher_model_init_kwargs or {}
+    return {"dtype": "auto", "trust_remote_code": args.trust_remote_code} | revision | dict(given)
+
+
 def load_teacher(path: str, args: OPDConfig) -> nn.Module:
-    """Load a separate teacher, in the dtype of its checkpoint unless `teacher_model_init_kwargs` says otherwise."""
-    kwargs: dict[str, Any] = {"dtype": "auto", "trust_remote_code": args.trust_remote_code}
-    if args.teacher_model_revision is not None:
-        kwargs["revision"] = args.teacher_model_revision
-    kwargs |= args.teacher_model_init_kwargs or {}
-    return load_whole(path, args.distributed_state.distributed_type, **kwargs)
+    """Load a separate teacher; see `loading_options`."""
+    return load_whole(path, args.distributed_state.distributed_type, **loading_options(args))
 
 
 def model_teacher(teacher: Any, args: OPDConfig) -> Teacher:

@@ -1,18 +1,14 @@
 """The published methods by name: what `method:` sets, where it comes from, what differs here."""
 
-import dataclasses
-import difflib
 import logging
 import textwrap
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from ..spelling import did_you_mean
+
 
 logger = logging.getLogger(__name__)
-
-#: Fields that a command line and its recipe name; where a parser passes all fields, only it knows.
-GIVEN: ContextVar[frozenset[str] | None] = ContextVar("GIVEN", default=None)
 
 
 @dataclass(frozen=True)
@@ -210,25 +206,8 @@ METHODS = {
 }
 
 
-def given_fields(config_class: type, args: tuple, kwargs: dict[str, Any]) -> frozenset[str]:
-    """Names of the fields that a configuration is built with by hand.
-
-    A parser passes every field: then those count that the command line names (`GIVEN`), or else those that differ
-    from their default.
-    """
-    fields = [field for field in dataclasses.fields(config_class) if field.init]
-    passed = {field.name: value for field, value in zip(fields, args, strict=False)} | kwargs
-    if len(passed) < len(fields):
-        return frozenset(passed)
-    named = GIVEN.get()
-    if named is not None:
-        return named
-    return frozenset(field.name for field in fields if passed[field.name] != default_of(field))
-
-
-def default_of(field: dataclasses.Field) -> Any:
-    """The default of a field of a dataclass."""
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+#: All fields that a method sets.
+FIELDS = frozenset(name for method in METHODS.values() for name in method.fields)
 
 
 def find_method(name: str) -> Method:
@@ -239,11 +218,8 @@ def find_method(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    near = difflib.get_close_matches(str(name), METHODS, n=1)
-    raise ValueError(
-        f"method={name!r} is no published method that this package knows: {', '.join(METHODS)}."
-        + (f" Did you mean {near[0]!r}?" if near else " Leave it out and set the fields themselves.")
-    )
+    hint = did_you_mean(name, METHODS, otherwise="leave it out and set the fields themselves.")
+    raise ValueError(f"method={name!r} is not one of the published methods {', '.join(METHODS)}: {hint}")
 
 
 def apply_method(config, given: frozenset[str]) -> None:

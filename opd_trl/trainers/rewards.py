@@ -8,21 +8,66 @@ from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 from datasets import IterableDataset
 from torch import Tensor
+from transformers import AutoConfig, TrainingArguments
 
 from ..data.prompts import RowError
 from ..evaluation import graded_text, math_accuracy
 from ..evaluation.notation import plain_answer
 from ..privileged import Context, is_empty
 from ..teachers.routing import named_datasets
+from .config_checks import is_url
 from .opd_config import OPDConfig
 
 
 logger = get_logger(__name__)
 
+#: From here on a KL anchor without rewards looks like a leftover of another trainer's configuration.
+LARGE_BETA = 0.1
+
 
 def no_reward(completions: list, **kwargs: Any) -> list[float]:
     """Stand-in where no reward function is given: GRPOTrainer refuses to be built without one."""
     return [0.0] * len(completions)
+
+
+def check_reward_funcs(reward_funcs: Any, args: OPDConfig, *, environment: bool) -> None:
+    """Refuse what is not a reward, such as a teacher in second place, and weights of rewards that are not there.
+
+    Args:
+        reward_funcs: as the trainer takes them.
+        args: of the trainer.
+        environment: is there one, which may bring a reward of its own?
+
+    Raises:
+        TypeError: a language model, an address or a configuration in the place of a reward.
+        ValueError: `reward_weights` without rewards.
+    """
+    given = reward_funcs if isinstance(reward_funcs, list | tuple) else [reward_funcs]
+    for reward in given:
+        if isinstance(reward, TrainingArguments):
+            raise TypeError(f"reward_funcs holds {type(reward).__name__}. Pass the configuration by name: args=...")
+        writer = writes_text(reward, args)
+        if writer is not None:
+            raise TypeError(
+                f"reward_funcs holds {writer}, which writes text and gives no reward. A teacher is passed by name: "
+                "teacher_model=..."
+            )
+    if args.reward_weights is not None and not environment and all(reward is None for reward in given):
+        raise ValueError(
+            f"reward_weights={args.reward_weights!r} without rewards: there is nothing to weigh. Give reward_funcs, "
+            "or remove reward_weights."
+        )
+
+
+def writes_text(reward: Any, args: OPDConfig) -> str | None:
+    """What a language model in the place of a reward is, in words; None for what can be a reward."""
+    if is_url(reward):
+        return f"the address {reward}"
+    if isinstance(reward, str):
+        names = AutoConfig.from_pretrained(reward, trust_remote_code=args.trust_remote_code).architectures or []
+        return f"{reward!r} ({names[0]})" if names and names[0].endswith("ForCausalLM") else None
+    head = reward.get_output_embeddings() if hasattr(reward, "get_output_embeddings") else None
+    return None if head is None else f"a {type(reward).__name__}"
 
 
 def drop_stand_in(trainer) -> bool:
@@ -57,6 +102,12 @@ def check_rewards(trainer) -> None:
         raise ValueError(
             "sibling_context needs reward_funcs that say which completions are correct, e.g. math_accuracy "
             "(opd_trl.evaluation). Give one, or leave it out and give the context in a column."
+        )
+    if args.beta >= LARGE_BETA and not has_rewards:
+        logger.warning(
+            f"beta={args.beta} without rewards: beta is GRPO's KL anchor to the initial model, so a third model is "
+            "loaded and the student is held back. DistillationTrainer's and GKD's beta is divergence and "
+            "divergence_beta here: remove beta, or set it below 0.1 if you want the anchor."
         )
     if has_rewards and args.num_generations == 1 and args.distillation_gate is None:
         logger.warning(

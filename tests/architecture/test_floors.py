@@ -13,6 +13,8 @@ from tests.architecture.house import FILES, FLOORS, PACKAGE, imports, name_of, r
 WITHOUT_TORCH = (
     "opd_trl",
     "opd_trl.durable",
+    "opd_trl.given",
+    "opd_trl.spelling",
     "opd_trl.privileged",
     "opd_trl.evaluation",
     "opd_trl.reports.page",

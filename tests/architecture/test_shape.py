@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.architecture.house import FILES, name_of, room_of
+from tests.architecture.house import FILES, PACKAGE, name_of, room_of
 
 
 # Scripts are what the command line launches; they parse with TRL's parser.
@@ -68,3 +68,34 @@ def test_imports_inside_functions_are_few():
         nodes = {node for function in functions for node in ast.walk(function)}
         inside += sum(isinstance(node, (ast.Import, ast.ImportFrom)) for node in nodes)
     assert inside <= 60
+
+
+def test_what_a_room_exports_is_typed():
+    """Every function of `__all__`, and every public method of its classes: a type checker reads them (py.typed)."""
+    untyped = []
+    for init in PACKAGE.rglob("__init__.py"):
+        assigned = (node for node in ast.parse(init.read_text(encoding="utf-8")).body if isinstance(node, ast.Assign))
+        exported = {x for node in assigned if node.targets[0].id == "__all__" for x in ast.literal_eval(node.value)}
+        for path in sorted(init.parent.glob("*.py")):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                if getattr(node, "name", None) in exported:
+                    untyped += [
+                        f"{name_of(path)}: {function.name}" for function in public(node) if not is_typed(function)
+                    ]
+    assert untyped == []
+
+
+def public(node: ast.FunctionDef | ast.ClassDef) -> list[ast.FunctionDef]:
+    """A function, or the methods of a class that others call."""
+    found = [node] if isinstance(node, ast.FunctionDef) else node.body
+    return [
+        x for x in found if isinstance(x, ast.FunctionDef) and (x.name == "__init__" or not x.name.startswith("_"))
+    ]
+
+
+def is_typed(function: ast.FunctionDef) -> bool:
+    """Has every argument a type, and what it returns?"""
+    given = function.args
+    own = [*given.posonlyargs, *given.args, *given.kwonlyargs, *filter(None, (given.vararg, given.kwarg))]
+    typed = all(x.annotation is not None for x in own if x.arg not in ("self", "cls"))
+    return typed and (function.returns is not None or function.name == "__init__")

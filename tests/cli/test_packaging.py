@@ -33,6 +33,11 @@ def test_every_file_of_the_recipes_is_installed(setup_cfg):
     assert setup_cfg["options"]["package_dir"].split() == ["opd_trl.recipes", "=", "recipes"]
 
 
+def test_the_mark_of_a_typed_package_is_installed(setup_cfg):
+    assert (ROOT / "opd_trl" / "py.typed").is_file()
+    assert "py.typed" in setup_cfg["options.package_data"]["opd_trl"].split()
+
+
 def test_pyproject_holds_only_the_build_system_and_ruff():
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert content.keys() == {"build-system", "tool"}

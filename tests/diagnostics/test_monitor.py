@@ -35,6 +35,8 @@ def steps(watcher, **figures):
         ("held_at", 0.5, [4, 4, 1, 1, 1, 1], []),  # little is left
         ("above", 0.5, [0.6, 0.4, 0.6, 0.7], [3]),
         ("below", 0.5, [0.4, 0.6, 0.4, 0.3], [3]),
+        ("zero", 0.0, [1, 0, 0, 0], [2]),
+        ("zero", 0.5, [1, -0.4, 0.6, 0.4, -0.4], [4]),
         ("spiked", 10.0, [1, 2, 16, 1], [2]),  # a median of 1.5
         ("spiked", 10.0, [1, 2, 14, 81], [3]),  # of 8
         ("spiked", 10.0, [1, 2, 14, 1], []),
@@ -92,3 +94,11 @@ def test_settings_choose_rules_and_remedies():
     assert warning.message.endswith("Not biased. B (arXiv 2605.11182).")
     (warning,) = Monitor([rule], {"privileged": True, "a": 2}).update(0, {"x": 1})
     assert warning.message.endswith("Biased. A (arXiv 2605.11182). B (arXiv 2605.11182).")
+
+
+def test_one_condition_is_enough_where_the_rule_says_so():
+    conditions = (Condition("x", "above", 0.5), Condition("y", "above", 0.5))
+    assert steps(monitor(*conditions), x=[0, 0, 0], y=[1, 1, 1]) == []
+    watcher = monitor(*conditions, one_is_enough=True)
+    fired = [w for i, line in enumerate([{"y": 1.0}] * 3) for w in watcher.update(i, line)]
+    assert [(warning.step, warning.figure) for warning in fired] == [(1, "y")]

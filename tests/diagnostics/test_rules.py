@@ -49,6 +49,7 @@ HEALTHY = {
 AWAY = {"distillation/sampled_log_ratio": line_from(-0.97, -3.8)}
 # What each failure changes about it, and a word of the advice that must follow.
 FAILURES = {
+    "nothing_learned": ({"distillation/per_token_divergence": [0.0] * LINES}, "Take a teacher that differs"),
     "support_mass_falls": ({"support/student_mass": line_from(0.97, 0.72), **AWAY}, "Set stop_gradient: true"),
     "overlap_falls": ({"support/overlap": line_from(0.6, 0.2)}, "larger TopK overlap"),
     "entropy_collapse": (
@@ -161,6 +162,35 @@ def test_repeated_tokens_on_which_the_models_agree_are_healthy_whatever_the_othe
     assert (
         run({"distillation/log_ratio_repeated": [0.0] * LINES, "distillation/log_ratio_other": [-2.0] * LINES}) == []
     )
+
+
+@pytest.mark.parametrize("figure", ["distillation/per_token_divergence", "grad_norm", "learning_rate"])
+@pytest.mark.parametrize("zero", [0.0, -0.0, 1e-9])
+def test_a_run_in_which_nothing_moves_is_warned_of_at_its_fifth_line(figure, zero):
+    if figure != "distillation/per_token_divergence" and zero == 1e-9:
+        assert "nothing_learned" not in {x.rule for x in run({figure: [zero] * LINES})}  # a small step is a step
+        return
+    (warning,) = [x for x in run({figure: [zero] * LINES}) if x.rule == "nothing_learned"]
+    assert (warning.step, warning.figure) == (40, figure)
+
+
+def test_lines_of_training_without_a_compared_token_count_as_nothing_and_those_of_evaluation_do_not():
+    monitor = Monitor(settings=DEFAULTS)
+    assert [monitor.update(i, {"eval_loss": 0.5}) for i in range(9)] == [[]] * 9
+    warnings = [x for i in range(6) for x in monitor.update(i, {"loss": 0.0, "grad_norm": 0.3})]
+    assert [(x.rule, x.step, x.figure) for x in warnings] == [
+        ("nothing_learned", 4, "distillation/per_token_divergence")
+    ]
+    assert "num_loss_tokens_to_skip" in warnings[0].message
+
+
+@pytest.mark.parametrize("value", [1e-4, -0.3])
+def test_a_small_or_negative_divergence_is_something(value):
+    assert run({"distillation/per_token_divergence": [value] * LINES}, DEFAULTS | {"privileged": False}) == []
+
+
+def test_four_lines_of_nothing_are_not_enough():
+    assert run({"grad_norm": [0.0] * 4 + HEALTHY["grad_norm"][4:]}) == []
 
 
 def test_short_completions_that_are_all_cut_off_are_a_choice():

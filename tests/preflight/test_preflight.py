@@ -4,6 +4,7 @@ import pytest
 
 from opd_trl.cli.main import main
 from opd_trl.cli.preflight import help_text
+from opd_trl.preflight.checks import CHECKS
 from tests import tiny
 
 
@@ -29,6 +30,11 @@ def test_every_section_reports_and_nothing_but_the_json_is_written(run, recipe, 
     assert len(figures["tokens"]["by_quarter"]["overlap"]) == 4
     assert not [finding for finding in figures["findings"] if finding["verdict"] == "not run"]
     assert {path.name for path in tmp_path.iterdir()} == {"recipe.yaml", "train.jsonl", "figures.json"}
+    # Each section is named when it begins, in this order.
+    titles = ["The student answers 8 prompts", *(check.title for check in CHECKS)]
+    places = [printed.find(f"[{i}/{len(titles)}] {title}") for i, title in enumerate(titles, 1)]
+    assert -1 not in places
+    assert places == sorted(places)
 
 
 def test_a_teacher_of_another_tokenizer_family_is_found(run, recipe, tmp_path):

@@ -64,6 +64,17 @@ def test_a_template_replaces_the_wording():
     assert rule(QUESTION, "c")[0] == {"role": "system", "content": "RULE: c"}
 
 
+@pytest.mark.parametrize("name", ["system_prompt", "hint", "few_shot"])
+@pytest.mark.parametrize("end", ["", "\n", "\n\n", " \n"])
+def test_a_template_keeps_its_end_as_it_was_written(name, end):
+    (*_, turn) = get_builder(name, template="{{ context }}" + end)([{"role": "user", "content": "q"}], "c")[:1]
+    assert turn["content"] == "c" + end
+
+
+def test_an_empty_template_is_a_template():
+    assert get_builder("hint", template="")("q", "c") == ""
+
+
 def test_a_context_that_looks_like_a_template_is_not_rendered():
     assert "{{ prompt }}" in get_builder("hint")("q", "{{ prompt }}")
 

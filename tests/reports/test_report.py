@@ -13,6 +13,8 @@ from matplotlib.image import imread
 
 import opd_trl
 from opd_trl.cli.main import main
+from opd_trl.diagnostics import RULES
+from opd_trl.reports.summary import JUDGED_FROM
 from tests.reports.made import HOSTILE, log_line, sample, session, warning, whole_run, write_run
 
 
@@ -71,7 +73,7 @@ def test_several_runs_share_the_charts_and_a_table_of_what_differs(tmp_path, rep
     assert status == 0
     assert out.splitlines()[:2] == [
         "a/opd: finished at step 100; 2 warnings",
-        "b/opd: finished at step 100; 0 warnings",
+        "b/opd: finished at step 100; no warnings",
     ]
     page = (tmp_path / "report.html").read_text()
     assert [run["name"] for run in data_of(page)["runs"]] == ["a/opd", "b/opd"]
@@ -167,7 +169,7 @@ def test_a_warning_of_steps_that_were_run_again_is_set_apart_and_not_counted(tmp
     folder = write_run(tmp_path / "run", sessions=parts, lines=rows, warnings=[warning(5)])
     _, out, _ = report(folder)
     page = (folder / "report.html").read_text()
-    assert "; 0 warnings" in out
+    assert "; too short to judge: 2 log lines" in out
     assert "these steps were run again since" in page
     assert data_of(page)["runs"][0]["warnings"] == []
 
@@ -256,3 +258,36 @@ def test_the_help_teaches_with_three_examples_and_does_not_import_torch(capsys):
     assert text.count("default:") == 3
     code = "import sys; from opd_trl.reports import page; assert not {'torch', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+ZERO = "distillation/per_token_divergence"
+NOTHING = {"rule": "nothing_learned", "figure": ZERO, "threshold": 1e-6}
+SHORT = "too short to judge: {}, and the rules look at 5"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told", "verdict"),
+    [
+        ([log_line(i, **{ZERO: 0.0}) for i in range(1, 9)], warning(5, **NOTHING), "nothing learned"),
+        # No token was compared.
+        ([log_line(i, **{ZERO: None}) for i in range(1, 9)], warning(5, **NOTHING), "nothing learned"),
+        # It learned first, and nothing later: that is a warning.
+        ([log_line(1), *(log_line(i, **{ZERO: 0.0}) for i in range(2, 9))], warning(6, **NOTHING), "1 warning"),
+        ([log_line(i) for i in range(1, 5)], None, SHORT.format("4 log lines")),
+        ([log_line(1)], None, SHORT.format("1 log line")),
+        ([log_line(i) for i in range(1, 6)], None, "no warnings"),
+        ([*map(log_line, range(1, 6)), log_line(6, loss=None, not_finite=["loss"])], None, "NaN or infinite: loss"),
+    ],
+)
+def test_the_verdict_stands_at_the_top_of_the_page_and_in_the_terminal(tmp_path, report, lines, told, verdict):
+    folder = write_run(tmp_path / "run", lines=lines, warnings=[told] if told else [])
+    _, out, _ = report(folder, "--json", tmp_path / "figures.json")
+    assert out.splitlines()[0].endswith(f"; {verdict}")
+    assert json.loads((tmp_path / "figures.json").read_text())["runs"][0]["verdict"] == verdict
+    headline = (folder / "report.html").read_text().partition('<p class="headline">')[2].partition("</p>")[0]
+    assert verdict in headline
+    assert ("badge good" in headline.partition("</span>")[2]) == (verdict == "no warnings")
+
+
+def test_the_report_judges_a_run_from_as_many_lines_as_the_rules():
+    assert {rule.window for rule in RULES if rule.name == "nothing_learned"} == {JUDGED_FROM}

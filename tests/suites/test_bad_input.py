@@ -151,7 +151,7 @@ def test_a_protocol_says_how_answers_are_sampled(tmp_path, refused):
     assert "temperature, max_new_tokens is missing" in refused(
         "--suite", "math", "--data", "x", "--protocol", "p.yaml"
     )
-    assert "Did you mean math_paper?" in refused("--suite", "math", "--data", "x", "--protocol", "math_papr")
+    assert "did you mean math_paper?" in refused("--suite", "math", "--data", "x", "--protocol", "math_papr")
     assert "not math" in refused("--suite", "math", "--data", "x", "--protocol", "rules")
     assert "seeds must be" in refused("--suite", "math", "--data", "x", "--seeds", "0,0")
     assert "--seeds must be whole numbers" in refused("--suite", "math", "--data", "x", "--seeds", "0,x")

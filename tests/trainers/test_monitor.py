@@ -3,12 +3,15 @@
 import json
 import logging
 import math
+from datetime import UTC, datetime
 
 import pytest
 import torch
 
 from opd_trl import OPDConfig
 from opd_trl.diagnostics import Condition, Monitor, Remedy, Rule
+from opd_trl.reports.reading import read_run
+from opd_trl.reports.summary import figures
 from opd_trl.trainers import monitoring as monitor_module
 from tests import tiny
 from tests.reports.test_run_log import lines, sessions
@@ -296,3 +299,26 @@ def test_every_line_of_every_file_is_json_on_its_own(tmp_path, student_path, tea
             entry = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
             assert entry["session"] == 0
             assert entry["step"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "figure"),
+    [
+        ({"teacher": "itself"}, "distillation/per_token_divergence"),
+        ({"num_loss_tokens_to_skip": 8}, "distillation/per_token_divergence"),
+        ({"distillation_coef": 0.0}, "grad_norm"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+    ],
+)
+def test_a_run_that_learns_nothing_is_warned_of_and_its_report_says_so(
+    tmp_path, student_path, teacher_path, caplog, options, figure
+):
+    teacher = student_path if options.pop("teacher", None) else teacher_path
+    trainer = opd_trainer(tmp_path, student_path, teacher, max_steps=6, **options)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert all(torch.allclose(value, before[name], atol=1e-6) for name, value in trainer.model.named_parameters())
+    assert f"nothing_learned at step 5: {figure} is " in caplog.text
+    (run,) = figures([read_run(tmp_path / "out")], datetime.now(UTC))["runs"]
+    assert run["verdict"] == "nothing learned"

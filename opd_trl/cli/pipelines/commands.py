@@ -1,6 +1,5 @@
 """The commands that a stage may run: those of TRL, ours, and a script of the user's own."""
 
-import difflib
 import importlib
 import shlex
 import sys
@@ -8,6 +7,7 @@ from argparse import ArgumentParser, _SubParsersAction
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...spelling import did_you_mean
 from ..main import COMMANDS
 
 
@@ -67,10 +67,9 @@ def find_command(run: str, folder: Path) -> Command:
             raise ValueError(f"run: {run}: no file {rest[0]} (looked in {folder.resolve()}).")
         return Command(run, (sys.executable, *rest), files=(rest[0],))
     known = [*(f"trl {name}" for name in TRL), *(f"opd-trl {name}" for name in COMMANDS if name not in NO_STAGES)]
-    near = difflib.get_close_matches(run, known, n=1)
-    hint = f" Did you mean `{near[0]}`?" if near else ""
+    hint = did_you_mean(run, known, otherwise="nothing is spelt like it.")
     raise ValueError(
-        f"run: {run} is not a command of a stage.{hint} There are {', '.join(known)} and `python SCRIPT`."
+        f"run: {run} is not a command of a stage: {hint} There are {', '.join(known)} and `python SCRIPT`."
     )
 
 

@@ -131,7 +131,7 @@ def test_commands_are_run_with_the_python_that_runs_the_pipeline(monkeypatch):
         ({"a": stage(args=["x"])}, "stage a of p.yaml: args must map names to values"),
         ({"a": stage(outputs=3)}, "stage a of p.yaml: outputs must be a list of texts"),
         ({"a": stage(config=3)}, "stage a of p.yaml: config must be a recipe's name or path"),
-        ({"a": stage("trl sfft")}, "run: trl sfft is not a command of a stage. Did you mean `trl sft`?"),
+        ({"a": stage("trl sfft")}, "run: trl sfft is not a command of a stage: did you mean trl sft?"),
         ({"a": stage("opd-trl pipeline")}, "is not a command of a stage"),
         ({"a": stage("bash x.sh")}, "is not a command of a stage"),
         ({"a": stage("python no.py")}, "run: python no.py: no file no.py"),
