@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..evaluation.boxes import single_boxed_answer
+from ..evaluation.notation import plain_answer
 from .files import Row
 from .prompts import RowError, look_at, plain
 
@@ -65,7 +66,8 @@ def mapped(columns: dict[str, str]) -> Callable[[Row], Row]:
         if all(turn["role"] != "user" for turn in made["prompt"]):
             raise RejectedRow("the prompt has no user turn")
         if made.get("answer") is not None:
-            made["answer"] = str(made["answer"]).strip()
+            answer = made["answer"]
+            made["answer"] = plain_answer(answer) if isinstance(answer, list) else str(answer).strip()
         return made
 
     return to_row

@@ -200,6 +200,13 @@ def test_real_evaluation_problems_are_found_in_themselves_and_not_in_each_other(
     assert [prompt for prompt in school if evaluation.match(prompt)] == []
 
 
+def test_the_answer_of_a_row_becomes_the_text_that_it_is_read_from():
+    answers = [7, 1e-05, 0.5, True, [1, 2], "1, 2", "worked out\n#### 8"]
+    rows = [{"q": f"{i}?", "a": answer} for i, answer in enumerate(answers)]
+    made = prepare(rows, mapped({"prompt": "q", "answer": "a"})).rows
+    assert [row["answer"] for row in made] == ["7", "1e-05", "0.5", "True", "1, 2", "1, 2", "worked out\n#### 8"]
+
+
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [

@@ -58,6 +58,8 @@ def run(line, monkeypatch, capsys):
             common.run(opd.make_parser(prog="opd-trl opd"), opd.check_arguments, opd.main)
         except SystemExit as exit_:
             return exit_.code, capsys.readouterr().err
+        except KeyboardInterrupt:
+            pytest.fail("Ctrl-C ended in a traceback")
         return 0, capsys.readouterr().err
 
     return run
