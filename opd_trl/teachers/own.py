@@ -200,7 +200,7 @@ def add_copy(peft_model: nn.Module, source: str, name: str) -> None:
     """Add an adapter shaped like another one that is never trained, and leave every other weight as it is.
 
     PiSSA, OLoRA, CorDA and LoftQ rewrite the base weights whenever an adapter is added, which the first one has done
-    already; and PEFT freezes what the user unfroze beside an adapter.
+    already; and PEFT 0.19 freezes the student as such an adapter is added.
     """
     config = copy.deepcopy(peft_model.peft_config[source])
     config.inference_mode = True

@@ -11,7 +11,7 @@ from peft.tuners.lora.config import CordaConfig
 from opd_trl import OPSDTrainer
 from opd_trl.teachers import AdaptersOffTeacher, AdapterTeacher, ModelTeacher
 from tests import tiny
-from tests.trainers.build import lora_config, opd_trainer, opsd_trainer
+from tests.trainers.build import fixed_batch, lora_config, opd_trainer, opsd_trainer
 
 
 IDS = torch.arange(10, 30)[None]
@@ -108,6 +108,17 @@ def test_the_base_teacher_stays_while_everything_that_can_be_trained_moves(tmp_p
     assert all(not torch.equal(trainer.model.get_parameter(n), trained[n]) for n in beside if "tokens" not in n)
     assert (log_probs(trainer.model) - given).abs().max() > 0.1
     torch.testing.assert_close(says(trainer), given, atol=1e-4, rtol=0)
+
+
+def test_the_loss_reads_the_teachers_own_head_where_the_head_is_trained_beside_the_adapter(tmp_path):
+    model, _ = unfrozen_head()
+    trainer = build(tmp_path, model, learning_rate=0.1)
+    before = model.get_output_embeddings().weight.detach().clone()
+    trainer.train()
+    trainer.model.train()
+    head = trainer.teacher_scores(trainer.model, fixed_batch(trainer))[""].head
+    assert torch.equal(head.weight, before)
+    assert not torch.equal(model.get_output_embeddings().weight, before)
 
 
 def test_a_teacher_that_moves_though_it_is_frozen_stops_the_run(tmp_path):
