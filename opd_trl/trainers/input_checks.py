@@ -209,9 +209,9 @@ def text_config(model, **options: Any) -> Any:
 def check_student(model, args: OPDConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Refuse a tokenizer without a token that ends an answer, and a support larger than the vocabulary."""
     if tokenizer.eos_token is None:
-        raise ValueError(
-            "the tokenizer has no EOS token, so no answer would be seen to end. Set the one that ends a turn of the "
-            "student, e.g. tokenizer.eos_token = '<|im_end|>'."
+        raise RowError(
+            "the tokenizer has no EOS token, so no answer would be seen to end",
+            "Set the one that ends a turn of the student, e.g. tokenizer.eos_token = '<|im_end|>'.",
         )
     vocab_size = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
     if args.loss_support in TOP_K_SUPPORTS and args.loss_top_k > vocab_size:

@@ -20,6 +20,7 @@ def check(tmp_path, monkeypatch, student_path):
             "teacher_server_url": url,
             "dataset_name": "train.jsonl",
             "output_dir": "out",
+            "per_device_train_batch_size": 4,
             "max_completion_length": 8,
             "loss_support": "teacher",
             "loss_top_k": 5,
