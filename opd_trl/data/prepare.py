@@ -67,7 +67,7 @@ def prepare(
         >>> made.report()["rejected"]
         {'duplicate prompt': 1, 'empty prompt': 1}
     """
-    made, seen = Prepared(), set()
+    made, seen, remedies = Prepared(), set(), {}
     for made.read, row in enumerate(rows, start=1):
         try:
             shaped = to_row(row)
@@ -85,12 +85,15 @@ def prepare(
             made.rows.append(shaped)
         except RejectedRow as reason:
             made.rejected[reason.what] += 1
+            remedies[reason.what] = reason.remedy
         progress(made.read)
     if not made.rows:
-        counts = ", ".join(f"{count} {reason}" for reason, count in made.rejected.most_common())
+        reasons = made.rejected.most_common()
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons) or "the data set has none"
+        remedy = remedies[reasons[0][0]] if reasons else ""
         raise DataError(
-            f"no row is left of {made.read} ({counts or 'the data set has none'}). Check the columns and the split, "
-            "or ask for less."
+            f"no row is left of {made.read} ({counts}). "
+            f"{remedy or 'Check the columns and the split, or ask for less.'}"
         )
     return made
 

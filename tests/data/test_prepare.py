@@ -119,6 +119,14 @@ def test_prompts_that_a_trainer_would_refuse_are_left_out_and_counted(prompt, re
     assert (len(made.rows), made.rejected) == (1, {reason: 1})
 
 
+def test_where_no_row_is_left_the_commonest_reason_says_what_to_do():
+    answered = [{"q": [*user(f"{i}?"), {"role": "assistant", "content": "2"}]} for i in range(2)]
+    with pytest.raises(
+        DataError, match=r"left of 3 \(2 the prompt ends with an assistant turn, 1 .*all turns but the last"
+    ):
+        prepare([{"q": ""}, *answered], mapped({"prompt": "q"}))
+
+
 def test_half_a_surrogate_pair_is_found_in_every_column():
     made = prepare([{"q": "1?", "a": "b"}, {"q": "2?", "a": "\udc00"}], mapped({"prompt": "q", "answer": "a"}))
     assert made.rejected == {"a text holds half a surrogate pair, \\udc00 at 0": 1}
