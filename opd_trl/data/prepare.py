@@ -91,10 +91,8 @@ def prepare(
         reasons = made.rejected.most_common()
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons) or "the data set has none"
         remedy = remedies[reasons[0][0]] if reasons else ""
-        raise DataError(
-            f"no row is left of {made.read} ({counts}). "
-            f"{remedy or 'Check the columns and the split, or ask for less.'}"
-        )
+        advice = f"Check the columns and the split, or ask for less. {remedy}".strip()
+        raise DataError(f"no row is left of {made.read} ({counts}). {advice}")
     return made
 
 

@@ -82,7 +82,7 @@ def test_a_whole_run_ends_with_the_weights_of_a_local_teacher(tmp_path, student_
         before = trainer.model.lm_head.weight.detach().clone()
         trainer.train()
         trained.append(trainer.model.lm_head.weight.detach())
-        assert (trained[-1] - before).abs().max() > 1e-3
+        assert (trained[-1] - before).abs().max() > 1e-4
     torch.testing.assert_close(*trained, rtol=1e-4, atol=1e-5)
 
 
