@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from ..losses.head import Head
 from ..losses.next_token import NextToken
-from .sequences import completion_positions
+from .own_forward import logit_transform, name_of, run_to_head
+from .sequences import completion_positions, left_padding, turn
 
 
 # Batch entries that a vision-language backbone takes besides ids and mask.
@@ -47,31 +47,15 @@ def window_of(config: Any) -> int | None:
 
 
 def read_head(model: nn.Module) -> Head:
-    """Read the head of an unwrapped model: which weights are active (PEFT), which logit conventions apply."""
+    """Read the head of an unwrapped model: which weights are active (PEFT), what the model does to their logits."""
     model = causal_lm(model)
-    lm_head = model.get_output_embeddings()
-    config = model.config.get_text_config()
+    lm_head, transform = model.get_output_embeddings(), logit_transform(model)
     return Head(
         weight=lm_head.weight,
         bias=getattr(lm_head, "bias", None),
-        logit_scale=logit_scale(config),
-        final_logit_softcapping=getattr(config, "final_logit_softcapping", None),
+        logit_scale=transform.logit_scale,
+        final_logit_softcapping=transform.final_logit_softcapping,
     )
-
-
-def logit_scale(config: Any) -> float:
-    """Factor on the logits, under the names that the model families use; 1.0 where there is none.
-
-    Cohere `logit_scale`, Muse `output_multiplier` and Falcon-H1 `lm_head_multiplier` multiply; Granite and MiniCPM3
-    divide by `logits_scaling`, HyperCLOVA X multiplies by it.
-    """
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        if getattr(config, name, None) is not None:
-            return float(getattr(config, name))
-    scaling = getattr(config, "logits_scaling", None)
-    if scaling is None:
-        return 1.0
-    return float(scaling) if config.model_type == "hyperclovax" else 1.0 / scaling
 
 
 def completion_hidden_states(
@@ -83,7 +67,10 @@ def completion_hidden_states(
     router_loss: bool = False,
     multimodal: dict[str, Any],
 ) -> tuple[Tensor, Tensor | None]:
-    """Run the backbone once, without the head.
+    """Run the model once, without its head.
+
+    Rows with padding at the left are turned: a causal model never sees what stands behind a token, so the numbers are
+    those of each row alone, whatever the model knows of positions and masks.
 
     Args:
         model: unwrapped model (PEFT or plain).
@@ -93,8 +80,11 @@ def completion_hidden_states(
         multimodal: entries of `MULTIMODAL_KEYS` in the batch.
 
     Returns:
-        hidden states `(B, T, H)` at the positions that predict the completion tokens, and the scalar router loss or
-        None.
+        hidden states `(B, T, H)` as the head takes them, at the positions that predict the completion tokens, and the
+        scalar router loss or None.
+
+    Raises:
+        ValueError: a router loss is wanted that the model does not have.
     """
     model = causal_lm(model)
     if "pixel_values" in multimodal and "pixel_values" not in inspect.signature(model.forward).parameters:
@@ -102,19 +92,30 @@ def completion_hidden_states(
             f"the batch has images, and {type(model).__name__} reads text alone: it would score the answers without "
             "the pictures. Use a vision-language model."
         )
-    kwargs = {"output_router_logits": True} if router_loss else {}
-    outputs = model.base_model(
-        input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs, **multimodal
-    )
-    aux_loss = None
-    if router_loss:
-        # Every family of experts in transformers inherits Mixtral's load-balancing loss.
+    per_token = {"input_ids": input_ids, "attention_mask": attention_mask}
+    per_token |= {key: multimodal[key] for key in PER_TOKEN_KEYS if key in multimodal}
+    padding = left_padding(attention_mask)
+    if padding.any():
+        per_token = {key: turn(x, padding) for key, x in per_token.items()}
+    else:
+        padding = None
+    router = {"output_router_logits": True} if router_loss else {}
+    hidden_states, outputs = run_to_head(model, use_cache=False, **router, **{**multimodal, **per_token})
+    aux_loss = getattr(outputs, "aux_loss", None) if router_loss else None
+    if router_loss and not isinstance(aux_loss, Tensor):
+        raise ValueError(f"{name_of(model)} has no router loss. Set router_aux_loss_coef: 0.")
+    return completion_positions(hidden_states, num_completion_tokens, padding), aux_loss
 
-        config = model.config.get_text_config()
-        aux_loss = load_balancing_loss_func(
-            outputs.router_logits, config.num_experts, config.num_experts_per_tok, attention_mask
-        )
-    return completion_positions(outputs.last_hidden_state, num_completion_tokens), aux_loss
+
+def has_router_loss(model: nn.Module) -> bool:
+    """Has the model experts, so that its forward has a router loss? The dense models of such a family have none."""
+    model = causal_lm(model)
+    return any(getattr(x, "num_experts", None) for x in (model, model.config.get_text_config()))
+
+
+def vocabulary_rows(config: Any) -> int:
+    """The ids that a model knows, from its text configuration; its head may be padded with further rows."""
+    return getattr(config, "unpadded_vocab_size", None) or config.vocab_size
 
 
 def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:

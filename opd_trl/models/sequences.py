@@ -35,6 +35,33 @@ def join(prompt_ids: Tensor, prompt_mask: Tensor, completion_ids: Tensor, comple
     return torch.cat([prompt_ids, completion_ids], dim=1), torch.cat([prompt_mask, completion_mask], dim=1)
 
 
-def completion_positions(hidden_states: Tensor, num_completion_tokens: int) -> Tensor:
-    """Hidden states `(B, P + T, H)` that predict the T completion tokens: `(B, T, H)`, one position earlier."""
-    return hidden_states[:, -num_completion_tokens - 1 : -1]
+def left_padding(mask: Tensor) -> Tensor:
+    """How many columns of padding each row of a mask `(B, L)` begins with, `(B, 1)` int64.
+
+    >>> left_padding(torch.tensor([[0, 0, 1, 1, 0], [1, 1, 1, 1, 1]])).tolist()
+    [[2], [0]]
+    """
+    return (mask.cumsum(-1) == 0).sum(-1, keepdim=True)
+
+
+def turn(values: Tensor, padding: Tensor) -> Tensor:
+    """Move the padding `(B, 1)` at the left of each row of `values` `(B, L)` to its right end.
+
+    >>> turn(torch.tensor([[0, 0, 7, 8], [5, 6, 7, 8]]), torch.tensor([[2], [0]])).tolist()
+    [[7, 8, 0, 0], [5, 6, 7, 8]]
+    """
+    length = values.size(1)
+    return values.gather(1, (torch.arange(length, device=values.device) + padding) % length)
+
+
+def completion_positions(hidden_states: Tensor, num_completion_tokens: int, padding: Tensor | None = None) -> Tensor:
+    """Hidden states `(B, P + T, H)` that predict the T completion tokens: `(B, T, H)`, one position earlier.
+
+    `padding` is that of rows which were turned.
+    """
+    if padding is None:
+        return hidden_states[:, -num_completion_tokens - 1 : -1]
+    length = hidden_states.size(1)
+    place = torch.arange(length - num_completion_tokens - 1, length - 1, device=hidden_states.device)
+    place = (place - padding.to(place.device)) % length
+    return hidden_states.gather(1, place.unsqueeze(-1).expand(-1, -1, hidden_states.size(-1)))

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from ..losses.head import Head
 from ..losses.next_token import NextToken
-from ..models.forward import completion_hidden_states, read_head, window_of
+from ..models.agreement import fold_head
+from ..models.forward import completion_hidden_states, read_head, vocabulary_rows, window_of
 from ..models.lora_folders import base_of, load_causal_lm, tokenizer_of_path
 
 
@@ -45,12 +46,13 @@ class Scorer:
 
     @property
     def head(self) -> Head:
-        """The LM head of the model: weight `(V, H)`, bias and conventions."""
-        return read_head(self.model)
+        """The LM head of the model: weight `(V, H)`, bias and conventions, without rows that are no token's."""
+        head = read_head(self.model)
+        return head.rows(min(head.weight.size(0), vocabulary_rows(self.model.config.get_text_config())))
 
     @property
     def num_ids(self) -> int:
-        """Rows of the head, padded ones included: the ids that a sequence may hold."""
+        """Rows of the head: the ids that a sequence may hold."""
         return self.head.weight.size(0)
 
     @torch.no_grad()
@@ -215,6 +217,7 @@ def load_scorer(
         )
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of_path(name), **where)
     model = load_causal_lm(name, **where | options).requires_grad_(False).eval()
+    fold_head(model)
     scorer = Scorer(model, tokenizer, max_length or window)
     if scorer.head.weight.is_meta:
         raise ValueError("the GPUs are too small for the model: its head was offloaded. Quantize it, or add GPUs.")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.files import DataError
 from ..data.sources import read_file
+from ..models.agreement import fold_head
 from ..models.forward import completion_hidden_states, read_head, scatter, token_log_probs
 from ..models.sampling import Completion
 from .problems import Problem, read_problems
@@ -190,6 +191,7 @@ def score(texts: dict[str, str], tokenizer: Any, model: Any, store: Store) -> No
 
 def make_scorer(model: Any):
     """Log-probabilities of given ids `(B, L)` under a model, without a [tokens, vocabulary] tensor."""
+    fold_head(model)
     head = read_head(model)
 
     @torch.no_grad()

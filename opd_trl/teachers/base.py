@@ -9,7 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ..losses.head import Head
-from ..models.forward import PER_TOKEN_KEYS, completion_hidden_states, multimodal_inputs, read_head, window_of
+from ..models.forward import (
+    PER_TOKEN_KEYS,
+    completion_hidden_states,
+    multimodal_inputs,
+    read_head,
+    vocabulary_rows,
+    window_of,
+)
 from ..models.sequences import join
 from ..models.sharding import is_sharded
 from .scores import HIDDEN, HiddenStates, Scores, select
@@ -62,7 +69,7 @@ class Teacher:
     def prepare(self, host: Host) -> None:
         """Get ready to score: hand a model of its own to the engine, and learn `num_rows` and `window`."""
         student = host.model.config.get_text_config()
-        self.num_rows, self.window = student.vocab_size, window_of(student)
+        self.num_rows, self.window = vocabulary_rows(student), window_of(student)
 
     def source(self, host: Host) -> str:
         """Where it comes from, as the run log names it: a path, an address, how it is made of the student."""

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import create_model_from_path
 
-from ..models.forward import window_of
+from ..models.agreement import fold_head
+from ..models.forward import vocabulary_rows, window_of
 from ..models.loading import plain_models
 from ..models.sharding import is_sharded, move_towards, prepare_frozen, whole_state_dict, write_whole
 from .base import Host, Teacher, path_of, scoring_mode
+from .own_logits import compare_logits
 from .vocabulary import shared_rows
 
 
@@ -29,6 +31,7 @@ class ModelTeacher(Teacher):
 
     def __init__(self, model: nn.Module, *, update_rate: float = 0.0):
         self.model = model.requires_grad_(False).eval()
+        fold_head(self.model)
         self.update_rate = update_rate
         self.moves = update_rate > 0
         self.is_frozen = not self.moves
@@ -47,9 +50,12 @@ class ModelTeacher(Teacher):
 
     def prepare(self, host: Host) -> None:
         config, student = self.model.config.get_text_config(), host.model.config.get_text_config()
-        self.num_rows = shared_rows(student.vocab_size, config.vocab_size, host.tokenizer.get_vocab())
+        rows = (vocabulary_rows(x) for x in (student, config))
+        self.num_rows = shared_rows(*rows, host.tokenizer.get_vocab())
         self.window = window_of(config)
         self.place(host)
+        with self.scoring(host.model) as module:
+            compare_logits(host, module, self.num_rows, window=self.window)
 
     def place(self, host: Host) -> None:
         """Hand the model to the engine; an offloaded one stays a plain module on the CPU."""

@@ -10,6 +10,7 @@ from trl.trainer.utils import get_config_model_id
 
 from ..data.row_checks import RowChecks, RowError
 from ..given import check_keywords
+from ..models.forward import vocabulary_rows
 from ..models.loading import ProcessingClass
 from ..models.lora_folders import base_of, is_adapter, tokenizer_of_path
 from ..privileged import check_column
@@ -213,7 +214,7 @@ def check_student(model, args: OPDConfig, tokenizer: PreTrainedTokenizerBase) ->
             "the tokenizer has no EOS token, so no answer would be seen to end",
             "Set the one that ends a turn of the student, e.g. tokenizer.eos_token = '<|im_end|>'.",
         )
-    vocab_size = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
+    vocab_size = vocabulary_rows(text_config(model, trust_remote_code=args.trust_remote_code))
     if args.loss_support in TOP_K_SUPPORTS and args.loss_top_k > vocab_size:
         raise ValueError(
             f"loss_top_k must be at most the vocabulary of {vocab_size}, got {args.loss_top_k}. "
@@ -247,15 +248,16 @@ def check_teacher(
         teacher_tokenizer = AutoTokenizer.from_pretrained(
             tokenizer_of_path(path), revision=args.teacher_model_revision, trust_remote_code=args.trust_remote_code
         )
-    student_rows = text_config(model, trust_remote_code=args.trust_remote_code).vocab_size
+    student_rows = vocabulary_rows(text_config(model, trust_remote_code=args.trust_remote_code))
+    teacher_rows = vocabulary_rows(config)
     if teacher_tokenizer is not None:
         check_same_vocabulary(tokenizer.get_vocab(), teacher_tokenizer.get_vocab())
-    elif config.vocab_size != student_rows:
+    elif teacher_rows != student_rows:
         raise ValueError(
-            f"the teacher object has no path to load its tokenizer from, and its vocabulary of {config.vocab_size} is "
+            f"the teacher object has no path to load its tokenizer from, and its vocabulary of {teacher_rows} is "
             f"not the student's {student_rows}. Pass teacher_processing_class, so that the ids can be compared."
         )
-    shared_rows(student_rows, config.vocab_size, tokenizer.get_vocab())
+    shared_rows(student_rows, teacher_rows, tokenizer.get_vocab())
 
 
 def check_no_shared_weights(student: nn.Module, teacher: nn.Module) -> None:

@@ -12,7 +12,7 @@ from trl.trainer.grpo_trainer import RewardFunc
 from ..given import FullSignature, all_parameters
 from ..losses.fused import distillation_loss
 from ..models.loading import ProcessingClass, Tokenizer, copy_student
-from ..teachers import Teacher, routing
+from ..teachers import Teacher, own_logits, routing
 from ..teachers.scores import Scores
 from . import resume
 from .figures import log_distillation
@@ -25,7 +25,7 @@ from .phases import STUDENT, timed
 from .placement import find_teachers, load_student
 from .published_methods import PAPER
 from .rewards import check_rewards, distillation_coef, distilled_rows, drop_stand_in, no_reward, sibling_contexts
-from .scoring import build_reference, needs_student_at_start, token_logps
+from .scoring import as_fused_model, build_reference, needs_student_at_start, token_logps
 from .teacher_prompts import TeacherPrompts, row_checks
 from .windows import check_batch_lengths, check_windows
 
@@ -116,6 +116,7 @@ class OPDTrainer(GRPOTrainer):
         self._forward_redirection = _ForwardRedirection()
         self.teachers = self._build_teachers(teachers, initial_copy)
         self.num_rows = routing.prepare(self, self.teachers)
+        own_logits.prepare_student(self)
         self.reference = build_reference(self, initial_copy)
         self.objective = build_objective(args, self.temperature, self.num_rows, self.accelerator.device)
         self.may_warn_of_dropped_tail = self.objective.drops_tail
@@ -218,14 +219,13 @@ class OPDTrainer(GRPOTrainer):
             output["teacher_index"] = routing.teacher_index(inputs, list(self.teachers), self.accelerator.device)
         return output | token_logps(self, output) | self.score_ahead(output)
 
-    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         """The old log-probs of a policy loss; where there is none, that forward is spared."""
         if not self.policy_is_active:
             return None, None, None
-        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        return super()._get_per_token_logps_and_entropies(as_fused_model(self, model), *args, **kwargs)
 
     # Checkpoints
-
     def _get_train_sampler(self, dataset=None):
         return resume.EpochSampler(super()._get_train_sampler(dataset), self)
 

@@ -147,6 +147,19 @@ def logps_pass(model: nn.Module, inputs: dict[str, Any], num_rows: int, objectiv
     return logps
 
 
+def all_logps_pass(
+    model: nn.Module, inputs: dict[str, Any], num_rows: int, temperature: float, chunk_size: int | None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities of every next token and entropies, both `(b, L - 1)`, zero where it is not `scored`."""
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    hidden_states, _ = completion_hidden_states(
+        model, ids, mask, ids.size(1) - 1, multimodal=multimodal_inputs(inputs)
+    )
+    head, answer = read_head(model), {"completion_ids": ids[:, 1:], "completion_mask": inputs["scored"]}
+    with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias))):
+        return sampled_logps(hidden_states, head.rows(num_rows), answer, temperature, chunk_size)
+
+
 def sampled_logps(
     hidden_states: Tensor, head: Head, inputs: dict[str, Any], temperature: float, chunk_size: int | None
 ) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from torch import nn
 from trl.trainer.utils import get_config_model_id
 
 from .. import API_KEY_VARIABLE
+from ..models.forward import vocabulary_rows
 from ..models.loading import load_whole, plain_models
 from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
@@ -82,7 +83,7 @@ def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
         ),
         needs=LossNeeds(args.loss_support, args.loss_top_k, args.loss_baseline, args.temperature_of_loss),
         tokenizer=tokenizer,
-        student_rows=text_config(model, trust_remote_code=args.trust_remote_code).vocab_size,
+        student_rows=vocabulary_rows(text_config(model, trust_remote_code=args.trust_remote_code)),
         rows_per_request=args.teacher_batch_size or args.per_device_train_batch_size,
         device=args.device,
         local_copy=None if path is None else LocalCopy(path, args.trust_remote_code, load),

@@ -1,6 +1,7 @@
 """Log-probabilities of the sampled tokens besides the teacher's: of a reference model, and at sampling."""
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from ..teachers import LiveTeacher, ModelTeacher, Teacher
 from ..teachers.scores import check_no_images
 from .opd_config import OPDConfig
-from .passes import logps_pass
+from .passes import all_logps_pass, logps_pass
 from .placement import load_teacher, own_teacher
 
 
@@ -50,6 +51,23 @@ def token_logps(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
         elif args.gradient_accumulation_steps % (args.steps_per_generation * trainer.num_iterations):
             entries["sampling_logps"] = score_tokens(trainer, LiveTeacher(), batch)
     return entries
+
+
+def as_fused_model(trainer, model):
+    """What TRL calls in place of a model for old and reference log-probabilities: it gives those of our own passes.
+
+    TRL reads scale and cap from names in the configuration, and shifts the positions of rows that are padded.
+    """
+    if not isinstance(model, nn.Module):  # what our own loss puts there
+        return model
+
+    def call(input_ids, attention_mask, labels, fused_lm_head, **multimodal):
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "scored": labels[:, 1:] != -100}
+        options = (trainer.num_rows, trainer.temperature, trainer.objective.chunk_size)
+        log_probs, entropy = trainer.run_inside(model, all_logps_pass, inputs | multimodal, *options)
+        return SimpleNamespace(log_probs=log_probs, entropy=entropy)
+
+    return call
 
 
 @torch.no_grad()

@@ -79,8 +79,9 @@ def unfrozen_head():
     return model, {}
 
 
-def fresh(**options):
-    return tiny.build_model(attention_bias=True), {"peft_config": lora_config(**options)}
+def fresh(tied=True, **options):
+    model = tiny.build_model(attention_bias=True, tie_word_embeddings=tied)
+    return model, {"peft_config": lora_config(**options)}
 
 
 MOVING = {
@@ -89,7 +90,7 @@ MOVING = {
     "norms": (unfrozen_norms, AdapterTeacher),
     "head": (unfrozen_head, AdaptersOffTeacher),
     "modules to save": (lambda: fresh(modules_to_save=["lm_head", "norm"]), AdaptersOffTeacher),
-    "tokens": (lambda: fresh(trainable_token_indices=[10, 11]), AdaptersOffTeacher),
+    "tokens": (lambda: fresh(tied=False, trainable_token_indices=[10, 11]), AdaptersOffTeacher),
 }
 
 
