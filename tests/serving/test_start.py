@@ -91,10 +91,9 @@ def test_an_empty_key_is_no_key(refused, monkeypatch):
     assert "OPD_TRL_API_KEY is not set" in refused("--model", "m", "--host", "0.0.0.0")
 
 
-@pytest.mark.usefixtures("nothing_is_loaded")
-def test_an_adapter_is_told_from_a_model(refused, tmp_path):
+def test_an_adapter_that_names_no_base_is_refused(refused, tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    assert "Merge the adapter into its model first." in refused("--model", str(tmp_path))
+    assert "is a LoRA adapter and names no base model" in refused("--model", str(tmp_path), "--port", "0")
 
 
 @pytest.mark.usefixtures("nothing_is_loaded")
