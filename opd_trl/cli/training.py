@@ -14,7 +14,6 @@ from pathlib import Path
 
 import opd_trl
 
-from ..scripts.launching import launch
 from ..scripts.quiet import quiet_libraries
 
 
@@ -199,6 +198,8 @@ def main(name: str, argv: list[str]) -> int:
         *parsed, from_recipe, from_command_line = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )
+    from ..scripts.launching import launch  # 0.1 s, which the short help must not wait for
+
     try:
         script.check_arguments(*parsed)
         return launch(
