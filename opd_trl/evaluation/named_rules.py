@@ -94,9 +94,9 @@ def parse_rule(text: str) -> Rule:
     """
     name, colon, argument = text.partition(":")
     if name not in RULES:
-        hint = did_you_mean(name, RULES, otherwise="nothing is spelt like it.")
         listed = ", ".join(rule.usage for rule in RULES.values())
-        raise ValueError(f"{text!r} names no rule: {hint} The rules are {listed}.")
+        parts = (f"{text!r} names no rule:", did_you_mean(name, RULES), f"The rules are {listed}.")
+        raise ValueError(" ".join(filter(None, parts)))
     try:
         return RULES[name].build(argument if colon else None)
     except ValueError as error:
