@@ -20,6 +20,11 @@ from .transformers_engine import TransformersEngine
 ProcessingClass = Tokenizer | ProcessorMixin
 
 
+def is_slow_in_bfloat16(device: torch.device | str) -> bool:
+    """Does a device compute in bfloat16 many times slower than in float32? CPUs without AVX-512 or the like do."""
+    return torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2")
+
+
 @contextmanager
 def plain_models(args: TrainingArguments) -> Iterator[None]:
     """Models that are loaded within are whole, even in a job in which ZeRO-3 shards every model that is loaded."""

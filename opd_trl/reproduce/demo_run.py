@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback
 from .. import OPSDTrainer
 from ..diagnostics import DISTILLATION_PANELS, Panel, plot_run
 from ..evaluation import compliance, graded_text, one_sentence
+from ..models.loading import is_slow_in_bfloat16
 from ..models.transformers_engine import greedy_answers
 from ..scripts import common, opsd
 from ..scripts.recipe_files import find_recipe
@@ -37,6 +38,7 @@ def run(console, bar, model: str, output: Path, *, steps: int | None, seed: int 
     """
     start = time.perf_counter()
     overrides = {"model_name_or_path": model, "output_dir": str(output / "adapter"), "max_steps": steps, "seed": seed}
+    overrides["dtype"] = "float32" if is_slow_in_bfloat16("cpu") else None
     flags = [text for name, value in overrides.items() if value is not None for text in (f"--{name}", str(value))]
     parsed = opsd.make_parser(prog="opd-trl demo").parse_args_and_config(["--config", RECIPE, *flags])
     folder, rule = find_recipe(RECIPE).parent / "demo", one_sentence(START)
@@ -60,6 +62,7 @@ def run(console, bar, model: str, output: Path, *, steps: int | None, seed: int 
         "held_out_questions": len(questions),
         "rule": RULE,
         "model": model,
+        "dtype": str(trainer.model.dtype).removeprefix("torch."),
         **{name: getattr(trainer.args, name) for name in ("seed", "divergence", "loss_support", "loss_tail")},
     }
     rows = [

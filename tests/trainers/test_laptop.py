@@ -48,6 +48,18 @@ def test_with_an_accelerator_nothing_is_chosen(monkeypatch, caplog):
     assert caplog.text == ""
 
 
+@on_a_cpu
+@pytest.mark.parametrize(("capability", "dtype", "is_told"), [
+    ("AVX2", "bfloat16", True), ("AVX2", "float32", False), ("AVX512", "bfloat16", False),
+])  # fmt: skip
+def test_bfloat16_on_a_cpu_that_cannot_is_warned_of(
+    tmp_path, student_path, teacher_path, monkeypatch, caplog, capability, dtype, is_told
+):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    short_run(tmp_path, student_path, teacher_path, model_init_kwargs={"dtype": dtype}).train()
+    assert ("This CPU computes bfloat16" in caplog.text) == is_told
+
+
 def lines_of(trainer) -> list[int]:
     trainer.train()
     return [line["step"] for line in trainer.state.log_history if "loss" in line]
