@@ -89,7 +89,7 @@ def test_what_a_kill_left_is_repaired_and_the_rest_drawn_as_if_never_ended(evalu
 
 def test_a_killed_process_keeps_its_samples(model, protocol, sums, tmp_path):
     command = [sys.executable, "-m", "opd_trl.cli.main", "eval", "--model", model, "--suite", "math", "--data", sums]
-    command += ["--protocol", protocol(max_new_tokens=200), "--output", str(tmp_path / "o"), "--batch-size", "2"]
+    command += ["--protocol", protocol(max_new_tokens=50), "--output", str(tmp_path / "o"), "--batch-size", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     samples, deadline = tmp_path / "o" / "samples.jsonl", time.monotonic() + 120
     while not (samples.exists() and samples.stat().st_size) and time.monotonic() < deadline:
