@@ -27,11 +27,11 @@ demo: install
 	$(BIN)/opd-trl demo
 
 test: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 # The tests with the lowest versions that setup.cfg promises.
 test-floor: $(FLOOR_VENV)/.installed
-	HF_HUB_OFFLINE=1 $(FLOOR_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal
+	HF_HUB_OFFLINE=1 $(FLOOR_VENV)/bin/python -m pytest -q -n $(WORKERS)
 
 $(FLOOR_VENV)/.installed: setup.cfg tests/ranges/floor.py
 	test -x $(FLOOR_VENV)/bin/python || $(PYTHON) -m venv $(FLOOR_VENV)
@@ -44,7 +44,7 @@ test-latest:
 	test -x $(LATEST_VENV)/bin/python || $(PYTHON) -m venv $(LATEST_VENV)
 	$(LATEST_VENV)/bin/python -m pip install --quiet --progress-bar off --upgrade --upgrade-strategy eager \
 		-e ".[dev,demo]"
-	HF_HUB_OFFLINE=1 $(LATEST_VENV)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal
+	HF_HUB_OFFLINE=1 $(LATEST_VENV)/bin/python -m pytest -q -n $(WORKERS)
 
 # Losses, trainers, server and checks on a GPU, against float64 and float32 on the CPU; the figures stand at the end.
 # Without a GPU the same tests run on the CPU at small sizes, as `make test` runs them.
@@ -69,7 +69,7 @@ lint: install
 
 # Every recipe, shrunk to a toy model on a CPU, and the pipeline of such stages.
 recipes: install
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal tests/recipes tests/cli/pipelines/test_smoke.py
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS) tests/recipes tests/cli/pipelines/test_smoke.py
 
 # The documentation as a site in site/: open site/index.html, no server and no network needed.
 docs: install

@@ -67,6 +67,7 @@ def test_completions_per_request_change_nothing(tmp_path, student_path, served_p
 @pytest.mark.parametrize("kind", ["ours", "plain"])
 def test_a_whole_run_ends_with_the_weights_of_a_local_teacher(tmp_path, student_path, served_path, kind, request):
     url = request.getfixturevalue(kind)
+    inject(url, "", 0)
     steps = {"max_steps": 3, "gradient_accumulation_steps": 2, "steps_per_generation": 4, "loss_support": "teacher"}
     # Truncated completions have no token left to score.
     options = {
