@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..losses.head import LogitTransform
 
@@ -42,6 +43,11 @@ class StandIn(nn.Module):
         if self.hidden_states is not None or hidden_states.ndim != 3:
             raise ValueError(f"its LM head is not called once for all positions. {REMEDY}")
         self.hidden_states = hidden_states
+        head = self.heads[0]
+        if isinstance(head, FSDPModule) and not torch.is_grad_enabled():
+            # FSDP2 of a torch before 2.13 shards a unit of several modules again only when each of them has run. A
+            # backward does so too, and scoring has none: the head runs on no token.
+            head(hidden_states[:0])
         probes = hidden_states.new_empty((*hidden_states.shape[:-1], self.width), dtype=torch.float32)
         for i, value in enumerate(PROBES):
             probes[..., i :: len(PROBES)] = value

@@ -2,14 +2,12 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 
 import torch
 from accelerate.utils.fsdp_utils import fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.modeling_outputs import BaseModelOutput
 from trl.models import prepare_deepspeed, prepare_fsdp
 
 
@@ -78,15 +76,7 @@ def shard_by_layers(accelerator, model: nn.Module) -> nn.Module:
         if isinstance(module, FSDPModule):
             # The head's unit waits for a backward to be sharded again, and a teacher has none.
             module.set_reshard_after_forward(True, recurse=False)
-    # torch before 2.13 shards a unit of several modules again only when each of them has run. Scoring reads the head's
-    # weights and leaves the head out, so it runs on no token here.
-    model.base_model.register_forward_hook(partial(run_on_no_token, model.get_output_embeddings()))
     return model
-
-
-def run_on_no_token(head: nn.Module, body: nn.Module, args: tuple, output: BaseModelOutput) -> None:
-    """A forward hook of a model's body that calls the head with hidden states of no token."""
-    head(output.last_hidden_state[:0])
 
 
 def prepare_frozen(trainer, model: nn.Module) -> nn.Module:

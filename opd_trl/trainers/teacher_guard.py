@@ -38,7 +38,8 @@ class TeacherGuard(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if self.at_start is None:
             self._begin(step=state.global_step)
-        self._compare(state.global_step)
+        else:
+            self._compare(state.global_step)
 
     def on_evaluate(self, args, state, control, **kwargs):
         self._compare(state.global_step)
