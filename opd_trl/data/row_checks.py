@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 #: Stands for a privileged context that is known only during the run.
 LATER = "a later answer"
-IMAGES = {"image", "images"}
+#: Columns that GRPOTrainer reads images from.
+IMAGE_COLUMNS = ("image", "images")
 
 
 class Checked(NamedTuple):
@@ -77,7 +78,7 @@ class RowChecks:
             logger.info("the %s set is a stream: rows are checked as they come, the first %d now", name, num_first)
             rows = part = list(itertools.islice(dataset, num_first))
             columns = list(rows[0]) if rows else []
-        has_images = bool(IMAGES.intersection(columns or ()))
+        has_images = not set(IMAGE_COLUMNS).isdisjoint(columns or ())
         sizes = self.check(part, lambda row: f"row {row} of the {name} set", has_images=has_images)
         self.sets.append(Checked(name, rows, sizes))
 
@@ -116,7 +117,7 @@ class RowChecks:
     def check_batch(self, rows: Sequence[Row]) -> None:
         """Check the rows of a batch where they come from a stream."""
         if self.has_streams:
-            self.check(rows, in_batch(rows), has_images=bool(IMAGES.intersection(rows[0])))
+            self.check(rows, in_batch(rows), has_images=not set(IMAGE_COLUMNS).isdisjoint(rows[0]))
 
     def _check_row(self, row: Row, name: str, *, may_be_blank: bool) -> tuple[Shape, int]:
         """The shape of a row's prompt, and the size of prompt and context."""

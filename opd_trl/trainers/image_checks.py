@@ -4,13 +4,12 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
+from ..data.row_checks import IMAGE_COLUMNS
 from .config_checks import is_url
 from .input_checks import column_names, model_config
 from .opd_config import OPDConfig
 
 
-#: Columns that GRPOTrainer reads images from.
-IMAGE_COLUMNS = ("image", "images")
 #: Columns and parts that GRPOTrainer does not bring to the model that is trained.
 UNREAD = ("video", "videos", "audio", "audios")
 

@@ -53,9 +53,8 @@ class TeacherPrompts:
 
     def __init__(self, trainer, view: TeacherView | None):
         self.trainer, self.view = trainer, view
-        kwargs = trainer.args.teacher_chat_template_kwargs
-        self.template_kwargs = trainer.chat_template_kwargs if kwargs is None else kwargs
-        check_template_kwargs(kwargs or {}, trainer.processing_class)
+        self.template_kwargs = trainer.row_checks.teacher_kwargs
+        check_template_kwargs(trainer.args.teacher_chat_template_kwargs or {}, trainer.processing_class)
         windows = [teacher.window for teacher in trainer.teachers.values() if teacher.window is not None]
         limits = [window - trainer.max_completion_length for window in windows]
         if trainer.args.max_teacher_prompt_length is not None:

@@ -1,6 +1,6 @@
 """Prompt and completion fit what student and teachers can read: all rows before step 0, then each batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -39,7 +39,7 @@ def check_windows(trainer) -> None:
     for checked in checks.sets:
         for rows, names in _suspects(checked, checks.overhead, limit):
             lengths = checks.template.num_tokens([row["prompt"] for row in rows], checks.kwargs)
-            refuse_longer(trainer, lengths, names)
+            refuse_longer(trainer, lengths, names.__getitem__)
         if prompts.differ and not checks.contexts_come_later and not checks.environment:
             for rows, names in _suspects(checked, checks.teacher_overhead, prompts.limit):
                 prompts.token_ids(rows, names)
@@ -57,16 +57,16 @@ def _suspects(checked: Checked, overhead: int, limit: int | None):
 
 def check_batch_lengths(trainer, rows: Sequence[dict[str, Any]], prompt_mask: Tensor) -> None:
     """Refuse a batch with a prompt that is too long: of a stream, of an environment, of images."""
-    refuse_longer(trainer, prompt_mask.sum(-1).tolist(), list(map(in_batch(rows), range(len(rows)))))
+    refuse_longer(trainer, prompt_mask.sum(-1).tolist(), in_batch(rows))
 
 
-def refuse_longer(trainer, lengths: Sequence[int], names: Sequence[str]) -> None:
-    """Raise RowError for the first prompt of more tokens than fit."""
+def refuse_longer(trainer, lengths: Sequence[int], name: Callable[[int], str]) -> None:
+    """Raise RowError for the first prompt of more tokens than fit; `name` is what errors call a row."""
     limit, why = limit_of(trainer)
-    for length, name in zip(lengths, names, strict=True):
+    for row, length in enumerate(lengths):
         if limit is not None and length > limit:
             raise RowError(
                 f"the prompt has {length} tokens, at most {limit} fit ({why})",
                 "Lower max_completion_length, or filter the row out.",
-                where=name,
+                where=name(row),
             )

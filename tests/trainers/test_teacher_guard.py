@@ -134,7 +134,7 @@ def test_a_second_training_and_an_evaluation_raise_no_alarm(tmp_path):
     trainer = build(tmp_path, tiny.build_model(), peft_config=lora_config(), teacher_model_kind="ema")
     trainer.train()
     trainer.train()
-    trainer.evaluate(trainer.train_dataset.select(range(4)))
+    assert "eval_loss" in trainer.evaluate(trainer.train_dataset.select(range(4)))
 
 
 class AnotherTeacher(OPSDTrainer):
