@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..contents import text_of
+
 
 #: What a chat template tells prompts apart by: who speaks in which kind of content; `TEXT` for a plain text.
 Shape = tuple[Any, ...]
@@ -126,7 +128,7 @@ def _joined(content: Any) -> Any:
     """The text of a list of text parts; any other content as it is."""
     if not isinstance(content, list) or any(part["type"] != "text" for part in content):
         return content
-    return "".join(part["text"] for part in content)
+    return text_of(content)
 
 
 def marked(prompt: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, int]]:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from ..contents import text_of
+
 
 def graded_text(completion: Any) -> str:
     """The text of a completion that is right or wrong: of a conversation, what the assistant said last.
@@ -23,7 +25,4 @@ def graded_text(completion: Any) -> str:
     if not isinstance(completion, list):
         return completion if isinstance(completion, str) else ""
     said = [turn.get("content") for turn in completion if turn.get("role") == "assistant"]
-    last = said[-1] if said else None
-    if isinstance(last, list):
-        return "".join(str(part.get("text") or "") for part in last if isinstance(part, dict))
-    return last if isinstance(last, str) else ""
+    return text_of(said[-1]) if said else ""

@@ -1,0 +1,14 @@
+"""The text of a turn of a conversation. Standard library alone."""
+
+from typing import Any
+
+
+def text_of(content: Any) -> str:
+    """The text of a turn's content: of content in parts, that of its text parts; of nothing, none.
+
+    >>> text_of("Hi"), text_of([{"type": "image"}, {"type": "text", "text": "What is it?"}]), text_of(None)
+    ('Hi', 'What is it?', '')
+    """
+    if isinstance(content, list):
+        return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return content if isinstance(content, str) else ""
