@@ -108,8 +108,10 @@ def completion_hidden_states(
 
 
 def has_router_loss(model: nn.Module) -> bool:
-    """Has the model experts, so that its forward has a router loss? The dense models of such a family have none."""
+    """Has the forward of the model such an option, and the model experts? Dense models of such a family have none."""
     model = causal_lm(model)
+    if "output_router_logits" not in inspect.signature(model.forward).parameters:
+        return False
     return any(getattr(x, "num_experts", None) for x in (model, model.config.get_text_config()))
 
 
