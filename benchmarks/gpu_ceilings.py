@@ -8,19 +8,18 @@ import torch
 from measure import spread, take_turns
 
 
-# Bytes of a copy, side of a square product.
-SIZES = {"full": (4 * 2**30, 8192), "small": (2**22, 128)}
 TOP = 10
 
 
-def ceilings(size: str, device: str) -> dict[str, Any]:
+def ceilings(device: str, *, large: bool) -> dict[str, Any]:
     """Bandwidth of a copy on the device, bytes read and written, and the rate of a bfloat16 product of random data."""
-    count, side = SIZES[size]
+    count, side = (4 * 2**30, 8192) if large else (2**22, 128)
     source = torch.randint(256, (count,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     left, right = (torch.randn(side, side, device=device).to(torch.bfloat16) for _ in range(2))
     cases = {"copy": lambda: target.copy_(source), "product": lambda: left @ right}
-    seconds = take_turns(cases, rounds=10 if size == "full" else 2, device=device)
+    take_turns(cases, rounds=1, device=device)
+    seconds = take_turns(cases, rounds=10 if large else 2, device=device)
     return {
         "bytes_per_second": 2 * count / min(seconds["copy"]),
         "flops_per_second": 2 * side**3 / min(seconds["product"]),

@@ -5,14 +5,12 @@ GSM8K; a fifth of it, chosen by the hash of the prompts, is held out.
 """
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from gpu_lines import Deadline
+from lines import Deadline, Results
+from measure import opd_trl
 
 
 RECIPE = "math/opsd_qwen3_1.7b_solution"
@@ -24,12 +22,8 @@ SIZES = {
 CASE_SECONDS = {"full": 60, "small": 5}
 
 
-class CommandError(RuntimeError):
-    """A command failed; the message has the end of what it said."""
-
-
 def run(
-    results, *, size: str, device: str, home: Path, deadline: Deadline, model: Path | None, data: Path | None
+    results: Results, *, size: str, device: str, home: Path, deadline: Deadline, model: Path | None, data: Path | None
 ) -> list[str]:
     """The part: run what has no line yet; return what failed."""
     if model is None or data is None:
@@ -38,29 +32,31 @@ def run(
     home = home / "mathematics"
     try:
         if not (home / "data.train.jsonl").is_file():
-            opd_trl(prepare_arguments(data, home), deadline)
+            opd_trl(*prepare_arguments(data, home), log=home / "data.txt", seconds=deadline.limit)
         for case in CASES:
             if case not in results.done():
                 if not deadline.leaves(CASE_SECONDS[size]):
                     break
-                results.add(case, model=model.name, **measure(case, size, device, home, model, deadline))
-    except CommandError as error:
+                results.add(case=case, model=model.name, **measure(case, size, device, home, model, deadline))
+    except RuntimeError as error:
         return [f"mathematics: {error}"]
     return []
 
 
 def measure(case: str, size: str, device: str, home: Path, model: Path, deadline: Deadline) -> dict[str, Any]:
     """One of the three cases."""
-    start = time.perf_counter()
-    if case == "mathematics training":
-        opd_trl(train_arguments(size, device, home, model), deadline)
-        log = (home / "adapter" / "run_log" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    start, name = time.perf_counter(), case.rpartition(" ")[2]
+    output = home / ("adapter" if name == "training" else name)
+    if name == "training":
+        arguments = train_arguments(size, device, home, model)
+    else:
+        arguments = eval_arguments(size, home, model, output, adapter=home / "adapter" if name == "after" else None)
+    opd_trl(*arguments, log=home / f"{name}.txt", seconds=deadline.limit)
+    if name == "training":
+        log = (output / "run_log" / "log.jsonl").read_text(encoding="utf-8").splitlines()
         steps = [entry for entry in map(json.loads, log) if "loss" in entry]
         found = {"steps": len(steps), "first": steps[0], "last": steps[-1]}
     else:
-        after = case == "mathematics after"
-        output = home / ("after" if after else "before")
-        opd_trl(eval_arguments(size, home, model, output, adapter=home / "adapter" if after else None), deadline)
         result = json.loads((output / "result.json").read_text())
         found = {"figures": result["figures"], "generation": result["generation"]}
     return found | {"wall_seconds": round(time.perf_counter() - start, 1)}
@@ -68,10 +64,8 @@ def measure(case: str, size: str, device: str, home: Path, model: Path, deadline
 
 def prepare_arguments(data: Path, home: Path) -> list[str]:
     """From a file of GSM8K to rows of ours in two parts."""
-    return [
-        *("data", "prepare", "gsm8k", "--path", str(data)),
-        *("--output", str(home / "data.jsonl"), "--parts", "train=0.8,test=0.2"),
-    ]
+    output = ["--output", str(home / "data.jsonl"), "--parts", "train=0.8,test=0.2"]
+    return ["data", "prepare", "gsm8k", "--path", str(data), *output]
 
 
 def train_arguments(size: str, device: str, home: Path, model: Path) -> list[str]:
@@ -107,19 +101,3 @@ def eval_arguments(size: str, home: Path, model: Path, output: Path, *, adapter:
     arguments += ["--data", str(home / "data.test.jsonl"), "--limit", str(setting["questions"])]
     arguments += ["--max-new-tokens", str(setting["tokens"]), "--output", str(output)]
     return arguments + (["--adapter", str(adapter)] if adapter else [])
-
-
-def opd_trl(arguments: list[str], deadline: Deadline) -> None:
-    """Run a command of the package.
-
-    Raises:
-        CommandError: it fails, or takes longer than there is time.
-    """
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    command = [sys.executable, "-m", "opd_trl.cli.main", *arguments]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=deadline.limit)
-    except subprocess.TimeoutExpired:
-        raise CommandError(f"opd-trl {arguments[0]} took too long") from None
-    if done.returncode:
-        raise CommandError(f"opd-trl {arguments[0]} ended with status {done.returncode}: {done.stderr[-500:]}")

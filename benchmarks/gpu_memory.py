@@ -4,15 +4,17 @@ All completions have the longest length, which is what plan counts with. For the
 again and again, larger and smaller, on the whole card or with part of it allowed.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import functools
+from bisect import bisect
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_children import ChildError, Send
+from children import ChildError, Children, Send
 from gpu_models import prepare
-from gpu_steps import Task, measured, task_of
+from lines import Deadline, Results
+from steps import Task, measured, task_of
 from trainers import QUESTIONS, Setup
 
 
@@ -20,6 +22,7 @@ DEFAULT, FULL, SELF = "OPDTrainer (default)", "OPDTrainer, full vocabulary", "OP
 SIZES = {"full": {"prompts": 8, "steps": 2, "most": 256}, "small": {"prompts": 2, "steps": 2, "most": 2}}
 # Trainers, and whether with gradient checkpointing.
 PEAKS = {"full": ((DEFAULT, True), (FULL, True), (SELF, True), (DEFAULT, False)), "small": ((SELF, True),)}
+UNCHECKPOINTED = ", no checkpointing"
 LIMITED = {"full": (DEFAULT, SELF), "small": (DEFAULT,)}
 # Of a smaller card, in GiB; on a CPU, where nothing runs out, in MiB of growth.
 SMALL_CARD = {"full": 24, "small": 1}
@@ -29,79 +32,42 @@ CASE_SECONDS = 30
 FINE = 8  # the largest micro-batch is known to one part in so many
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run that is planned and made.
-
-    Attributes:
-        task: of `gpu_steps`.
-        gpu_gib: memory that plan is told; None: that of the card.
-    """
-
-    task: Task
-    gpu_gib: int | None = None
-
-
-def run(children, results, *, size: str, device: str, home: Path, deadline) -> list[str]:
+def run(children: Children, results: Results, *, size: str, device: str, home: Path, deadline: Deadline) -> list[str]:
     """The stage: measure what has no line yet; return what failed, other than by running out of memory."""
     paths, failed = prepare(children, home / "models", size, device), []
-    for case, one in peaks(size, device, paths, home):
+    own, gib = SIZES[size], SMALL_CARD[size]
+    # The context of CUDA, 1 GiB by plan's count, is outside of what torch allocates.
+    limit, card = (1024 * (gib - 1), f"{gib} GiB") if device == "cuda" else (gib, f"{gib} MiB")
+
+    def task(name: str, checkpointing: bool, limit_mib: int | None = None) -> Task:
+        """A run of a few steps in micro-batches of their own."""
+        found = task_of(name, "longest", size, device, paths, home)
+        changed = {"prompts": own["prompts"], "steps": own["steps"], "gradient_checkpointing": checkpointing}
+        return replace(found, setup=replace(found.setup, accumulation=1, **changed), limit_mib=limit_mib)
+
+    for name, checkpointing in PEAKS[size]:
+        case = f"peak: {name}{'' if checkpointing else UNCHECKPOINTED}"
         if case not in results.done() and deadline.leaves(CASE_SECONDS):
-            failed += compare(children, results, case, one, deadline)
-    for case, one in searches(size, device, paths, home):
-        failed += search(children, results, case, one, SIZES[size]["most"], deadline)
+            failed += compare(children, results, case, task(name, checkpointing), deadline)
+    searches = {f"{DEFAULT}{UNCHECKPOINTED}, the whole card": task(DEFAULT, False)}
+    searches |= {f"{name}, {card}": task(name, True, limit) for name in LIMITED[size]}
+    for name, one in searches.items():
+        failed += search(children, results, f"largest: {name}", one, own["most"], deadline)
     return failed
 
 
-def peaks(size: str, device: str, paths: dict[str, str], home: Path) -> Iterator[tuple[str, Run]]:
-    """Runs whose peak is compared."""
-    for name, checkpointing in PEAKS[size]:
-        yield f"peak: {titled(name, checkpointing)}", Run(task(name, checkpointing, size, device, paths, home))
-
-
-def searches(size: str, device: str, paths: dict[str, str], home: Path) -> Iterator[tuple[str, Run]]:
-    """Runs whose largest micro-batch is sought: without checkpointing on the whole card, with it on a smaller one."""
-    whole = Run(task(DEFAULT, False, size, device, paths, home))
-    yield f"largest: {titled(DEFAULT, False)}, the whole card", whole
-    gib = SMALL_CARD[size]
-    for name in LIMITED[size]:
-        limited = task(name, True, size, device, paths, home)
-        # The context of CUDA, 1 GiB by plan's count, is outside of what torch allocates.
-        limit = 1024 * (gib - 1) if device == "cuda" else gib
-        case = f"largest: {titled(name, True)}, {gib} {'GiB' if device == 'cuda' else 'MiB'}"
-        yield case, Run(replace(limited, limit_mib=limit), gib)
-
-
-def titled(name: str, checkpointing: bool) -> str:
-    return f"{name}{'' if checkpointing else ', no checkpointing'}"
-
-
-def task(name: str, checkpointing: bool, size: str, device: str, paths: dict[str, str], home: Path) -> Task:
-    """A run of a few steps in micro-batches of their own."""
-    full = task_of(name, "longest", size, device, paths, home)
-    setting = SIZES[size]
-    setup = replace(
-        full.setup,
-        prompts=setting["prompts"],
-        accumulation=1,
-        steps=setting["steps"],
-        gradient_checkpointing=checkpointing,
-    )
-    return replace(full, setup=setup)
-
-
-def compare(children, results, case: str, one: Run, deadline) -> list[str]:
+def compare(children: Children, results: Results, case: str, one: Task, deadline: Deadline) -> list[str]:
     """One line: the peak of a run and what plan says of it."""
     try:
-        content = measured(children, one.task, name="memory", seconds=deadline.limit)
-        (planned,) = children.run(plan_of, one, [one.task.setup.prompts], name="plan", seconds=120)
+        content = measured(children, one, name="memory", seconds=deadline.limit)
+        plan = children.call(plan_of, one, name="plan", seconds=120)
     except ChildError as error:
         return [f"{case}: {error}"]
-    results.add(case, prompts=one.task.setup.prompts, **content, **planned[0])
+    results.add(case=case, prompts=one.setup.prompts, **content, **plan)
     return []
 
 
-def search(children, results, case: str, one: Run, most: int, deadline) -> list[str]:
+def search(children: Children, results: Results, case: str, one: Task, most: int, deadline: Deadline) -> list[str]:
     """One line for each size that is tried, until the largest that fits is known."""
     known = [line for line in results.lines() if line.get("search") == case]
     trials = {line["prompts"]: "failed" not in line for line in known}
@@ -109,13 +75,13 @@ def search(children, results, case: str, one: Run, most: int, deadline) -> list[
     try:
         while deadline.leaves(CASE_SECONDS):
             if not planned:
-                (planned,) = children.run(largest_by_plan, one, most, name="plan", seconds=180)
+                planned = children.call(largest_by_plan, one, most, name="plan", seconds=180)
             prompts = next_trial(trials, planned["plan_tight"], most)
             if prompts is None:
                 break
-            tried = replace(one.task, setup=replace(one.task.setup, prompts=prompts))
+            tried = replace(one, setup=replace(one.setup, prompts=prompts))
             content = measured(children, tried, name=f"trial-{prompts}", seconds=deadline.limit)
-            results.add(f"{case}: {prompts} prompts", prompts=prompts, search=case, **content, **planned)
+            results.add(case=f"{case}: {prompts} prompts", prompts=prompts, search=case, **content, **planned)
             trials[prompts] = "failed" not in content
     except ChildError as error:
         return [f"{case}: {error}"]
@@ -146,41 +112,33 @@ def next_trial(trials: dict[int, bool], start: int, most: int) -> int | None:
     return (fitting + failing) // 2 if fitting else max(1, failing * 2 // 3)
 
 
-def plan_of(send: Send, one: Run, sizes: list[int]) -> None:
-    """In a child: plan's figures for some micro-batches, without the context of CUDA, which torch does not see."""
-    send([planned(one, size) for size in sizes])
+def plan_of(send: Send, one: Task) -> None:
+    """In a child: plan's figures, without the context of CUDA, which torch does not see."""
+    send(planned(one, one.setup.prompts))
 
 
-def largest_by_plan(send: Send, one: Run, most: int) -> None:
+def largest_by_plan(send: Send, one: Task, most: int) -> None:
     """In a child: the largest micro-batch that plan calls `fits`, and the largest that it calls `tight`."""
-    found = {}
-    for name, verdicts in BY_PLAN.items():
-        fitting, failing = 0, most + 1
-        while failing - fitting > 1:
-            size = (fitting + failing) // 2
-            if planned(one, size)["verdict"] in verdicts:
-                fitting = size
-            else:
-                failing = size
-        found[name] = fitting
-    send(found)
+    verdict = functools.cache(lambda prompts: planned(one, prompts)["verdict"])
+    sizes = range(1, most + 1)
+    send({name: bisect(sizes, False, key=lambda n, own=own: verdict(n) not in own) for name, own in BY_PLAN.items()})
 
 
-def planned(one: Run, prompts: int) -> dict[str, Any]:
+def planned(one: Task, prompts: int) -> dict[str, Any]:
     """What the command says: MiB at the peak, its moment, the verdict."""
     from opd_trl.cli.plan import OWN_FLAGS
     from opd_trl.planning.inputs import plan
     from opd_trl.planning.sizing import CUDA_CONTEXT
 
     figures, _ = plan(plan_arguments(one, prompts), OWN_FLAGS)
-    context = CUDA_CONTEXT if one.task.setup.device == "cuda" else 0
+    context = CUDA_CONTEXT if one.setup.device == "cuda" else 0
     total = sum(part["bytes"] for part in figures["components"] if part["at_peak"])
     return {"plan_mib": int(total - context) // 2**20, "plan_peak": figures["peak"], "verdict": figures["verdict"]}
 
 
-def plan_arguments(one: Run, prompts: int) -> list[str]:
+def plan_arguments(one: Task, prompts: int) -> list[str]:
     """The command line of `opd-trl plan` for a run with so many prompts in a micro-batch."""
-    setup, name = one.task.setup, one.task.trainer
+    setup, name = one.setup, one.trainer
     options: dict[str, Any] = {
         "model_name_or_path": setup.student,
         "dtype": setup.dtype,
@@ -194,7 +152,8 @@ def plan_arguments(one: Run, prompts: int) -> list[str]:
     }
     if setup.device == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory / 2**30
-        options |= {"bf16": True, "gpus": 1, "gpu-memory": one.gpu_gib or round(total, 2)}
+        told = round(total, 2) if one.limit_mib is None else one.limit_mib // 1024 + 1
+        options |= {"bf16": True, "gpus": 1, "gpu-memory": told}
     else:
         options |= {"bf16": False, "use_cpu": True}
     if name == SELF:

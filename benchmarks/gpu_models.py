@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_children import Send
+from children import Children, Send
 
-from opd_trl.data.toy_task import CHAT_TEMPLATE, END, PAD, TURNS
+from opd_trl.data import toy_task
 
 
 # What Qwen3-0.6B and Qwen3-1.7B say in their config.json.
@@ -39,29 +39,15 @@ SHAPES = {
     },
 }
 # Ids below this are special; random completions are drawn from those above.
-FIRST_PLAIN_ID = len((PAD, END, *TURNS))
+FIRST_PLAIN_ID = len(toy_task.SPECIAL)
 
 
 def build_tokenizer(vocab_size: int) -> Any:
-    """One id for each Unicode character from the blank on, after five special tokens."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    names = [chr(i) for i in range(32, 32 + 2 * vocab_size) if not 0xD800 <= i < 0xE000]
-    vocabulary = [PAD, END, *TURNS, *names][:vocab_size]
-    tokenizer = Tokenizer(models.WordLevel({name: i for i, name in enumerate(vocabulary)}, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END,
-        pad_token=PAD,
-        additional_special_tokens=list(TURNS),
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
+    """The tokenizer of the toy task with an id for every row of the head: a Unicode character each."""
+    characters = [chr(i) for i in range(32, 32 + 2 * vocab_size) if not 0xD800 <= i < 0xE000]
+    tokenizer = toy_task.build_tokenizer(characters[: vocab_size - FIRST_PLAIN_ID])
+    tokenizer.model_max_length = QWEN3["max_position_embeddings"]
+    return tokenizer
 
 
 def save(send: Send, folder: Path, shape: dict[str, Any], device: str, seed: int) -> None:
@@ -80,12 +66,12 @@ def save(send: Send, folder: Path, shape: dict[str, Any], device: str, seed: int
     send(sum(parameter.numel() for parameter in model.parameters()))
 
 
-def prepare(children, home: Path, size: str, device: str) -> dict[str, str]:
+def prepare(children: Children, home: Path, size: str, device: str) -> dict[str, str]:
     """Paths of student and teacher, written where they are missing."""
     paths = {}
     for seed, (name, shape) in enumerate(SHAPES[size].items()):
         folder = home / f"{name}-{size}"
         if not (folder / "tokenizer.json").is_file():
-            list(children.run(save, folder, shape, device, seed, name=f"save-{name}", seconds=240))
+            children.call(save, folder, shape, device, seed, name=f"save-{name}", seconds=240)
         paths[name] = str(folder)
     return paths

@@ -16,15 +16,18 @@ average. `--model` is what `opd-trl demo --prepare-only` writes.
 
 import argparse
 import json
-import os
-import subprocess
+import shutil
 import sys
 import time
+from argparse import Namespace
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from measure import commit, read_lines, write_between_marks, write_lines
+from children import FOREVER, Children, Send
+from lines import FOLDER, Deadline, Line, Results, read_lines, write_between_marks
+from measure import opd_trl
 
 
 RULES = ("pirate", "json", "bullets")
@@ -33,14 +36,12 @@ ON_POLICY = ("stop_gradient_topk", "forward_kl", "jsd")
 OBJECTIVES = (*ON_POLICY, "sft")
 SEEDS = (0, 1, 2)
 HELD_OUT = 48  # questions, of those that the rule is for and of those elsewhere
-FOLDER = Path(__file__).parent / "results"
 RESULTS = FOLDER / "internalise.jsonl"
 RETENTION = FOLDER / "internalise_retention.jsonl"
-# Threads that wait must not spin: the machine may have other work.
-QUIET = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+CELL_SECONDS = 60  # to leave for a cell before any has been measured
+FIELDS = ("rule", "objective", "seed")
 
 Cell = tuple[str, str, int]
-Line = dict[str, Any]
 # In the lines of --retention: the student without adapter, which is the same for all rules.
 BEFORE: Cell = ("any", "before", 0)
 
@@ -63,20 +64,6 @@ def folder_of(output: Path, cell: Cell) -> Path:
     return output / "-".join(map(str, cell))
 
 
-def read_cells(path: Path) -> list[Line]:
-    """The finished cells of a file; raises ValueError where a cell has two lines."""
-    lines = read_lines(path, cell_of)
-    cells = [cell_of(line) for line in lines]
-    if doubled := sorted({cell for cell in cells if cells.count(cell) > 1}):
-        raise ValueError(f"{path} has more than one line for {doubled[0]}. Keep one of them.")
-    return lines
-
-
-def add_line(path: Path, line: Line) -> None:
-    """The file with one more line."""
-    write_lines(path, [*read_cells(path), line])
-
-
 def open_cells(cells: list[Cell], lines: list[Line]) -> list[Cell]:
     """Cells without a line, in their order."""
     done = {cell_of(line) for line in lines}
@@ -91,65 +78,88 @@ def chosen_cells(args: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def token_budget(lines: list[Line], rule: str, seed: int) -> int:
-    """Completion tokens for `sft`: the mean of the on-policy cells of the same rule and seed.
+def matched(cell: Cell) -> list[Cell]:
+    """The on-policy cells of the same rule and seed, whose tokens `sft` takes."""
+    return [(cell[0], name, cell[2]) for name in ON_POLICY]
 
-    Raises:
-        ValueError: one of them is not finished.
+
+def token_budget(lines: list[Line], cell: Cell) -> int:
+    """Completion tokens for `sft`: the mean of the cells that it is matched with."""
+    return round(fmean(line["completion_tokens"] for line in lines if cell_of(line) in matched(cell)))
+
+
+def run_cells(
+    children: Children,
+    results: Results,
+    cells: list[Cell],
+    model: str,
+    output: Path,
+    deadline: Deadline,
+    *,
+    jobs: int = 1,
+    **options: Any,
+) -> list[str]:
+    """Train and judge the cells without a line; return what failed.
+
+    Args:
+        children: run them; `results` keeps their lines.
+        cells: in the order of work; `sft` waits for those whose tokens it matches.
+        model: the student.
+        output: folder for adapters, answers and curves.
+        deadline: after it no cell is begun.
+        jobs: cells at a time.
+        options: of `run_cell`: `device`, `settings`, `held_out`.
     """
-    seen = {cell_of(line): line["completion_tokens"] for line in lines if line["objective"] in ON_POLICY}
-    if missing := [name for name in ON_POLICY if (rule, name, seed) not in seen]:
-        raise ValueError(f"sft of rule {rule}, seed {seed} needs the tokens of {', '.join(missing)}. Run them first.")
-    return round(fmean(seen[rule, name, seed] for name in ON_POLICY))
 
+    failed, longest, running = [], [], {}
 
-def run_logged(command: list[str], log: Path) -> None:
-    """Run a Python command in a process of its own, which prints into `log`.
+    def finished() -> list[Line]:
+        return [line for line in results.lines() if "rule" in line]
 
-    Raises:
-        RuntimeError: it fails; the log says why.
-    """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as file:
-        done = subprocess.run([sys.executable, *command], env={**QUIET, **os.environ}, stdout=file, stderr=file)
-    if done.returncode:
-        raise RuntimeError(f"it ended with status {done.returncode}; its log: {log}")
+    def has_time() -> bool:
+        return deadline.leaves(max(longest, default=CELL_SECONDS))
 
+    def is_ready(cell: Cell) -> bool:
+        return cell[1] != "sft" or not open_cells(matched(cell), finished())
 
-def run_cells(args: argparse.Namespace) -> None:
-    """Train and judge the open cells, one after the other."""
-    cells = chosen_cells(args)
-    todo = open_cells(cells, read_cells(args.results))
-    print(f"{len(todo)} of {len(cells)} cells to run", flush=True)
-    for number, cell in enumerate(todo, start=1):
-        rule, objective, seed = cell
-        budget = token_budget(read_cells(args.results), rule, seed) if objective == "sft" else None
-        line = in_fresh_process(cell, args, budget) | {"commit": commit()}
-        add_line(args.results, line)
+    def make(cell: Cell) -> None:
+        budget = token_budget(finished(), cell) if cell[1] == "sft" else None
+        folder = folder_of(output, cell)
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was ended
+        args = Namespace(model=model, output=folder, **dict(zip(FIELDS, cell, strict=True)), **options)
+        line = children.call(run_one, args, budget, name=folder.name, seconds=deadline.limit)
+        longest.append(line["wall_seconds"])
+        results.add(case=case_of(cell), **line)
         greedy, elsewhere = fmean(line["greedy"]), fmean(line["elsewhere"])
-        print(
-            f"{number}/{len(todo)} {rule}, {objective}, seed {seed}: follows {greedy:.2f}, leaks {elsewhere:.2f}, "
-            f"{line['wall_seconds']:.0f} s",
-            flush=True,
-        )
+        print(f"{case_of(cell)}: follows {greedy:.2f}, leaks {elsewhere:.2f}, {longest[-1]:.0f} s", flush=True)
+
+    waiting = open_cells(cells, finished())
+    print(f"{len(waiting)} of {len(cells)} cells to run", flush=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        while True:
+            for cell in list(waiting):
+                if len(running) < jobs and has_time() and is_ready(cell):
+                    waiting.remove(cell)
+                    running[pool.submit(make, cell)] = cell
+            if not running:
+                needs = "it needs the tokens of cells that are not finished"
+                return failed + [f"{case_of(cell)}: {needs}" for cell in waiting if has_time()]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                cell = running.pop(future)
+                if (error := future.exception()) is not None:
+                    failed.append(f"{case_of(cell)}: {error}")
 
 
-def in_fresh_process(cell: Cell, args: argparse.Namespace, budget: int | None) -> Line:
-    """Run a cell and return its line."""
-    folder = folder_of(args.output, cell)
-    command = [__file__, "--worker", "--model", args.model, "--output", str(folder)]
-    for flag, value in zip(("--rule", "--objective", "--seed", "--budget"), (*cell, budget), strict=True):
-        command += [] if value is None else [flag, str(value)]
-    run_logged(command, folder / "log.txt")
-    return json.loads((folder / "line.json").read_text())
+def case_of(cell: Cell) -> str:
+    """A cell in words."""
+    return "{}, {}, seed {}".format(*cell)
 
 
-def run_worker(args: argparse.Namespace) -> None:
-    """One cell, in this process."""
+def run_one(send: Send, args: Namespace, budget: int | None) -> None:
+    """In a child: one cell."""
     from internalise_cell import run_cell
 
-    line = run_cell(args, args.budget)
-    (args.output / "line.json").write_text(json.dumps(line) + "\n")
+    send(run_cell(args, budget))
 
 
 def run_retention(args: argparse.Namespace) -> None:
@@ -158,9 +168,10 @@ def run_retention(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a finished cell has no adapter in `args.output`; nothing is run.
     """
-    finished = {cell_of(line) for line in read_cells(args.results)}
+    finished = {cell_of(line) for line in read_lines(args.results, FIELDS)}
     trained = [cell for cell in chosen_cells(args) if cell in finished and cell[1] not in REFERENCES]
-    todo = open_cells([BEFORE, *trained], read_cells(args.retention_results))
+    results = Results(args.retention_results, fields=FIELDS)
+    todo = open_cells([BEFORE, *trained], results.lines())
     adapters = {cell: folder_of(args.output, cell) / "adapter" for cell in todo if cell != BEFORE}
     if missing := [path for path in adapters.values() if not (path / "adapter_config.json").is_file()]:
         raise ValueError(
@@ -169,7 +180,7 @@ def run_retention(args: argparse.Namespace) -> None:
     print(f"{len(todo)} of {len(trained) + 1} evaluations to run", flush=True)
     for number, cell in enumerate(todo, start=1):
         line = evaluate(cell, args.model, adapters.get(cell), folder_of(args.output, cell) / "retention")
-        add_line(args.retention_results, line)
+        results.add(**line)
         right, nats = fmean(line["tasks"]), fmean(line["nats_per_byte"])
         print(f"{number}/{len(todo)} {cell}: right {right:.2f}, nats per byte {nats:.4f}", flush=True)
 
@@ -180,13 +191,13 @@ def evaluate(cell: Cell, model: str, adapter: Path | None, output: Path) -> Line
     The line has right or wrong for each short question and nats per byte of each plain text, in the order of their
     ids, so that lines are compared question by question.
     """
-    command = ["-m", "opd_trl.cli.main", "eval", "--suite", "retention", "--model", model, "--output", str(output)]
-    start = time.perf_counter()
-    run_logged(command + (["--adapter", str(adapter)] if adapter else []), output.parent / "retention.log")
+    start, more = time.perf_counter(), ["--adapter", adapter] if adapter else []
+    arguments = ("eval", "--suite", "retention", "--model", model, "--output", output, *more)
+    opd_trl(*arguments, log=output.parent / "retention.log")
     samples = sorted(read_lines(output / "samples.jsonl"), key=lambda sample: sample["problem"])
     done = json.loads((output / "result.json").read_text(encoding="utf-8"))
     return {
-        **dict(zip(("rule", "objective", "seed"), cell, strict=True)),
+        **dict(zip(FIELDS, cell, strict=True)),
         "tasks": [int(sample["correct"]) for sample in samples if sample["part"] == "tasks"],
         "nats_per_byte": [round(s["nats"] / s["bytes"], 5) for s in samples if s["part"] == "texts"],
         "protocol_hash": done["protocol_hash"],
@@ -196,15 +207,28 @@ def evaluate(cell: Cell, model: str, adapter: Path | None, output: Path) -> Line
     }
 
 
+def run(args: argparse.Namespace) -> None:
+    """Train and judge the cells that are chosen, one after the other on this CPU.
+
+    Raises:
+        RuntimeError: some failed.
+    """
+    results = Results(args.results, fields=FIELDS)
+    children, forever = Children(args.output / "logs", "cpu"), Deadline.after(FOREVER / 60)
+    options = {"device": "cpu", "settings": {}, "held_out": HELD_OUT}
+    if failed := run_cells(children, results, chosen_cells(args), args.model, args.output, forever, **options):
+        raise RuntimeError("; ".join(failed))
+
+
 def show(args: argparse.Namespace) -> None:
     """Tables on the screen or on a page, and the picture."""
     from internalise_table import draw, tables
 
-    lines = read_cells(args.results)
+    lines = read_lines(args.results, FIELDS)
     if not lines:
         raise ValueError("there is no finished cell. Run some.")
     if args.table or args.write:
-        text = tables(lines, read_cells(args.retention_results))
+        text = tables(lines, read_lines(args.retention_results, FIELDS))
         if args.table:
             print(text)
         if args.write:
@@ -227,23 +251,18 @@ def make_parser() -> argparse.ArgumentParser:
     add("--table", action="store_true", help="print the tables of the finished cells and stop")
     add("--write", type=Path, metavar="PAGE", help="put the tables between the marks of this page and stop")
     add("--plot", type=Path, metavar="FILE", help="draw the finished cells into this file and stop")
-    add("--worker", action="store_true", help=argparse.SUPPRESS)
-    add("--budget", type=int, help=argparse.SUPPRESS)
-    parser.set_defaults(device="cpu", settings={}, held_out=HELD_OUT)  # gpu.py has others
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     try:
-        if args.worker:
-            run_worker(args)
-        elif args.retention:
+        if args.retention:
             run_retention(args)
         elif args.table or args.write or args.plot:
             show(args)
         else:
-            run_cells(args)
+            run(args)
     except (ValueError, RuntimeError) as error:
         print(f"internalise: error: {error}", file=sys.stderr)
         return 2

@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from datasets import Dataset
 from internalise_rules import ELSEWHERE, PLAIN_TEXT, QUESTIONS, RULES, TRAIN, Rule, read_prompts, verdicts
-from measure import conditions, installed, read_lines, write_lines
+from measure import conditions
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from opd_trl import OPSDTrainer
+from opd_trl.data.files import read_jsonl, write_jsonl
+from opd_trl.models.transformers_engine import answer_ids
+from opd_trl.privileged.builders import get_builder
 from opd_trl.scripts import common, opsd
+from opd_trl.suites.retention_suite import make_scorer, pooled, score_texts
 
 
 # The same for every objective: none of them is tuned by itself.
@@ -37,6 +41,8 @@ OBJECTIVES = {
 # The demo recipe's adapter.
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.05}
 MAX_NEW_TOKENS = 32
+# The worked examples before a prompt; of two system messages the prompt's own stands after the teacher's.
+WITH_CONTEXT = get_builder("few_shot")
 
 
 def run_cell(args, budget: int | None = None) -> dict[str, Any]:
@@ -47,7 +53,7 @@ def run_cell(args, budget: int | None = None) -> dict[str, Any]:
             `device`, `settings`, which change `SETTINGS`, and `held_out`, questions of each kind.
         budget: completion tokens for `sft`.
     """
-    start, rule = time.perf_counter(), RULES[args.rule]
+    start, rule, context = time.perf_counter(), RULES[args.rule], []
     args.output.mkdir(parents=True, exist_ok=True)
     line: dict[str, Any] = {"rule": args.rule, "objective": args.objective, "seed": args.seed}
     if args.objective in ("before", "teacher"):
@@ -55,20 +61,20 @@ def run_cell(args, budget: int | None = None) -> dict[str, Any]:
         context = json.loads(rule.context.read_text()) if args.objective == "teacher" else []
     else:
         trainer, tokens = train_sft(args, rule, budget) if args.objective == "sft" else train_on_policy(args, rule)
+        trainer.save_model(str(args.output / "adapter"))
         line |= {"steps": trainer.state.global_step, "completion_tokens": tokens}
         line |= {"train_seconds": round(time.perf_counter() - start, 1)}
-        write_lines(args.output / "history.jsonl", trainer.state.log_history)
+        write_jsonl(args.output / "history.jsonl", trainer.state.log_history)
         model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+        own = OBJECTIVES.get(args.objective, {"per_device_train_batch_size": trainer.args.train_batch_size})
         settings = {**SETTINGS, **args.settings, **SAMPLING, "max_completion_length": MAX_COMPLETION_LENGTH}
-        line |= {"settings": settings | LORA}
-        line["settings"] |= OBJECTIVES.get(
-            args.objective, {"per_device_train_batch_size": trainer.args.train_batch_size}
-        )
-        context = []
+        line["settings"] = {**settings, **LORA, **own}
+    model.eval()
     line |= judge(model, tokenizer, rule, context, args)
-    line |= {"retention": nats_per_token(model, tokenizer)} if args.objective != "teacher" else {}
-    versions = {name: installed(name) for name in ("transformers", "peft")}
-    return line | {"wall_seconds": round(time.perf_counter() - start, 1), **conditions(args.device), **versions}
+    if not context:
+        scores = score_texts([row["text"] for row in read_jsonl(PLAIN_TEXT)], tokenizer, make_scorer(model))
+        line["retention"] = round(pooled(scores)["nats per token, pooled"], 4)
+    return line | {"wall_seconds": round(time.perf_counter() - start, 1), **conditions(args.device)}
 
 
 def train_on_policy(args, rule: Rule):
@@ -90,8 +96,6 @@ def train_on_policy(args, rule: Rule):
     parsed = opsd.make_parser().parse_args_and_config(["--config", "system_prompt/demo", *flags])
     trainer = common.build_trainer(OPSDTrainer, *parsed)
     trainer.train()
-    trainer.save_model(str(args.output / "adapter"))
-
     means = (entry.get("completions/mean_length", 0.0) for entry in trainer.state.log_history)
     return trainer, round(sum(mean * settings["per_device_train_batch_size"] for mean in means))
 
@@ -106,7 +110,7 @@ def train_sft(args, rule: Rule, budget: int):
     settings = {**SETTINGS, **args.settings}
     model, tokenizer = load(args.model, args.device)
     rows = sft_rows(model, tokenizer, rule, seed=args.seed, budget=budget, steps=settings["max_steps"])
-    write_lines(args.output / "teacher.jsonl", [{"text": tokenizer.decode(row["input_ids"])} for row in rows])
+    write_jsonl(args.output / "teacher.jsonl", [{"text": tokenizer.decode(row["input_ids"])} for row in rows])
     config = SFTConfig(
         **settings | {"per_device_train_batch_size": len(rows) // settings["max_steps"]},
         **precision(args.device),
@@ -127,7 +131,6 @@ def train_sft(args, rule: Rule, budget: int):
         peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA),
     )
     trainer.train()
-    trainer.save_model(str(args.output / "adapter"))
     return trainer, sum(sum(row["completion_mask"]) for row in rows)
 
 
@@ -151,8 +154,9 @@ def teacher_rows(model, tokenizer, rule: Rule, *, seed: int) -> Iterator[dict[st
     order = cycle(torch.randperm(len(prompts)).tolist())
     while True:
         asked = [prompts[i] for i in islice(order, 64)]
-        read = [context + prompt for prompt in asked]
-        completions = generate(model, tokenizer, read, MAX_COMPLETION_LENGTH, **SAMPLING)
+        read = [WITH_CONTEXT(prompt, context) for prompt in asked]
+        options = {"max_new_tokens": MAX_COMPLETION_LENGTH, **SAMPLING}
+        completions = answer_ids(model, tokenizer, read, batch_size=64, **options)
         for prompt, completion in zip(asked, completions, strict=True):
             ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"]
             yield {"input_ids": ids + completion, "completion_mask": [0] * len(ids) + [1] * len(completion)}
@@ -162,61 +166,14 @@ def judge(model, tokenizer, rule: Rule, context: list, args) -> dict[str, Any]:
     """Compliance on the held-out questions, greedy and at T=1, and leakage elsewhere; texts go into a file."""
     torch.manual_seed(args.seed)
     questions, elsewhere = (read_prompts(path)[: args.held_out] for path in (QUESTIONS, ELSEWHERE))
-    asked = {
-        "greedy": ([context + prompt for prompt in questions], {}),
-        "sampled": ([context + prompt for prompt in questions], {"temperature": 1.0}),
-        "elsewhere": ([with_context(context, prompt) for prompt in elsewhere], {}),
-    }
+    asked = {"greedy": (questions, {}), "sampled": (questions, {"temperature": 1.0}), "elsewhere": (elsewhere, {})}
     texts = {}
     for name, (prompts, sampling) in asked.items():
-        ids = generate(model, tokenizer, prompts, MAX_NEW_TOKENS, **sampling)
+        read = [WITH_CONTEXT(prompt, context) for prompt in prompts] if context else prompts
+        ids = answer_ids(model, tokenizer, read, max_new_tokens=MAX_NEW_TOKENS, batch_size=64, **sampling)
         texts[name] = tokenizer.batch_decode(ids, skip_special_tokens=True)
     (args.output / "answers.json").write_text(json.dumps(texts, indent=1, ensure_ascii=False) + "\n")
     return verdicts(rule, texts)
-
-
-def with_context(context: list, prompt: list) -> list:
-    """Context before a prompt; of two system messages the prompt's own stays, after the teacher's."""
-    if context and prompt[0]["role"] == "system":
-        system = {"role": "system", "content": f"{context[0]['content']}\n\n{prompt[0]['content']}"}
-        return [system, *context[1:], *prompt[1:]]
-    return context + prompt
-
-
-@torch.no_grad()
-def generate(model, tokenizer, prompts: list, length: int, **sampling: float) -> list[list[int]]:
-    """Completion ids, up to and with EOS; greedy without `sampling`."""
-    was_training, completions = model.training, []
-    model.eval()
-    options = {"do_sample": True, "top_k": 0, **sampling} if sampling else {"do_sample": False}
-    for start in range(0, len(prompts), 64):
-        batch = tokenizer.apply_chat_template(
-            prompts[start : start + 64],
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-            padding=True,
-            tokenizer_kwargs={"padding_side": "left"},
-        ).to(model.device)
-        out = model.generate(**batch, max_new_tokens=length, pad_token_id=tokenizer.pad_token_id, **options)
-        for ids in out[:, batch["input_ids"].size(1) :].tolist():
-            end = ids.index(tokenizer.eos_token_id) + 1 if tokenizer.eos_token_id in ids else len(ids)
-            completions.append(ids[:end])
-    model.train(was_training)
-    return completions
-
-
-@torch.no_grad()
-def nats_per_token(model, tokenizer) -> float:
-    """Mean negative log-likelihood of plain text, paragraph by paragraph, each token weighing the same."""
-    was_training, total, tokens = model.training, 0.0, 0
-    model.eval()
-    for paragraph in read_lines(PLAIN_TEXT):
-        ids = tokenizer(paragraph["text"], return_tensors="pt")["input_ids"].to(model.device)
-        total += model(input_ids=ids, labels=ids).loss.item() * (ids.size(1) - 1)
-        tokens += ids.size(1) - 1
-    model.train(was_training)
-    return round(total / tokens, 4)
 
 
 def load(path: str, device: str):

@@ -4,12 +4,11 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
-from measure import read_lines
-
+from opd_trl.data.files import read_jsonl
 from opd_trl.evaluation import parse_rule
+from opd_trl.evaluation.answer_rules import repetition
 from opd_trl.scripts.recipe_files import recipes_dir
 
 
@@ -25,21 +24,19 @@ class Rule:
     """A rule to learn.
 
     Attributes:
-        context: file with the system message and the worked examples that only the teacher reads.
+        folder: of the file with the system message and the worked examples that only the teacher reads.
         follows: is an answer right in every part of the rule? Strict: collapsed or unfinished text is not.
         leaks: does an answer show any part of the rule? Loose: it is asked where the rule has no business.
     """
 
-    context: Path
+    folder: str
     follows: Callable[[str], bool]
     leaks: Callable[[str], bool]
 
-
-def repeats_itself(text: str, *, limit: float = 1 / 3) -> bool:
-    """Have more than `limit` of the word pairs occurred before?"""
-    words = re.findall(r"\w+", text.lower())
-    pairs = list(pairwise(words))
-    return len(pairs) - len(set(pairs)) > limit * len(pairs)
+    @property
+    def context(self) -> Path:
+        """That file."""
+        return FOLDER / self.folder / "privileged_context.json"
 
 
 def answer_object(text: str) -> bool:
@@ -58,7 +55,8 @@ def bullet_points(text: str, *, most: int = 4) -> bool:
     lines = text.strip().splitlines()
     if not all(re.fullmatch(r"- \w.*[.!?][\"']?", line.rstrip()) for line in lines):
         return False
-    return 1 <= len(lines) <= most and len(set(lines)) == len(lines) and not repeats_itself(text)
+    repeated = repetition(re.findall(r"\w+", text.lower()))
+    return 1 <= len(lines) <= most and len(set(lines)) == len(lines) and repeated <= 1 / 3
 
 
 def shows(pattern: str) -> Callable[[str], bool]:
@@ -68,29 +66,17 @@ def shows(pattern: str) -> Callable[[str], bool]:
 
 RULES = {
     # Persona: the first word and the vocabulary.
-    "pirate": Rule(
-        FOLDER / "demo" / "privileged_context.json",
-        parse_rule("one_sentence:Arr,"),
-        shows(r"\b(arr+|aye|ye|yer|matey|mateys)\b"),
-    ),
+    "pirate": Rule("demo", parse_rule("one_sentence:Arr,"), shows(r"\b(arr+|aye|ye|yer|matey|mateys)\b")),
     # Output format: a first symbol, a key, and a close that depends on what was opened.
-    "json": Rule(
-        FOLDER / "rules" / "json" / "privileged_context.json",
-        answer_object,
-        shows(r'"answer"\s*:'),
-    ),
+    "json": Rule("rules/json", answer_object, shows(r'"answer"\s*:')),
     # List: a shape that the student sometimes takes by itself, so its own text reaches some of it.
-    "bullets": Rule(
-        FOLDER / "rules" / "bullets" / "privileged_context.json",
-        bullet_points,
-        shows(r"^\s*[-*•] "),
-    ),
+    "bullets": Rule("rules/bullets", bullet_points, shows(r"^\s*[-*•] ")),
 }
 
 
 def read_prompts(path: Path) -> list[list[dict[str, str]]]:
     """The prompts of a JSONL file, as messages."""
-    return [line["prompt"] for line in read_lines(path)]
+    return [row["prompt"] for row in read_jsonl(path)]
 
 
 def verdicts(rule: Rule, texts: dict[str, list[str]]) -> dict[str, list[int]]:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import numpy as np
-from internalise import BEFORE, REFERENCES, Cell, Line, all_cells, cell_of, open_cells
-from measure import conditions_of
+from internalise import BEFORE, REFERENCES, all_cells, case_of, cell_of, open_cells
+from lines import Line, conditions_of
 
 from opd_trl.diagnostics.plots import new_figure
 from opd_trl.evaluation import Interval, bootstrap_interval
+from opd_trl.reproduce.comparisons import shown
 from opd_trl.reproduce.tables import markdown
 
 
@@ -40,15 +41,12 @@ def interval(found: np.ndarray, bounds: tuple[float, float] | None = (0, 1)) -> 
 
 def share(found: np.ndarray) -> str:
     """`0.83 [0.76, 0.90]`."""
-    mean, low, high = interval(found)
-    return f"{mean:.2f} [{low:.2f}, {high:.2f}]"
+    return shown(interval(found))
 
 
-def change(found: np.ndarray, bounds: tuple[float, float] | None = (-1, 1), digits: int = 2) -> str:
+def change(found: np.ndarray) -> str:
     """`+0.12 [+0.05, +0.19]`."""
-    # Adding zero makes -0.0 a plain zero.
-    mean, low, high = (round(end, digits) + 0.0 for end in interval(found, bounds))
-    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return shown(interval(found, (-1, 1)), sign=True)
 
 
 def by_rule(lines: list[Line]) -> ByRule:
@@ -136,7 +134,7 @@ def retention(rules: ByRule, kept: list[Line]) -> str:
             line["prose: nats per token"] = nats_change(cells, row.get("before", []))
             if evaluated and before:
                 nats, tasks = ((values(evaluated, x), values([before], x)) for x in ("nats_per_byte", "tasks"))
-                line["texts: nats per byte"] = change(nats[0] - nats[1], None, 4)
+                line["texts: nats per byte"] = shown(interval(nats[0] - nats[1], None), sign=True, digits=4)
                 line |= {right: share(tasks[0]), "questions: change": change(tasks[0] - tasks[1])}
             rows.append(line)
     columns = ("rule", "", "seeds", "prose: nats per token", "texts: nats per byte", right, "questions: change")
@@ -156,19 +154,12 @@ def state(lines: list[Line], kept: list[Line]) -> str:
     cells = all_cells()
     missing = open_cells(cells, lines)
     text = f"**{len(missing)} of {len(cells)} cells are missing**: " if missing else f"All {len(cells)} cells are done"
-    text += "; ".join(f"{RULE_NAMES[rule]}: {listed(missing, rule)}" for rule in dict.fromkeys(x[0] for x in missing))
+    text += "; ".join(map(case_of, missing))
     runs = {cell_of(line) for line in lines if line["objective"] not in REFERENCES}
     done = runs & {cell_of(line) for line in kept}
     if len(done) < len(runs):
         text += f". Texts and short questions were put to {len(done)} of {len(runs)} adapters so far"
     return f"{text}."
-
-
-def listed(cells: list[Cell], rule: str) -> str:
-    """`JSD 0.5 (seeds 1, 2), SFT on teacher text (seed 0)`, of one rule."""
-    seeds = {name: [str(s) for r, o, s in cells if (r, o) == (rule, name)] for name in NAMES}
-    found = {NAMES[name]: numbers for name, numbers in seeds.items() if numbers}
-    return ", ".join(f"{name} (seed{'s' * (len(x) > 1)} {', '.join(x)})" for name, x in found.items())
 
 
 def never(rules: ByRule) -> str:

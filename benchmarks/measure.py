@@ -1,52 +1,44 @@
-"""Time and memory of cases that take turns, and the lines and tables of what was measured.
+"""Time and memory of cases that take turns; under which conditions; commands of the package.
 
 Ratios are taken within a run, since seconds of a shared machine do not compare.
 """
 
 import json
+import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import date
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import track
 
-from opd_trl.durable import atomically
+from opd_trl.models.provenance import conditions as provenance
+from opd_trl.models.provenance import versions
 
 
-def alternate(cases: dict[str, Callable[[], None]], *, rounds: int, device: str) -> dict[str, float]:
-    """Median seconds of each case, of `take_turns`."""
-    return {
-        name: statistics.median(values) for name, values in take_turns(cases, rounds=rounds, device=device).items()
-    }
+PACKAGES = ("torch", "trl", "transformers", "peft", "liger-kernel")
+# Threads that wait must not spin: the machine may have other work.
+QUIET = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DISABLE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 
 
 def take_turns(cases: dict[str, Callable[[], None]], *, rounds: int, device: str) -> dict[str, list[float]]:
-    """Seconds of every call of each case; the cases take turns, the first turn warms up and is not counted."""
+    """Seconds of every call of each case; the cases take turns. Warm them up before."""
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    turns = [(turn, name) for turn in range(rounds + 1) for name in cases]
-    for turn, name in track(turns, description="measuring", transient=True):
-        elapsed = seconds_of(cases[name], device=device)
-        if turn:
-            seconds[name].append(elapsed)
+    turns = [name for _ in range(rounds) for name in cases]
+    for name in track(turns, description="measuring", transient=True):
+        seconds[name].append(seconds_of(cases[name], device=device))
     return seconds
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, smallest and largest of some seconds, and how many there are."""
-    return {
-        "median": statistics.median(values),
-        "min": min(values),
-        "max": max(values),
-        "rounds": len(values),
-    }
+    """Median, smallest and largest of some values, and how many there are."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": len(values)}
 
 
 def seconds_of(case: Callable[[], None], *, device: str) -> float:
@@ -66,20 +58,27 @@ def seconds_of(case: Callable[[], None], *, device: str) -> float:
 def extra_memory(case: Callable[[], None], *, device: str) -> int:
     """MiB by which the peak of one call exceeds what lives before it.
 
-    On a CPU: of the resident set (Linux), so call it in a fresh process; what the allocator keeps counts. On a GPU: of
-    the allocated bytes.
+    On a CPU what the allocator keeps counts: call it in a fresh process.
     """
+    before = start_of_memory(device)
+    case()
     if device == "cuda":
         torch.cuda.synchronize()
+    return peak_memory(device) - before
+
+
+def start_of_memory(device: str) -> int:
+    """MiB that live now; the peak counts from here. Allocated on a card, resident on a CPU (Linux)."""
+    if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        case()
-        torch.cuda.synchronize()
-        return (torch.cuda.max_memory_allocated() - before) // 2**20
+        return torch.cuda.memory_allocated() // 2**20
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = resident_mib("VmRSS")
-    case()
-    return resident_mib("VmHWM") - before
+    return resident_mib("VmRSS")
+
+
+def peak_memory(device: str) -> int:
+    """MiB of the largest moment since `start_of_memory`."""
+    return torch.cuda.max_memory_allocated() // 2**20 if device == "cuda" else resident_mib("VmHWM")
 
 
 def resident_mib(field: str) -> int:
@@ -88,112 +87,39 @@ def resident_mib(field: str) -> int:
     return int(line.split()[1]) // 1024
 
 
-def in_fresh_process(script: str, *arguments: str) -> str:
-    """Last line that a Python script prints.
-
-    Raises:
-        RuntimeError: it fails; with the end of its errors.
-    """
-    result = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
-    if result.returncode:
-        raise RuntimeError(f"{script} {' '.join(arguments)} failed:\n{result.stderr[-2000:]}")
-    return result.stdout.strip().splitlines()[-1]
-
-
 def conditions(device: str) -> dict[str, str]:
-    """Where and with what a run was made."""
+    """Where, when and with what a run is made."""
     machine = torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()}, {torch.get_num_threads()} threads"
-    return {"date": str(date.today()), "machine": machine} | {name: installed(name) for name in ("torch", "trl")}
-
-
-def read_lines(path: Path, key: Callable[[dict[str, Any]], Any] = dict) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, none where there is no file; `key` says what a line is about.
-
-    Raises:
-        ValueError: a line is no JSON object, or `key` finds nothing in it.
-    """
-    lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
-        try:
-            lines.append(json.loads(text))
-            key(lines[-1])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no line of a case ({error}). Remove it.") from error
-    return lines
-
-
-def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
-    """Write a JSONL file, whole or not at all."""
-    with atomically(path) as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
-
-
-def conditions_of(lines: list[dict[str, Any]], names: Iterable[str]) -> str:
-    """The sentence that says under which conditions lines came about: every value that occurs, commands as code."""
-    found = []
-    for name in names:
-        values = sorted({str(line[name]) for line in lines if line.get(name)})
-        shown = [f"`{value}`" for value in values] if name == "command" else values
-        found += [f"{name} {' and '.join(shown)}"] if values else []
-    return f"Conditions: {'; '.join(found)}."
-
-
-def marks_of(script: str) -> tuple[str, str]:
-    """The lines that begin and end what `benchmarks/<script>.py` writes.
-
-    >>> marks_of("internalise")
-    ('<!-- internalise: begin, written by benchmarks/internalise.py -->', '<!-- internalise: end -->')
-    """
-    return f"<!-- {script}: begin, written by benchmarks/{script}.py -->", f"<!-- {script}: end -->"
-
-
-def write_between_marks(page: Path, text: str, script: str) -> None:
-    """Replace what stands between the marks of a script on a page.
-
-    Raises:
-        ValueError: the page is missing, or has not each mark once, in their order.
-    """
-    content, (begin, end) = page.read_text(encoding="utf-8") if page.is_file() else "", marks_of(script)
-    if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
-        raise ValueError(f"{page} must hold the lines {begin} and {end}, once and in this order. Put them there.")
-    head, rest = content.split(begin)
-    with atomically(page) as file:
-        file.write(f"{head}{begin}\n\n{text}\n\n{end}{rest.split(end)[1]}")
-
-
-def commit() -> str:
-    """The commit of this checkout, with a mark where tracked files differ from it."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        return "no git"
-    return result.stdout.strip() or "no git checkout"
+    commit = provenance()["git_commit"] or "no git checkout"
+    return {"date": str(date.today()), "machine": machine, **versions(PACKAGES), "commit": commit}
 
 
 def cpu_name() -> str:
+    """What Linux calls the processor."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def opd_trl(*arguments: object, log: Path, seconds: float | None = None) -> None:
+    """Run a command of the package, which prints into a file.
 
-
-def print_table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
-    """A Markdown table, as it stands in docs/performance.md."""
-    columns = list(columns)
-    print(f"\n{title}\n")
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    for row in rows:
-        print("| " + " | ".join(f"{x:.2f}" if isinstance(x, float) else str(x) for x in row) + " |")
+    Raises:
+        RuntimeError: it fails, or takes longer than `seconds`; the log says why.
+    """
+    command = [sys.executable, "-m", "opd_trl.cli.main", *map(str, arguments)]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(command, env=QUIET | os.environ, stdout=file, stderr=file, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"opd-trl {arguments[0]} took too long; its log: {log}") from None
+    if done.returncode:
+        raise RuntimeError(f"opd-trl {arguments[0]} ended with status {done.returncode}; its log: {log}")
 
 
 def write_json(path: Path, **content: Any) -> None:
+    """Write an object, and say where."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
     print(f"\nwritten: {path}")

@@ -12,10 +12,10 @@ rules were changed.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
-from measure import read_lines, write_between_marks, write_lines
+from lines import FOLDER, Line, read_lines, write_between_marks
 
+from opd_trl.data.files import write_jsonl
 from opd_trl.reproduce import study
 from opd_trl.reproduce.confusion import Results, by_finding, forecasts
 from opd_trl.reproduce.pictures import draw_claim, draw_confusion
@@ -24,8 +24,6 @@ from opd_trl.reproduce.tables import checks_text, claim_text, conditions_text, m
 from opd_trl.scripts.recipe_files import find_recipe
 
 
-Line = dict[str, Any]
-FOLDER = Path(__file__).parent / "results"
 RESULTS, FIRST_LOOK = FOLDER / "mechanisms.jsonl", FOLDER / "mechanisms_first_look.jsonl"
 SEEDS = 5
 # Seeds whose results were seen before the rules of the pre-flight were changed, and those that were not.
@@ -42,7 +40,7 @@ def keep(home: Path, settings: Settings) -> None:
     lines = study.matching(study.read_lines(home), jobs)
     if len(lines) < len(jobs):
         raise SystemExit(f"{home} has {len(lines)} of {len(jobs)} steps. Run opd-trl reproduce mechanisms again.")
-    write_lines(RESULTS, lines)
+    write_jsonl(RESULTS, lines)
 
 
 def text(settings: Settings, lines: list[Line]) -> str:

@@ -20,11 +20,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from measure import conditions, print_table, write_json
+from measure import QUIET, conditions, write_json
 from trainers import Setup, build_trainer
 from transformers import TrainerCallback
 
 from opd_trl.data import toy_task
+from opd_trl.reproduce.tables import markdown
 
 
 HOOKS = ("on_log", "on_step_end", "on_epoch_end")
@@ -78,22 +79,6 @@ class Turns(TrainerCallback):
         self.spent = 0.0
 
 
-def setup_of(args, folder: Path) -> Setup:
-    """Full fine-tuning with a teacher of the same size; by default both are tiny, with random weights."""
-    paths = [args.model or str(folder / name) for name in ("student", "teacher")]
-    if args.model is None:
-        for seed, path in enumerate(paths):
-            toy_task.save(Path(path), seed=seed)
-    return Setup(
-        student=paths[0],
-        teacher=paths[1],
-        output=folder / "out",
-        prompts=args.prompts,
-        completion_tokens=args.completion_tokens,
-        steps=args.steps + 2,
-    )
-
-
 def ratio(seconds: list[tuple[bool, float]]) -> tuple[float, float, float]:
     """Geometric mean of on / off over neighbouring pairs, with its 95 % interval (normal, of the logarithms)."""
     pairs = [dict(seconds[i : i + 2]) for i in range(0, len(seconds) - 1, 2)]
@@ -102,36 +87,40 @@ def ratio(seconds: list[tuple[bool, float]]) -> tuple[float, float, float]:
     return tuple(math.exp(mean + z * error) for z in (0.0, -1.96, 1.96))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    """Measure on this CPU and print a table; exit with an error where the monitor takes more than `LIMIT`."""
+    from opd_trl.trainers import opd_trainer
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="path; student and teacher. Default: a tiny Qwen3 with random weights")
     parser.add_argument("--prompts", type=int, default=16)
     parser.add_argument("--completion-tokens", type=int, default=128)
     parser.add_argument("--steps", type=int, default=60, help="measured, half of them with the monitor; two warm up")
     parser.add_argument("--json", type=Path, default=Path("runs/bench/monitor.json"))
-    args = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    from opd_trl.trainers import opd_trainer
-
+    setting = vars(parser.parse_args(argv))
+    path = setting.pop("json")
+    os.environ |= QUIET
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer("OPDTrainer (default)", setup_of(args, Path(folder)))
+        paths = [setting["model"] or f"{folder}/{name}" for name in ("student", "teacher")]
+        for seed, model in enumerate([] if setting["model"] else paths):
+            toy_task.save(Path(model), seed=seed)
+        size = (setting["prompts"], setting["completion_tokens"], setting["steps"] + 2)
+        trainer = build_trainer("OPDTrainer (default)", Setup(*paths, Path(folder, "out"), *size))
         trainer.args.logging_steps = 1
         turns = Turns(trainer, opd_trainer)
         trainer.add_callback(turns)
         trainer.train()
     found, low, high = ratio(turns.seconds[2:])
     share, worst = statistics.fmean(turns.inside[1:]), max(turns.inside[1:])
-    where = conditions("cpu")
-    print(", ".join(where.values()))
     off = statistics.median(x for is_on, x in turns.seconds[2:] if not is_on)
-    print_table(
-        f"{args.prompts} prompts x {args.completion_tokens} completion tokens a step, {args.steps} steps",
-        ("step without, s", "ratio on / off", "95 % interval", "share inside the monitor, %", "worst step, %"),
-        [(off, f"{found:.3f}", f"{low:.3f} to {high:.3f}", f"{100 * share:.2f}", f"{100 * worst:.2f}")],
+    print(", ".join((where := conditions("cpu")).values()))
+    row = {"step without, s": f"{off:.2f}", "ratio on / off": f"{found:.3f}", "95 %": f"{low:.3f} to {high:.3f}"}
+    row |= {"share inside the monitor, %": f"{100 * share:.2f}", "worst step, %": f"{100 * worst:.2f}"}
+    print(
+        f"\n{' x '.join(map(str, size[:2]))} completion tokens a step, {setting['steps']} steps\n\n{markdown([row])}"
     )
-    setting = {key: getattr(args, key) for key in ("model", "prompts", "completion_tokens", "steps")}
     result = {"seconds_off": off, "ratio": found, "low": low, "high": high, "share": share, "worst_share": worst}
-    write_json(args.json, conditions=where, setting=setting, result=result)
+    write_json(path, conditions=where, setting=setting, result=result)
     if share > LIMIT:
         raise SystemExit(f"the monitor takes {100 * share:.1f} % of a step, more than {100 * LIMIT:.0f} %.")
 

@@ -1,134 +1,187 @@
-"""Whole training steps on a CPU: OPDTrainer against TRL's DistillationTrainer, OPSDTrainer against TRL's SDFTTrainer.
+"""Whole training steps, phase by phase: OPDTrainer against TRL's DistillationTrainer, OPSDTrainer against SDFTTrainer.
 
     make bench
     python benchmarks/steps.py --rounds 5 --completion-tokens 128 --pair opsd
 
-Same model, prompts and seed, float32; full fine-tuning with a separate teacher (OPD), LoRA with the adapters off as
-teacher (OPSD). Every completion has the same length, since EOS is not sampled before it. Each trainer lives in a
-process of its own and they take turns, one optimizer step at a time: generation, teacher, student, backward, AdamW.
-Extra memory is the peak of loss and backward over what was resident before it.
+Same model, prompts and seed; full fine-tuning with a separate teacher (OPD), LoRA with the adapters off as teacher
+(OPSD). Each trainer has a process of its own. On a CPU, in float32, the trainers take turns, one optimizer step at a
+time, and every completion has the same length, since EOS is not sampled before it.
+
+It is also the stage `steps` of gpu.py: models of the shapes of Qwen3-0.6B (student) and Qwen3-1.7B (teacher) with
+random weights, in bfloat16, and two kinds of lengths: `equal`, really generated; `log-normal`, where completions of
+drawn lengths stand in for generation, the same for every trainer, so that these steps have no time of generation.
 """
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from measure import conditions, print_table, resident_mib, write_json
+import torch
+from children import OUT_OF_MEMORY, ChildError, Children, Send
+from gpu_models import FIRST_PLAIN_ID, prepare
+from lines import Deadline, Line, Results
+from measure import conditions, spread, write_json
 from rich.progress import track
 from trainers import PAIRS, Setup, build_trainer
 
-
-# Lines with which a worker answers; libraries print others.
-ANSWER = "@"
+from opd_trl.data.toy_task import END, PAD
 
 
-def work(name: str, args) -> None:
-    """Train in this process, one step for every line read; answer each with seconds and MiB."""
-    from transformers import TrainerCallback
+SIZES = {
+    "full": {"prompts": 8, "accumulation": 4, "equal": 128, "mean": 200, "longest": 1024, "rounds": 3},
+    "small": {"prompts": 2, "accumulation": 1, "equal": 4, "mean": 4, "longest": 12, "rounds": 1},
+}
+# Characters, which are tokens here: before each question, and of the privileged context.
+TEXTS = {"full": {"preface": 180, "context": 2000}, "small": {"preface": 10, "context": 40}}
+LENGTHS = ("equal", "log-normal")
+SPREAD = 1.0  # standard deviation of the logarithm of a length
+# Seconds to leave for a case: start, models, steps.
+CASE_SECONDS = {"equal": 50, "log-normal": 40}
+TRAINERS = tuple(name for pair in PAIRS.values() for name in pair)
+# TRL's and our defaults.
+FIRST = ("DistillationTrainer", "OPDTrainer (default)", "SDFTTrainer, topk_logits", "OPSDTrainer (default)")
 
-    trainer = build_trainer(
-        name,
-        Setup(
-            student=args.model,
-            teacher=args.model,
-            output=args.json.parent / "trainer",
-            prompts=args.prompts,
-            completion_tokens=args.completion_tokens,
-            steps=args.rounds + 1,
-        ),
+
+@dataclass(frozen=True)
+class Task:
+    """A trainer and what it is given.
+
+    Attributes:
+        lengths: `equal`, `log-normal`, or `longest` for completions that stand in and all have the longest length.
+        mean: of log-normal lengths.
+        limit_mib: memory of the process in place of the whole card's; on a CPU what its growth is compared with.
+    """
+
+    trainer: str
+    setup: Setup
+    lengths: str = "equal"
+    mean: int = 0
+    limit_mib: int | None = None
+
+
+def run(children: Children, results: Results, *, size: str, device: str, home: Path, deadline: Deadline) -> list[str]:
+    """The stage: measure what has no line yet; return what failed, other than by running out of memory."""
+    done = results.done()
+    todo = [(lengths, name) for lengths, name in cases(size) if f"{lengths}: {name}" not in done]
+    paths, failed = prepare(children, home / "models", size, device) if todo else {}, []
+    for number, (lengths, name) in enumerate(todo):
+        if not deadline.leaves(CASE_SECONDS[lengths]):
+            continue
+        case = f"{lengths}: {name}"
+        task = task_of(name, lengths, size, device, paths, home)
+        try:
+            content = measured(children, task, name=f"steps-{number}", seconds=deadline.limit)
+            results.add(case=case, lengths=lengths, trainer=name, **content)
+        except ChildError as error:
+            failed.append(f"{case}: {error}")
+    return failed
+
+
+def cases(size: str) -> list[tuple[str, str]]:
+    """Lengths and trainers, the most important first; in a dry run one trainer with completions that stand in."""
+    if size == "small":
+        return [("log-normal", "OPSDTrainer (default)"), *(("equal", name) for name in TRAINERS)]
+    rest = [name for name in TRAINERS if name not in FIRST]
+    return [(lengths, name) for names in (FIRST, rest) for lengths in LENGTHS for name in names]
+
+
+def task_of(name: str, lengths: str, size: str, device: str, paths: dict[str, str], home: Path) -> Task:
+    """The work of one case."""
+    setting = SIZES[size]
+    setup = Setup(
+        **paths,
+        output=home / "trainer",
+        prompts=setting["prompts"],
+        accumulation=setting["accumulation"],
+        completion_tokens=setting["equal" if lengths == "equal" else "longest"],
+        same_length=lengths == "equal",
+        steps=setting["rounds"] + 1,
+        device=device,
+        dtype="bfloat16",
+        **{name: "x" * length for name, length in TEXTS[size].items()},
     )
-    answer: dict[str, float] = {}
-
-    class TakeTurns(TrainerCallback):
-        def on_step_begin(self, *_, **__):
-            sys.stdin.readline()
-            answer["start"] = time.perf_counter()
-
-        def on_step_end(self, *_, **__):
-            seconds = time.perf_counter() - answer.pop("start")
-            print(ANSWER + json.dumps({"seconds": seconds, **answer}), flush=True)
-
-    # The batch is generated inside training_step, so the loss begins where compute_loss is called.
-    compute_loss, training_step = trainer.compute_loss, trainer.training_step
-
-    def compute_loss_from_here(*inputs, **options):
-        Path("/proc/self/clear_refs").write_text("5")
-        answer["resident"], answer["loss_from"] = resident_mib("VmRSS"), time.perf_counter()
-        return compute_loss(*inputs, **options)
-
-    def training_step_until_here(*inputs, **options):
-        loss = training_step(*inputs, **options)
-        answer["loss_seconds"] = time.perf_counter() - answer.pop("loss_from")
-        answer["extra_mib"] = resident_mib("VmHWM") - answer.pop("resident")
-        return loss
-
-    trainer.compute_loss, trainer.training_step = compute_loss_from_here, training_step_until_here
-    trainer.add_callback(TakeTurns())
-    trainer.train()
+    return Task(name, setup, lengths, setting["mean"])
 
 
-class Worker:
-    """A trainer in a process of its own."""
+def measured(children: Children, task: Task, **options: Any) -> Line:
+    """What the steps of a task took, or that it ran out of memory.
 
-    def __init__(self, name: str, arguments: list[str]):
-        self.name = name
-        command = [sys.executable, __file__, *arguments, "--work", name]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self.answers: list[dict[str, float]] = []
-
-    def step(self) -> None:
-        """One optimizer step; the answer is kept."""
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        output = []
-        for line in self.process.stdout:
-            if line.startswith(ANSWER):
-                self.answers.append(json.loads(line[len(ANSWER) :]))
-                return
-            output.append(line)
-        raise RuntimeError(f"{self.name} ended before its step did:\n{''.join(output)[-3000:]}")
-
-    def medians(self) -> dict[str, float]:
-        """Over the steps after the first, which warms up."""
-        return {key: statistics.median(x[key] for x in self.answers[1:]) for key in self.answers[0]}
-
-
-def compare(pair: str, args, arguments: list[str]) -> dict[str, dict[str, float]]:
-    workers = [Worker(name, arguments) for name in PAIRS[pair]]
+    Raises:
+        ChildError: it failed otherwise.
+    """
     try:
-        for _ in track(range(args.rounds + 1), description=f"measuring {pair}", transient=True):
-            for worker in workers:
-                worker.step()
-        rows = {worker.name: worker.medians() for worker in workers}
-    finally:
-        for worker in workers:
-            worker.process.kill()
-    first = next(iter(rows.values()))
-    print_table(
-        f"{args.prompts} prompts x {args.completion_tokens} completion tokens a step",
-        ("trainer", "step, ratio", "loss + backward, ratio", "extra memory, ratio", "step, s", "loss, s", "MiB"),
-        (
-            [
-                name,
-                *(row[key] / first[key] for key in ("seconds", "loss_seconds", "extra_mib")),
-                row["seconds"],
-                row["loss_seconds"],
-                int(row["extra_mib"]),
-            ]
-            for name, row in rows.items()
-        ),
-    )
-    return rows
+        return summary(list(children.run(measure, task, **options)))
+    except ChildError as error:
+        if str(error) != OUT_OF_MEMORY:
+            raise
+        return {"failed": OUT_OF_MEMORY}
 
 
-def main() -> None:
+def measure(send: Send, task: Task) -> None:
+    """In a child: train, and send what each step took."""
+    from phases import phases_of
+
+    if task.setup.device == "cuda" and task.limit_mib is not None:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, task.limit_mib * 2**20 / total))
+    trainer = build_trainer(task.trainer, task.setup)
+    with phases_of(trainer, None if task.lengths == "equal" else stand_in(task), send, task.limit_mib):
+        trainer.train()
+
+
+def summary(steps: list[dict[str, Any]]) -> Line:
+    """Over the steps after the first, which warms up: seconds, of each phase too, and MiB."""
+    kept = [step["phases"] for step in steps[1:] or steps]
+    parts = {
+        "seconds": kept[0].keys(),
+        "without_generation": kept[0].keys() - {"generation"},
+        "loss_and_backward": ("teacher", "student", "loss", "backward"),
+    }
+    line = {name: spread([sum(step[phase] for phase in phases) for step in kept]) for name, phases in parts.items()}
+    extra = spread([step["extra_mib"] for step in steps[1:] or steps])["median"]
+    line["phases"] = {phase: spread([step[phase] for step in kept])["median"] for phase in kept[0]}
+    return line | {name: value for name, value in steps[-1].items() if name != "phases"} | {"extra_mib": extra}
+
+
+def stand_in(task: Task) -> Callable[..., torch.Tensor]:
+    """A `generate` that returns random completions of drawn lengths, each call with its own seed."""
+    longest, calls = task.setup.completion_tokens, iter(range(10**9))
+    end, pad = (PAD, END).index(END), (PAD, END).index(PAD)  # ids in the tokenizer of gpu_models
+
+    def generate(model, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        rows, vocab = input_ids.size(0), model.config.vocab_size
+        seed = next(calls)
+        lengths = torch.full((rows,), longest) if task.lengths == "longest" else draw_lengths(rows, task, seed)
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(FIRST_PLAIN_ID, vocab, (rows, int(lengths.max())), generator=generator)
+        places, last = torch.arange(ids.size(1)), lengths.unsqueeze(1) - 1
+        ids[places == last], ids[places > last] = end, pad
+        return torch.cat([input_ids, ids.to(input_ids.device)], dim=1)
+
+    return generate
+
+
+def draw_lengths(rows: int, task: Task, seed: int) -> torch.Tensor:
+    """Log-normal lengths of the mean `task.mean`, cut to 1 ... the longest."""
+    normal = torch.randn(rows, generator=torch.Generator().manual_seed(seed))
+    logarithms = normal * SPREAD + torch.tensor(float(task.mean)).log() - SPREAD**2 / 2
+    return logarithms.exp().round().long().clamp(1, task.setup.completion_tokens)
+
+
+def in_turns(children: Children, pair: str, setup: Setup) -> list[Line]:
+    """The trainers of a pair in a process each, one optimizer step in turn."""
+    running = [children.run(measure, Task(name, setup), name=f"steps-{name}") for name in PAIRS[pair]]
+    turns = track(zip(*running, strict=True), description=f"measuring {pair}", total=setup.steps, transient=True)
+    steps = zip(*turns, strict=True)
+    return [{"trainer": name, **summary(list(own))} for name, own in zip(PAIRS[pair], steps, strict=True)]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure on this CPU and print tables."""
+    from pages import step_table
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="path; default: the demo's SmolLM2-135M, V=49152")
     parser.add_argument("--prompts", type=int, default=16)
@@ -136,21 +189,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="steps of every trainer after the one that warms up")
     parser.add_argument("--pair", choices=sorted(PAIRS), help="default: both")
     parser.add_argument("--json", type=Path, default=Path("runs/bench/steps.json"))
-    parser.add_argument("--work", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    if args.work:
-        work(args.work, args)
-        return
+    args = parser.parse_args(argv)
     if args.model is None:
         from opd_trl.reproduce.demo_model import prepare_model
 
         args.model = str(prepare_model(Path("runs/demo/model")))
-    where = conditions("cpu")
-    print(", ".join(where.values()))
-    arguments = ["--model", args.model, "--prompts", str(args.prompts), "--rounds", str(args.rounds)]
-    arguments += ["--completion-tokens", str(args.completion_tokens), "--json", str(args.json)]
-    rows = {pair: compare(pair, args, arguments) for pair in ([args.pair] if args.pair else PAIRS)}
+    print(", ".join((where := conditions("cpu")).values()))
+    folder, size = args.json.parent, (args.prompts, args.completion_tokens, args.rounds + 1)
+    children, setup = Children(folder / "logs", "cpu"), Setup(args.model, args.model, folder / "trainer", *size)
+    rows = {pair: in_turns(children, pair, setup) for pair in ([args.pair] if args.pair else PAIRS)}
+    for lines in rows.values():
+        print(f"\n{args.prompts} prompts x {args.completion_tokens} completion tokens a step\n\n{step_table(lines)}")
     setting = {key: getattr(args, key) for key in ("model", "prompts", "completion_tokens", "rounds")}
     write_json(args.json, conditions=where, setting=setting, rows=rows)
 

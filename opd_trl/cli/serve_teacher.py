@@ -1,8 +1,9 @@
 """`opd-trl serve-teacher`: one teacher behind HTTP, for students on other machines."""
 
 import argparse
+import os
 
-from ..credentials import api_key
+from .. import API_KEY_VARIABLE
 from ..serving.start import InputError, bind, check, end_on_signals
 from .terminal import json_object, refused
 
@@ -51,10 +52,7 @@ def main(argv: list[str]) -> int:
         make_parser().print_help()
         return 0
     args = make_parser().parse_args(argv)
-    try:
-        key = api_key()
-    except ValueError as error:
-        return refused(NAME, error)
+    key = os.environ.get(API_KEY_VARIABLE, "").strip() or None
     try:
         check(args, key)
         with bind(args.host, args.port) as sock:

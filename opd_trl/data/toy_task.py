@@ -10,6 +10,7 @@ import os
 import random
 import string
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,7 @@ PAD, END = "<|pad|>", "<|end|>"
 TURNS = ("<|system|>", "<|user|>", "<|assistant|>")
 # One token, as it would be in a real vocabulary: what comes inside is the task.
 BOX = "\\boxed{"
+SPECIAL = (PAD, END, *TURNS, BOX)
 # Pieces of two or more characters come first in the alternation.
 PIECES = r"\\boxed\{|[\s\S]"
 CHAT_TEMPLATE = (
@@ -143,8 +145,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer() -> Any:
-    """One id per printable ASCII character, one for `\\boxed{`, and five special tokens; other characters read `?`.
+def build_tokenizer(characters: Iterable[str] = string.printable) -> Any:
+    """One id per character, by default the printable ones of ASCII, and those of `SPECIAL`; others read `?`.
 
     The template knows system, user and assistant turns and marks what the assistant wrote, for TRL's
     `assistant_only_loss`. The end of a turn is EOS, and it is not the padding token.
@@ -152,7 +154,7 @@ def build_tokenizer() -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate([PAD, END, *TURNS, BOX, *string.printable])}
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
     tokenizer.decoder = decoders.Fuse()

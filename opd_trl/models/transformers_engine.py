@@ -73,7 +73,7 @@ def end_ids(of_model: int | list[int] | None, of_tokenizer: int | None) -> list[
 
 
 @torch.no_grad()
-def greedy_answers(
+def answer_ids(
     model,
     tokenizer,
     prompts: list[list[dict[str, Any]]],
@@ -81,8 +81,9 @@ def greedy_answers(
     max_new_tokens: int,
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
-) -> list[str]:
-    """Decode one greedy answer per conversational prompt; the model's mode is given back as it was.
+    **sampling: float,
+) -> list[list[int]]:
+    """One answer per conversational prompt; the model's mode is given back as it was.
 
     Args:
         model: a causal language model, PEFT or plain.
@@ -91,11 +92,13 @@ def greedy_answers(
         max_new_tokens: longest answer in tokens.
         batch_size: prompts decoded together.
         progress: called with the number of prompts done after each batch.
+        sampling: `temperature`, `top_p`; greedy without.
 
     Returns:
-        the answers, special tokens removed.
+        the token ids of the answers, up to and with the end token.
     """
-    was_training, answers = model.training, []
+    was_training, answers, end = model.training, [], tokenizer.eos_token_id
+    options = {"do_sample": True, "top_k": 0, **sampling} if sampling else {"do_sample": False}
     model.eval()
     try:
         for start in range(0, len(prompts), batch_size):
@@ -107,14 +110,20 @@ def greedy_answers(
                 padding=True,
                 tokenizer_kwargs={"padding_side": "left"},
             ).to(model.device)
-            ids = model.generate(
-                **batch, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=tokenizer.pad_token_id
+            output = model.generate(
+                **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **options
             )
-            answers += tokenizer.batch_decode(ids[:, batch["input_ids"].size(1) :], skip_special_tokens=True)
+            rows = output[:, batch["input_ids"].size(1) :].tolist()
+            answers += [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]
             progress(len(answers))
     finally:
         model.train(was_training)
     return answers
+
+
+def greedy_answers(model, tokenizer, prompts: list[list[dict[str, Any]]], **options: Any) -> list[str]:
+    """The texts of greedy answers, special tokens removed; options of `answer_ids`."""
+    return tokenizer.batch_decode(answer_ids(model, tokenizer, prompts, **options), skip_special_tokens=True)
 
 
 def make_sampler(

@@ -46,7 +46,7 @@ def paired(first: Mapping[int, float], second: Mapping[int, float]) -> Interval 
     return t_interval([second[seed] - first[seed] for seed in shared]) if shared else None
 
 
-def shown(interval: Interval | None, *, sign: bool = False) -> str:
+def shown(interval: Interval | None, *, sign: bool = False, digits: int = 2) -> str:
     """`0.50 [0.41, 0.59]`; without ends where there are none.
 
     >>> shown(Interval(0.5, 0.41, 0.59)), shown(Interval(0.5, math.nan, math.nan), sign=True), shown(None)
@@ -54,9 +54,8 @@ def shown(interval: Interval | None, *, sign: bool = False) -> str:
     """
     if interval is None:
         return ""
-    form = "+.2f" if sign else ".2f"
     # Adding zero makes a rounded -0.0 a plain zero.
-    value, low, high = (format(round(x, 2) + 0.0, form) for x in interval)
+    value, low, high = (f"{round(x, digits) + 0.0:{'+' if sign else ''}.{digits}f}" for x in interval)
     return value if math.isnan(interval.low) else f"{value} [{low}, {high}]"
 
 

@@ -1,6 +1,17 @@
-"""Lines of cells, made up."""
+"""Lines of cells, made up; and what a script has written on its page."""
+
+from pathlib import Path
+
+from lines import marks_of
+
 
 CONDITIONS = {"commit": "abc", "machine": "m", "date": "2026-01-01", "torch": "2", "trl": "1"}
+
+
+def written(page, script):
+    begin, end = marks_of(script)
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    return text.split(begin)[1].split(end)[0].strip()
 
 
 def line(rule="json", objective="jsd", seed=0, **content):

@@ -7,24 +7,35 @@ import sys
 from pathlib import Path
 
 import gpu
-import gpu_lines
 import gpu_memory
-import gpu_steps
 import pytest
+import steps
 from filelock import FileLock
-from gpu_lines import PHASES, STAGES
-from gpu_page import TITLES
+from gpu import STAGES
+from lines import PHASES, Results, read_lines
+from pages import TITLES
+from trainers import PAIRS
 
 
 ROOT = Path(__file__).parents[2]
 
 
-def command(folder: Path) -> subprocess.CompletedProcess[str]:
-    """The dry run, with nothing else in its environment than the checkout."""
-    words = [sys.executable, "benchmarks/gpu.py", "--size", "small"]
-    words += ["--work", str(folder / "work"), "--results", str(folder / "results"), "--commit", "abc"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+def options(folder: Path) -> list[str]:
+    """The dry run."""
+    places = ("--work", str(folder / "work"), "--results", str(folder / "results"))
+    return ["--size", "small", *places, "--commit", "abc"]
+
+
+def python(*words: str) -> subprocess.CompletedProcess[str]:
+    """A script, with nothing else in its environment than the checkout."""
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'benchmarks'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+def lines_of(folder: Path) -> dict[str, list]:
+    """By stage."""
+    return {stage: read_lines(folder / "results" / f"gpu_{stage}.jsonl", Results.fields) for stage in STAGES}
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +46,47 @@ def dry_run(tmp_path_factory):
     output = folder / "output.txt"
     with FileLock(f"{folder}.lock"):
         if not output.exists():
-            done = command(folder)
+            done = python("benchmarks/gpu.py", *options(folder))
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
             output.write_text(done.stdout)
-    return folder, output.read_text(), {stage: gpu_lines.read(folder / "results", stage) for stage in STAGES}
+    return folder, output.read_text(), lines_of(folder)
+
+
+def test_what_make_bench_runs_compares_on_this_cpu(dry_run, tmp_path):
+    """The three scripts in one process, whose children share the server that they are forked from."""
+    model = str(dry_run[0] / "work" / "models" / "student-small")
+    small = ["--prompts", "2", "--completion-tokens", "4"]
+    arguments = {
+        "loss": ["--tokens", "16", "--vocab", "64", "--hidden", "8", "--rounds", "1", "--no-sweeps"],
+        "steps": ["--model", model, "--pair", "opsd", "--rounds", "1", *small],
+        "monitor": ["--model", model, "--steps", "4", *small],
+    }
+    arguments = {name: [*words, f"--json={tmp_path / name}.json"] for name, words in arguments.items()}
+    calls = "\n".join(f"    {name}.main({words!r})" for name, words in arguments.items())
+    code = f"import loss, monitor, steps\nmonitor.LIMIT = 1\nif __name__ == '__main__':\n{calls}\n"
+    (tmp_path / "bench.py").write_text(code)
+    done = python(str(tmp_path / "bench.py"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in arguments}
+    assert {line["group"] for line in results["loss"]["lines"]} >= {"main"}
+    ours, theirs = (f"| {name} |" for name in ("renormalised Top-20 (default)", "dense autograd, full, frozen head"))
+    assert ours in done.stdout
+    assert theirs in done.stdout
+    assert [line["trainer"] for line in results["steps"]["rows"]["opsd"]] == list(PAIRS["opsd"])
+    assert all(line["seconds"]["rounds"] == 1 for line in results["steps"]["rows"]["opsd"])
+    assert 0 < results["monitor"]["result"]["share"] <= results["monitor"]["result"]["worst_share"] < 1
 
 
 def test_every_stage_has_its_lines_in_a_file_of_its_own(dry_run):
     folder, _, lines = dry_run
     files = sorted(path.name for path in (folder / "results").iterdir())
     assert files == sorted(f"gpu_{stage}.jsonl" for stage in STAGES)
-    assert {line["case"] for line in lines["steps"]} == {
-        f"{lengths}: {name}" for lengths in gpu_steps.LENGTHS for name in gpu_steps.TRAINERS
-    }
-    assert {line.get("group") for line in lines["loss"]} >= {None, "main", "long", "kernels", "top_k"}
+    assert {line["case"] for line in lines["steps"]} == {f"{kind}: {name}" for kind, name in steps.cases("small")}
+    assert {line["trainer"] for line in lines["steps"]} == set(steps.TRAINERS)
+    sweeps = {"top_k", "tokens", "vocab", "chunk_size", "loss_memory_mib"}
+    assert {line.get("group") for line in lines["loss"]} >= {None, "main", "long", "kernels", *sweeps}
     assert [line["case"] for line in lines["real"]] == ["pirate, before, seed 0", "pirate, jsd, seed 0"]
-    carried = {"size", "machine", "date", "torch", "trl", "transformers", "liger-kernel", "command", "commit"}
+    carried = {"size", "machine", "date", "torch", "trl", "transformers", "command", "commit"}
     assert all(carried <= line.keys() for found in lines.values() for line in found)
 
 
@@ -68,14 +104,13 @@ def test_the_tables_come_last_and_fit_what_comes_back_of_an_output(dry_run):
     assert tables.strip().splitlines()[-1].startswith("Conditions: ")
 
 
-def test_a_second_run_measures_nothing_and_shows_the_same(dry_run):
+def test_a_second_run_measures_nothing_and_shows_the_same(dry_run, capsys):
     folder, output, lines = dry_run
     (folder / "work" / "logs" / "probe.txt").unlink()
-    again = command(folder)
-    assert again.returncode == 0
+    assert gpu.main(options(folder)) == 0
     assert not (folder / "work" / "logs" / "probe.txt").exists()  # no process was started
-    assert {stage: gpu_lines.read(folder / "results", stage) for stage in STAGES} == lines
-    assert again.stdout.splitlines()[-1] == output.splitlines()[-1]
+    assert lines_of(folder) == lines
+    assert capsys.readouterr().out.splitlines()[-1] == output.splitlines()[-1]
 
 
 def test_the_phases_of_a_step_add_up_to_it_and_a_stand_in_takes_no_time_to_generate(dry_run):
@@ -86,11 +121,13 @@ def test_the_phases_of_a_step_add_up_to_it_and_a_stand_in_takes_no_time_to_gener
         assert line["without_generation"]["median"] == pytest.approx(whole - phases["generation"])
         assert all(phases[name] > 0 for name in ("teacher", "student", "loss", "backward", "optimizer"))
         assert (phases["generation"] < 0.1 * whole) == (line["lengths"] == "log-normal")
+        assert line["loss_and_backward"]["median"] < line["without_generation"]["median"]
+        assert 0 <= line["extra_mib"] <= line["peak_mib"]
 
 
 def test_all_trainers_see_the_same_prompts_and_teachers_of_opsd_read_the_context(dry_run):
     for line in dry_run[2]["steps"]:
-        setup = gpu_steps.task_of(line["trainer"], line["lengths"], "small", "cpu", PATHS, Path()).setup
+        setup = steps.task_of(line["trainer"], line["lengths"], "small", "cpu", PATHS, Path()).setup
         assert line["prompt_tokens"] == gpu_memory.prompt_tokens(setup)
         if line["trainer"].startswith(("SDFT", "OPSD")):
             assert line["teacher_prompt_tokens"] == gpu_memory.teacher_prompt_tokens(setup)
@@ -125,24 +162,3 @@ def test_without_a_card_a_full_run_says_so_before_anything_else(tmp_path, capsys
     assert stopped.value.code == 2
     assert "no CUDA device here. --size small makes a dry run" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
-
-
-def test_lines_of_another_card_are_kept_and_measured_anew(tmp_path):
-    ours, other = ({"size": "full", "machine": name} for name in ("H100", "H200"))
-    gpu_lines.Results(tmp_path, "loss", other).add("ceilings", rate=1)
-    results = gpu_lines.Results(tmp_path, "loss", ours)
-    assert results.done() == set()
-    results.add("ceilings", rate=2)
-    results.add("ceilings", rate=3)
-    assert [line["rate"] for line in gpu_lines.read(tmp_path, "loss")] == [1, 3]
-    results.clear()
-    assert [line["rate"] for line in gpu_lines.read(tmp_path, "loss")] == [1]
-
-
-def test_a_line_that_was_cut_is_named(tmp_path):
-    results = gpu_lines.Results(tmp_path, "loss", {"size": "full", "machine": "H100"})
-    results.add("ceilings", rate=2)
-    path = gpu_lines.file_of(tmp_path, "loss")
-    path.write_text(path.read_text() + json.dumps({"case": "x"})[:-3])
-    with pytest.raises(ValueError, match=r"gpu_loss\.jsonl, line 2 is no line of a case .* Remove it"):
-        results.done()

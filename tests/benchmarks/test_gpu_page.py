@@ -1,18 +1,20 @@
 """The page of `benchmarks/gpu.py`: it shows the lines that are kept here, or says that there are none."""
 
-from pathlib import Path
-
 import gpu
-import gpu_loss
-import gpu_steps
+import loss
 import pytest
-from gpu_lines import PHASES, RESULTS, STAGES, Results, read
-from gpu_page import NOTHING, page, text
+import steps
+from gpu import STAGES
 from internalise import all_cells
-from measure import marks_of
+from lines import FOLDER, PHASES, Results, marks_of, read_lines
+from measure import spread
+from pages import NOTHING, page, text
+
+from opd_trl.data.files import write_jsonl
+
+from .lines import written
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
 WHERE = {
     "size": "full",
     "machine": "NVIDIA H100 80GB HBM3",
@@ -26,35 +28,35 @@ WHERE = {
 }
 
 
-def spread(median):
-    return {"median": median, "min": 0.9 * median, "max": 1.2 * median, "rounds": 11}
+def around(median):
+    return spread([0.9 * median, median, 1.2 * median])
 
 
 def loss_lines():
     """A line for every case of a full run: each twice as long as TRL's kernel, and one that did not fit."""
     yield {"case": "ceilings", "bytes_per_second": 3.0e12, "flops_per_second": 8.0e14}
-    for group in gpu_loss.groups("full", "cuda"):
-        for name, case in group.cases.items():
-            line = {"case": f"{group.name}: {name}", "name": name, "group": group.name, "tokens": group.tokens}
-            if group.profiled:
+    for group, cases in loss.groups(loss.SIZES["full"]).items():
+        for name, case in cases.items():
+            line = {"case": f"{group}: {name}", "name": name, "group": group, "tokens": case.setting.tokens}
+            if group == "kernels":
                 kernel = {"name": "vectorized_elementwise_kernel<4, exp_kernel_cuda", "share": 0.1, "ms": 1.0}
                 yield line | {"kernels": [kernel | {"calls": 160}] * 10}
-            elif name == "dense autograd, Top-20" and group.name == "long":
+            elif (name, group) == (loss.DENSE, "long"):
                 yield line | {"failed": "out of memory"}
             else:
                 seconds, mib = (0.1, 1000) if name == "TRL kernel" else (0.2, 500)
                 flops = (case.products or 0) * 8e12
-                yield line | {"seconds": spread(seconds), "extra_mib": mib, "products": case.products, "flops": flops}
+                yield line | {"seconds": around(seconds), "extra_mib": mib, "products": case.products, "flops": flops}
 
 
 def step_lines():
-    for lengths in gpu_steps.LENGTHS:
-        for name in gpu_steps.TRAINERS:
-            factor = 1 if name.startswith(("Dist", "SDFT")) else 0.5
-            factor *= 2 if name.startswith(("SDFT", "OPSD")) else 1
-            line = {"case": f"{lengths}: {name}", "lengths": lengths, "trainer": name, "peak_mib": int(20000 * factor)}
-            line |= {"seconds": spread(10 * factor), "without_generation": spread(4 * factor)}
-            yield line | {"phases": dict.fromkeys(PHASES, factor)}
+    for lengths, name in steps.cases("full"):
+        factor = 1 if name.startswith(("Dist", "SDFT")) else 0.5
+        factor *= 2 if name.startswith(("SDFT", "OPSD")) else 1
+        line = {"case": f"{lengths}: {name}", "lengths": lengths, "trainer": name, "peak_mib": int(20000 * factor)}
+        times = {"seconds": 10, "without_generation": 4, "loss_and_backward": 3}
+        line |= {time: around(seconds * factor) for time, seconds in times.items()}
+        yield line | {"phases": dict.fromkeys(PHASES, factor), "extra_mib": int(1000 * factor)}
 
 
 def memory_lines():
@@ -80,13 +82,14 @@ def kept(tmp_path):
     """A folder with the lines of a whole run on one card, and a dry run beside it."""
     made = {"loss": loss_lines(), "steps": step_lines(), "memory": memory_lines(), "real": real_lines()}
     for stage, lines in made.items():
-        results = Results(tmp_path, stage, WHERE)
-        for line in lines:
-            results.add(**line)
-    Results(tmp_path, "loss", WHERE | {"size": "small", "machine": "a CPU"}).add(
-        "ceilings", bytes_per_second=1e9, flops_per_second=1e9
-    )
+        write_jsonl(tmp_path / f"gpu_{stage}.jsonl", (line | WHERE for line in lines))
+    elsewhere = Results(tmp_path / "gpu_loss.jsonl", WHERE | {"size": "small", "machine": "a CPU"})
+    elsewhere.add(case="ceilings", bytes_per_second=1e9, flops_per_second=1e9)
     return tmp_path
+
+
+def kept_of(stage, folder):
+    return [line for line in read_lines(folder / f"gpu_{stage}.jsonl") if line["size"] == "full"]
 
 
 def rows(table: str) -> dict[str, list[str]]:
@@ -96,10 +99,8 @@ def rows(table: str) -> dict[str, list[str]]:
 
 
 def test_the_page_shows_the_lines_that_are_kept_here():
-    begin, end = marks_of("gpu")
-    shown = PAGE.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip()
-    lines = {stage: [line for line in read(RESULTS, stage) if line["size"] == "full"] for stage in STAGES}
-    assert shown == page(lines), "python benchmarks/gpu.py --write docs/gpu.md"
+    made = page({stage: kept_of(stage, FOLDER) for stage in STAGES})
+    assert written("gpu.md", "gpu") == made, "python benchmarks/gpu.py --write docs/gpu.md"
 
 
 def test_without_lines_the_page_says_in_one_line_that_there_are_none():
@@ -125,31 +126,31 @@ def test_the_tables_of_all_stages_fit_what_comes_back_of_an_output(kept, capsys)
 
 
 def test_a_loss_is_compared_with_the_kernel_of_trl_and_with_the_floor_of_its_products(kept):
-    table = text("loss", read(kept, "loss")[:-1])
+    table = text("loss", kept_of("loss", kept))
     assert "moves 3.00 TB/s" in table
     assert "runs at 800 TFLOP/s" in table
     found = rows(table.split("**8192 tokens**")[1].split("**32768")[0])
-    assert found["full vocabulary"] == ["200.0 (180.0 to 240.0)", "2.00", "500", "0.50", "20%"]
-    assert found["TRL kernel"] == ["100.0 (90.0 to 120.0)", "1.00", "1000", "1.00", ""]
+    assert found["full vocabulary"] == ["200.0 (180.0 to 240.0)", "2.00", "1.00", "500", "0.50", "20%"]
+    assert found["TRL kernel"] == ["100.0 (90.0 to 120.0)", "1.00", "0.50", "1000", "1.00", ""]
     assert rows(table.split("**32768 tokens**")[1])["dense autograd, Top-20"][0] == "out of memory"
-    assert rows(table.split("Against K")[1].split("Against loss")[0])["renormalised"][:2] == ["", "200.0"]
+    assert rows(table.split("Against top_k")[1])["renormalised"][:2] == ["", "200.0 (1.00)"]
 
 
 def test_a_step_is_compared_with_the_trainer_of_trl_of_its_own_pair(kept):
-    found = rows(text("steps", read(kept, "steps")))
+    found = rows(text("steps", kept_of("steps", kept)))
     assert found["OPSDTrainer (default)"][:3] == ["10.00 (9.00 to 12.00)", "0.50", "0.50"]
-    assert found["OPDTrainer (default)"][-2:] == ["10000", "0.50"]
+    assert found["OPDTrainer (default)"][-4:] == ["10000", "0.50", "500", "0.50"]
     assert found["SDFTTrainer, topk_logits"][1] == "1.00"
 
 
 def test_the_largest_micro_batch_lies_between_what_fitted_and_what_did_not(kept):
-    found = rows(text("memory", read(kept, "memory")))
+    found = rows(text("memory", kept_of("memory", kept)))
     assert found["OPDTrainer (default), 24 GiB"] == ["13", "14", "12", "14"]
     assert found["OPDTrainer (default)"] == ["8", "10000", "12000", "1.20", "backward"]
 
 
 def test_real_cells_are_means_over_seeds(kept):
-    table = text("real", read(kept, "real"))
+    table = text("real", kept_of("real", kept))
     row = next(row for row in table.splitlines() if row.startswith("| json | jsd"))
     assert row == "| json | jsd | 3 | 0.83 | 0.50 | 0.00 |"
     assert rows(table)["mathematics training"] == ["20 steps in 60 s"]

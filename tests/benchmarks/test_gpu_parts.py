@@ -1,24 +1,22 @@
-"""The parts of `benchmarks/gpu.py`, without a run: processes, groups of cases, lengths, searches, cells, commands."""
+"""The parts of the benchmarks, without a run: processes, groups of cases, lengths, searches, cells, commands."""
 
 import os
 import time
 from pathlib import Path
 
-import gpu_loss
 import gpu_math
 import gpu_memory
-import gpu_real
-import gpu_steps
+import loss
 import pytest
+import steps
 import torch
-from gpu_ceilings import short
-from gpu_children import OUT_OF_MEMORY, ChildError, Children, what_failed
-from gpu_lines import Deadline, Results
+from children import OUT_OF_MEMORY, ChildError, Children, what_failed
 from gpu_models import SHAPES, build_tokenizer
-from internalise import ON_POLICY, all_cells
+from lines import Deadline, Results
 
 
 NEVER, PAST = Deadline.after(1e6), Deadline.after(-1)
+FULL = loss.SIZES["full"]
 WHERE = {"size": "small", "machine": "m"}
 PATHS = {"student": "student", "teacher": "teacher"}
 
@@ -69,9 +67,15 @@ def test_a_child_that_does_not_finish_says_why_and_what_it_sent_is_kept(children
     assert (tmp_path / "case.txt").exists()
 
 
-def test_a_child_that_finishes_gives_all_it_sent(children, tmp_path):
-    assert list(children.run(sends_and(lambda: None), name="case", seconds=60)) == [1]
-    assert (tmp_path / "case.txt").read_text() == "printed\n"
+def test_children_take_turns_and_what_they_print_is_kept(children, tmp_path):
+    def counts(send):
+        for number in range(3):
+            print(time.time(), flush=True)
+            send(number)
+
+    assert list(zip(*(children.run(counts, name=name) for name in "ab"), strict=True)) == [(0, 0), (1, 1), (2, 2)]
+    first, other = ((tmp_path / f"{name}.txt").read_text().split() for name in "ab")
+    assert [x for pair in zip(first, other, strict=True) for x in pair] == sorted(first + other)
 
 
 @pytest.mark.parametrize(
@@ -86,13 +90,13 @@ def test_running_out_of_memory_has_many_faces(text):
 
 
 def test_the_groups_of_a_full_run_have_what_is_to_be_compared():
-    found = {group.name: group for group in gpu_loss.groups("full", "cuda")}
+    found = loss.groups(FULL)
     assert list(found)[:3] == ["main", "long", "kernels"]
-    assert (found["main"].tokens, found["long"].tokens) == (8192, 32768)
-    assert {"TRL kernel", "dense autograd, full", "4 products alone", "sampled token"} <= found["main"].cases.keys()
-    assert {name.partition("K=")[2] for name in found["top_k"].cases} >= {"1", "20", "256"}
-    assert len(found["loss_memory_mib"].cases) == 18
-    assert found["kernels"].cases.keys() <= found["main"].cases.keys()
+    assert [{case.setting.tokens for case in found[name].values()} for name in ("main", "long")] == [{8192}, {32768}]
+    assert {"TRL kernel", "dense autograd, full", "4 products alone", "sampled token"} <= found["main"].keys()
+    assert {name.partition(", ")[2] for name in found["top_k"]} >= {"1", "20", "256"}
+    assert [len(found[name]) for name in ("top_k", "loss_memory_mib")] == [13, 18]
+    assert found["kernels"].keys() <= found["main"].keys()
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,7 @@ def test_the_groups_of_a_full_run_have_what_is_to_be_compared():
     ],
 )
 def test_a_case_is_measured_against_the_products_that_it_needs(options, products):
-    assert gpu_loss.our_case("full", **options).products == products
+    assert loss.our_case(FULL, **options).products == products
 
 
 def test_a_case_without_room_is_a_line_and_one_that_is_broken_is_none(tmp_path, monkeypatch):
@@ -119,11 +123,15 @@ def test_a_case_without_room_is_a_line_and_one_that_is_broken_is_none(tmp_path, 
     def small(inputs):
         inputs["student"].sum().backward()
 
-    cases = {"too large": gpu_loss.Case(lambda inputs: raise_out_of_memory()), "broken": gpu_loss.Case(broken)}
-    cases["small"] = gpu_loss.Case(small, products=2)
-    monkeypatch.setattr(gpu_loss, "groups", lambda size, device: [gpu_loss.Group("g", 4, cases)])
-    results = Results(tmp_path, "loss", WHERE)
-    failed = gpu_loss.run(InThisProcess(), results, size="small", device="cpu", deadline=NEVER)
+    setting = loss.Setting(4, 512, 32)
+    cases = {
+        "too large": loss.Case(lambda inputs: raise_out_of_memory(), setting),
+        "broken": loss.Case(broken, setting),
+    }
+    cases["small"] = loss.Case(small, setting, products=2)
+    monkeypatch.setattr(loss, "groups", lambda setting: {"g": cases})
+    results = Results(tmp_path / "r.jsonl", WHERE)
+    failed = loss.run(InThisProcess(), results, size="small", device="cpu", deadline=NEVER)
     assert failed == ["g: broken: TypeError: no such argument"]
     lines = {line["case"]: line for line in results.lines()}
     assert lines.keys() == {"ceilings", "g: too large", "g: small"}
@@ -143,38 +151,31 @@ class InThisProcess:
 
 def test_after_the_deadline_no_case_is_begun(tmp_path, monkeypatch):
     sent = []
-    monkeypatch.setattr(gpu_loss, "make_inputs", None)  # not even inputs are drawn
-    gpu_loss.measure(sent.append, "small", "cpu", {"ceilings"}, PAST)
+    monkeypatch.setattr(loss, "make_inputs", None)  # not even inputs are drawn
+    loss.measure(sent.append, loss.SIZES["small"], {"ceilings"}, PAST)
     assert sent == []
-    monkeypatch.setattr(gpu_steps, "prepare", lambda *_: PATHS)
+    monkeypatch.setattr(steps, "prepare", lambda *_: PATHS)
     monkeypatch.setattr(gpu_memory, "prepare", lambda *_: PATHS)
     options = {"size": "small", "device": "cpu", "home": tmp_path, "deadline": PAST}
-    for stage in (gpu_steps, gpu_memory):
-        assert stage.run(None, Results(tmp_path, "x", WHERE), **options) == []
+    for stage in (steps, gpu_memory):
+        assert stage.run(None, Results(tmp_path / "r.jsonl", WHERE), **options) == []
     assert not list(tmp_path.iterdir())
-
-
-def test_a_kernel_is_known_by_its_own_name():
-    assert short("void at::native::(anonymous namespace)::cunn_SoftMaxForward<8, float>(float*)") == (
-        "cunn_SoftMaxForward<8, float>"
-    )
-    assert short("nvjet_tst_192x192_64x4_2x1_v_bz_coopB_TNN") == "nvjet_tst_192x192_64x4_2x1_v_bz_coopB_TNN"
 
 
 # Steps
 
 
 def task(lengths="log-normal"):
-    return gpu_steps.task_of("OPDTrainer (default)", lengths, "full", "cpu", PATHS, Path())
+    return steps.task_of("OPDTrainer (default)", lengths, "full", "cpu", PATHS, Path())
 
 
 def test_drawn_lengths_have_the_mean_and_the_longest_of_the_task():
-    lengths = torch.cat([gpu_steps.draw_lengths(1000, task(), seed) for seed in range(20)])
+    lengths = torch.cat([steps.draw_lengths(1000, task(), seed) for seed in range(20)])
     assert lengths.float().mean().item() == pytest.approx(200, rel=0.1)
     assert (lengths.min() >= 1).item()
     assert lengths.max().item() == 1024
     assert lengths.median().item() < 150
-    assert torch.equal(gpu_steps.draw_lengths(8, task(), 3), gpu_steps.draw_lengths(8, task(), 3))
+    assert torch.equal(steps.draw_lengths(8, task(), 3), steps.draw_lengths(8, task(), 3))
 
 
 class Model:
@@ -185,17 +186,17 @@ class Model:
 @pytest.mark.parametrize("lengths", ["log-normal", "longest"])
 def test_a_stand_in_ends_every_completion_and_is_the_same_for_all_trainers(lengths):
     prompts = torch.full((16, 3), 7)
-    first, other = gpu_steps.stand_in(task(lengths)), gpu_steps.stand_in(task(lengths))
+    first, other = steps.stand_in(task(lengths)), steps.stand_in(task(lengths))
     for call in range(2):
         ids = first(Model, input_ids=prompts, attention_mask=None)
         assert torch.equal(ids, other(Model, input_ids=prompts))
         assert torch.equal(ids[:, :3], prompts)
-        drawn = gpu_steps.draw_lengths(16, task(), call) if lengths == "log-normal" else torch.full((16,), 1024)
+        drawn = steps.draw_lengths(16, task(), call) if lengths == "log-normal" else torch.full((16,), 1024)
         tokenizer = build_tokenizer(512)
         for row, length in zip(ids[:, 3:], drawn.tolist(), strict=True):
             assert (row == tokenizer.eos_token_id).nonzero().tolist() == [[length - 1]]
             assert (row[length:] == tokenizer.pad_token_id).all()
-            assert (row[: length - 1] >= gpu_steps.FIRST_PLAIN_ID).all()
+            assert (row[: length - 1] >= steps.FIRST_PLAIN_ID).all()
 
 
 def test_the_tokenizer_has_an_id_for_every_row_of_the_head():
@@ -223,39 +224,7 @@ def test_the_largest_size_is_found_to_an_eighth(start):
         assert len(trials) <= 13
 
 
-# Real models
-
-
-def test_cells_share_the_card_sft_waits_and_the_time_is_kept():
-    done, together, most = [], [0], [0]
-
-    def make(cell):
-        together[0] += 1
-        most[0] = max(most[0], together[0])
-        time.sleep(0.002)
-        together[0] -= 1
-        if cell == ("json", "jsd", 1):
-            raise RuntimeError("broke")
-        done.append(cell)
-
-    def is_ready(cell):
-        return cell[1] != "sft" or all((cell[0], name, cell[2]) in done for name in ON_POLICY)
-
-    failed = gpu_real.run_several(all_cells(), make, is_ready, lambda: True, 3)
-    assert failed == ["json, jsd, seed 1: broke"]
-    assert set(all_cells()) - set(done) == {("json", "jsd", 1), ("json", "sft", 1)}  # which waits for it in vain
-    assert 1 < most[0] <= 3
-    done.clear()
-    assert gpu_real.run_several(all_cells(), make, is_ready, lambda: len(done) < 4, 2) == []
-    assert len(done) in (4, 5)  # one more was under way
-
-
-def test_a_model_that_lies_in_a_folder_is_taken_as_it_is(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    sent = []
-    gpu_real.prepare_student(sent.append, "full", tmp_path, tmp_path / "work")
-    assert sent == [str(tmp_path)]
-    assert not (tmp_path / "work").exists()
+# Mathematics
 
 
 def test_mathematics_needs_a_model_and_its_commands_are_those_of_the_package(tmp_path, capsys):
@@ -263,7 +232,7 @@ def test_mathematics_needs_a_model_and_its_commands_are_those_of_the_package(tmp
     from opd_trl.scripts import opsd
 
     options = {"size": "small", "device": "cpu", "home": tmp_path, "deadline": NEVER, "data": None}
-    assert gpu_math.run(Results(tmp_path, "real", WHERE), **options, model=tmp_path) == []
+    assert gpu_math.run(Results(tmp_path / "r.jsonl", WHERE), **options, model=tmp_path) == []
     assert "needs --math-model FOLDER and --math-data FILE" in capsys.readouterr().out
     train = gpu_math.train_arguments("full", "cpu", tmp_path, tmp_path)
     assert train[0] == "opsd"

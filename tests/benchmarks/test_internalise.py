@@ -2,10 +2,14 @@
 
 import json
 import re
+import time
 
 import internalise
 import pytest
-from internalise import BEFORE, RESULTS, add_line, all_cells, cell_of, folder_of, main, open_cells, read_cells
+from children import ChildError
+from internalise import BEFORE, FIELDS, RESULTS, all_cells, cell_of, folder_of, main
+from lines import Deadline, Results, read_lines
+from measure import opd_trl
 from peft import LoraConfig, get_peft_model
 
 from tests import tiny
@@ -21,58 +25,58 @@ def test_the_references_come_first_then_seed_after_seed_and_sft_after_what_it_ma
         assert cells.index((rule, objective, seed)) <= cells.index((rule, "sft", seed))
 
 
-def test_a_cell_with_a_line_is_not_run_again(tmp_path):
-    path = tmp_path / "new" / "r.jsonl"
-    assert read_cells(path) == []
-    add_line(path, line(seed=1))
-    add_line(path, line(seed=2))
-    assert open_cells(all_cells(), read_cells(path)) == [
-        cell for cell in all_cells() if cell not in (("json", "jsd", 1), ("json", "jsd", 2))
-    ]
-    assert list(path.parent.iterdir()) == [path]
+def add_line(path, line):
+    Results(path, fields=FIELDS).add(**line)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"rule": "json"}', "\n"])
-def test_a_line_that_is_no_cell_is_named(tmp_path, text):
-    path = tmp_path / "r.jsonl"
-    path.write_text(json.dumps(line()) + "\n" + text + "\n")
-    with pytest.raises(ValueError, match="line 2 is no line of a case"):
-        read_cells(path)
+class Children:
+    """In place of processes: cells take a moment, and those of `broken` fail."""
 
+    def __init__(self, broken, *_):
+        self.broken, self.asked, self.together, self.most = broken, [], 0, 0
 
-def test_two_lines_of_a_cell_are_refused(tmp_path):
-    path = tmp_path / "r.jsonl"
-    path.write_text(2 * (json.dumps(line()) + "\n"))
-    with pytest.raises(ValueError, match="more than one line"):
-        read_cells(path)
-
-
-def test_sft_takes_the_mean_tokens_of_the_on_policy_cells_of_its_rule_and_seed():
-    lines = [trained("stop_gradient_topk", tokens=4000), trained("forward_kl", tokens=3000)]
-    lines += [trained("jsd", tokens=3500), trained("jsd", seed=1, tokens=1)]
-    assert internalise.token_budget(lines, "json", 0) == 3500
-    with pytest.raises(ValueError, match="needs the tokens of stop_gradient_topk, forward_kl"):
-        internalise.token_budget(lines, "json", 1)
+    def call(self, function, args, budget, **options):
+        cell = (args.rule, args.objective, args.seed)
+        self.asked.append((cell, budget))
+        self.together += 1
+        self.most = max(self.most, self.together)
+        time.sleep(0.002)
+        self.together -= 1
+        if cell in self.broken:
+            raise ChildError("out of memory")
+        tokens = {"stop_gradient_topk": 4000, "forward_kl": 3000}.get(args.objective, 3500)
+        return line(*cell, completion_tokens=tokens, wall_seconds=1.0)
 
 
 def test_a_run_goes_on_from_its_lines_and_keeps_them_when_a_cell_fails(tmp_path, monkeypatch, capsys):
-    asked = []
-
-    def worker(cell, args, budget):
-        asked.append((cell, budget))
-        if cell[1] == "sft":
-            raise RuntimeError("out of memory")
-        return line(*cell, completion_tokens=100, wall_seconds=1.0)
-
-    monkeypatch.setattr(internalise, "in_fresh_process", worker)
-    argv = ["--results", str(tmp_path / "r.jsonl"), "--output", str(tmp_path), "--rule", "json", "--seed", "0"]
+    children = Children({("json", "sft", 0)})
+    monkeypatch.setattr(internalise, "Children", lambda logs, device: children)
+    argv = ["--results", str(tmp_path / "new" / "r.jsonl"), "--output", str(tmp_path), "--rule", "json", "--seed", "0"]
+    assert main([*argv, "--objective", "sft"]) == 2
+    assert "sft, seed 0: it needs the tokens of cells that are not finished" in capsys.readouterr().err
     assert main(argv) == 2
-    assert "out of memory" in capsys.readouterr().err
-    assert [cell[1] for cell, _ in asked] == ["before", "teacher", "stop_gradient_topk", "forward_kl", "jsd", "sft"]
+    assert "json, sft, seed 0: out of memory" in capsys.readouterr().err
+    order = ["before", "teacher", "stop_gradient_topk", "forward_kl", "jsd", "sft"]
+    assert [cell[1] for cell, _ in children.asked] == order
     assert main(argv) == 2
-    assert asked[6:] == [(("json", "sft", 0), 100)]
-    assert len(read_cells(tmp_path / "r.jsonl")) == 5
-    assert all(entry["commit"] for entry in read_cells(tmp_path / "r.jsonl"))
+    assert children.asked[5:] == 2 * [(("json", "sft", 0), 3500)]  # the mean of the others
+    assert len(read_lines(tmp_path / "new" / "r.jsonl", FIELDS)) == 5
+
+
+def test_cells_share_the_card_sft_waits_and_the_time_is_kept(tmp_path):
+    def run(name, minutes=1000.0):
+        found = Children({("json", "jsd", 1)})
+        results = Results(tmp_path / name, fields=FIELDS)
+        arguments = (found, results, all_cells(), "model", tmp_path / "cells", Deadline.after(minutes))
+        return found, results.done, internalise.run_cells(*arguments, jobs=3)
+
+    children, done, failed = run("all.jsonl")
+    assert failed[0] == "json, jsd, seed 1: out of memory"
+    assert failed[1:] == ["json, sft, seed 1: it needs the tokens of cells that are not finished"]
+    assert set(all_cells()) - done() == {("json", "jsd", 1), ("json", "sft", 1)}
+    assert 1 < children.most <= 3
+    children, done, failed = run("none.jsonl", minutes=0.9)  # less than a cell may take
+    assert (children.asked, done(), failed) == ([], set(), [])
 
 
 def retention_of(folder, *more):
@@ -112,7 +116,7 @@ def test_finished_adapters_are_evaluated_after_the_student_and_those_with_a_line
     ]
     assert main(retention_of(tmp_path)) == 0
     assert [cell for cell, *_ in asked[3:]] == [("json", "sft", 0), ("json", "jsd", 1)]
-    assert len(read_cells(tmp_path / "kept.jsonl")) == 4
+    assert len(read_lines(tmp_path / "kept.jsonl", FIELDS)) == 4
 
 
 def test_a_finished_cell_without_its_adapter_is_named_before_anything_is_run(tmp_path, capsys):
@@ -138,10 +142,10 @@ def test_an_adapter_is_evaluated_by_the_command_with_all_questions_and_texts_in_
     assert (identity["model"]["path"], identity["adapter"]["path"]) == (model, str(adapter))
 
 
-def test_an_evaluation_that_fails_names_its_log(tmp_path):
-    with pytest.raises(RuntimeError, match=r"status 2; its log: .*retention\.log"):
-        internalise.evaluate(BEFORE, str(tmp_path / "none"), None, tmp_path / "cell" / "retention")
-    assert "none" in (tmp_path / "cell" / "retention.log").read_text()
+def test_a_command_that_fails_names_its_log(tmp_path):
+    with pytest.raises(RuntimeError, match=r"opd-trl nonsense ended with status 2; its log: .*retention\.log"):
+        opd_trl("nonsense", log=tmp_path / "cell" / "retention.log")
+    assert "nonsense" in (tmp_path / "cell" / "retention.log").read_text()
 
 
 def test_the_plot_is_written(tmp_path):
@@ -161,6 +165,6 @@ def test_without_a_finished_cell_there_is_nothing_to_show(tmp_path, monkeypatch,
 
 
 def test_the_results_that_are_kept_here_hold_one_verdict_per_question():
-    for entry in read_cells(RESULTS):
+    for entry in read_lines(RESULTS, FIELDS):
         assert {len(entry[name]) for name in ("greedy", "sampled", "elsewhere")} == {48}
         assert re.fullmatch(r"[0-9a-f]{7,}(-dirty)?", entry["commit"])

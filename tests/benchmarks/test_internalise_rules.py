@@ -16,12 +16,10 @@ FAILS = {
         'Sure: {"answer": "Oslo"}',
         '{"answer": "Oslo"} Anything else?',
         '{"answer": "Oslo", "sure": true}',
-        '{"answer": {"city": "Oslo"}}',
         '{"answer": ""}',
-        '{"answer": "..."}',
-        '{"answer": "the city of the city of the city of the city of the city"}',  # collapsed
-        '["answer"]',
-        '"answer"',
+        '{"answer": {"city": "Oslo"}}',
+        '{"answer": 7}',  # which the rule json:answer takes
+        '{"answer": true}',
         "NaN",
     ],
     "bullets": [
@@ -58,11 +56,6 @@ def test_what_is_cut_collapsed_or_padded_does_not_follow(rule, text):
 def test_a_rule_that_shows_further_down_or_in_other_case_leaks_without_being_followed(rule, text):
     assert RULES[rule].leaks(text)
     assert not RULES[rule].follows(text)
-
-
-@pytest.mark.parametrize("text", ["7", '{"answer": 7}', '{"answer": {"city": "Oslo"}}', '{"answer": true}'])
-def test_what_the_named_json_rule_lets_pass_is_no_text_and_does_not_follow(text):
-    assert not RULES["json"].follows(text)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,15 +1,14 @@
-from pathlib import Path
-
 import internalise_table as table
 import numpy as np
 import pytest
-from internalise import RESULTS, RETENTION, add_line, all_cells, main, read_cells
-from measure import marks_of
+from internalise import FIELDS, RESULTS, RETENTION, all_cells, main
+from lines import marks_of, read_lines
 
-from .lines import CONDITIONS, evaluated, line, trained
+from opd_trl.data.files import write_jsonl
+
+from .lines import CONDITIONS, evaluated, line, trained, written
 
 
-PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 BEGIN, END = marks_of("internalise")
 
 
@@ -99,7 +98,8 @@ def test_what_is_missing_is_said_and_nothing_where_all_is_there():
     assert table.state(lines, kept) == "All 42 cells are done."
     assert table.state(lines, kept[:8]).endswith("put to 1 of 36 adapters so far.")
     fewer = [x for x in lines if (x["objective"], x["rule"]) != ("jsd", "json")]
-    assert table.state(fewer, kept) == "**3 of 42 cells are missing**: JSON object: JSD 0.5 (seeds 0, 1, 2)."
+    named = "; ".join(f"json, jsd, seed {seed}" for seed in range(3))
+    assert table.state(fewer, kept) == f"**3 of 42 cells are missing**: {named}."
 
 
 def test_the_objectives_that_never_followed_are_named_with_their_count():
@@ -109,8 +109,8 @@ def test_the_objectives_that_never_followed_are_named_with_their_count():
 
 
 def test_the_command_prints_and_writes_the_same_tables_and_leaves_the_rest_of_the_page(tmp_path, capsys):
-    for cell in (line(objective="before", retention=3.25), trained("jsd"), trained("forward_kl")):
-        add_line(tmp_path / "r.jsonl", cell | CONDITIONS)
+    cells = (line(objective="before", retention=3.25), trained("jsd"), trained("forward_kl"))
+    write_jsonl(tmp_path / "r.jsonl", (cell | CONDITIONS for cell in cells))
     page = tmp_path / "page.md"
     page.write_text(f"# Before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
     argv = ["--results", str(tmp_path / "r.jsonl"), "--retention-results", str(tmp_path / "none.jsonl")]
@@ -124,7 +124,5 @@ def test_the_command_prints_and_writes_the_same_tables_and_leaves_the_rest_of_th
 
 
 def test_the_page_of_results_shows_the_lines_that_are_kept_here():
-    text = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
-    assert text == table.tables(read_cells(RESULTS), read_cells(RETENTION)), (
-        "python benchmarks/internalise.py --write docs/results.md"
-    )
+    made = table.tables(read_lines(RESULTS, FIELDS), read_lines(RETENTION, FIELDS))
+    assert written("results.md", "internalise") == made, "python benchmarks/internalise.py --write docs/results.md"

@@ -1,18 +1,14 @@
 """The study in the documentation: the page shows the lines that are kept here."""
 
-from pathlib import Path
-
 import mechanisms
 import pytest
-from measure import marks_of
 
 from opd_trl.reproduce.settings import read_settings
 from opd_trl.reproduce.study import all_jobs, key_of
 from opd_trl.scripts.recipe_files import find_recipe
 from tests.reproduce.lines import lines, settings
 
-
-PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
+from .lines import written
 
 
 def cells(table: str) -> list[list[str]]:
@@ -28,9 +24,7 @@ def test_every_step_of_the_study_is_kept_under_the_settings_of_the_recipe():
 
 def test_the_page_shows_the_lines_that_are_kept_here():
     own = read_settings(find_recipe("reproduce/mechanisms"))
-    begin, end = marks_of("mechanisms")
-    text = PAGE.read_text(encoding="utf-8").split(begin)[1].split(end)[0].strip()
-    assert text == mechanisms.text(own, mechanisms.read_lines(mechanisms.RESULTS)), (
+    assert written("evidence.md", "mechanisms") == mechanisms.text(own, mechanisms.read_lines(mechanisms.RESULTS)), (
         "python benchmarks/mechanisms.py --write docs/evidence.md --plot docs/images"
     )
 

@@ -6,7 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from opd_trl.models.sampling import Sampling
-from opd_trl.models.transformers_engine import TransformersEngine, end_ids, greedy_answers
+from opd_trl.models.transformers_engine import TransformersEngine, answer_ids, end_ids, greedy_answers
 from opd_trl.models.vllm_engine import VLLMEngine
 from tests import tiny
 
@@ -25,6 +25,17 @@ def test_greedy_answers_are_those_of_the_other_function():
     expected = greedy_answers(tiny.build_model(), tokenizer, tiny.questions(4)["prompt"], max_new_tokens=8)
     done = TransformersEngine(model, tokenizer).generate(prompts(tokenizer), GREEDY, [0] * 4)
     assert [completion.text for completion in done] == expected
+
+
+def test_sampled_answers_follow_the_seed_of_torch_and_end_with_the_end_token():
+    model, tokenizer, drawn = tiny.build_model(), tiny.build_tokenizer(), []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(answer_ids(model, tokenizer, tiny.questions(4)["prompt"], max_new_tokens=64, temperature=1.0))
+    assert drawn[0] == drawn[1] != drawn[2]
+    ends = [ids.index(tokenizer.eos_token_id) for ids in drawn[0] if tokenizer.eos_token_id in ids]
+    assert ends
+    assert ends == [len(ids) - 1 for ids in drawn[0] if tokenizer.eos_token_id in ids]
 
 
 def test_samples_repeat_with_their_seeds_and_differ_with_others():

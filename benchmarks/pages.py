@@ -1,12 +1,12 @@
-"""The tables of gpu.py: on the screen after a run, and on a page of the documentation."""
+"""The tables of loss.py, steps.py and gpu.py: on the screen after a run, and on a page of the documentation."""
 
 from collections.abc import Iterable
 from itertools import groupby
 from statistics import fmean
 
-from gpu_lines import PHASES, STAGES, TRL, Line
 from internalise_table import MEASURES
-from measure import conditions_of
+from lines import PHASES, Line, conditions_of
+from loss import DENSE, TRL
 
 from opd_trl.reproduce.tables import markdown
 
@@ -28,8 +28,8 @@ def page(lines: dict[str, list[Line]]) -> str:
     parts = []
     for machine in machines:
         parts.append(f"## {machine}")
-        for stage in STAGES:
-            if own := [line for line in lines[stage] if line["machine"] == machine]:
+        for stage, found in lines.items():
+            if own := [line for line in found if line["machine"] == machine]:
                 parts += [f"### {TITLES[stage]}, {machine}", text(stage, own)]
     return "\n\n".join(parts) or NOTHING
 
@@ -49,51 +49,60 @@ def loss(lines: list[Line]) -> Iterable[str]:
             f"Measured ceilings: a copy on the card moves {moved:.2f} TB/s, bytes read and written; a square bfloat16 "
             f"product runs at {rate:.0f} TFLOP/s."
         )
-    by_group = {group: [line for line in lines if line.get("group") == group] for group in groups_of(lines)}
+    by_group = {group: list(own) for group, own in groupby(sorted(lines, key=group_of), key=group_of)}
     for group, title in (("main", ""), ("long", ""), ("liger", ", Liger")):
-        for tokens, own in groupby(by_group.get(group, []), key=lambda line: line["tokens"]):
-            yield f"**{tokens} tokens{title}**\n\n" + markdown(loss_rows(list(own), ceiling))
-    yield sweep(by_group.get("top_k", []), "Against K")
-    yield sweep(by_group.get("loss_memory_mib", []), "Against loss_memory_mib")
+        if own := by_group.get(group):
+            yield f"**{own[0]['tokens']} tokens{title}**\n\n" + markdown(loss_row(line, own, ceiling) for line in own)
+    for group, own in by_group.items():
+        if group not in ("", "main", "long", "liger", "kernels"):
+            yield sweep(own, f"Against {group}")
     yield kernels(by_group.get("kernels", []))
 
 
-def groups_of(lines: list[Line]) -> list[str]:
-    return list(dict.fromkeys(line["group"] for line in lines if "group" in line))
+def group_of(line: Line) -> str:
+    """Of cases that took turns."""
+    return line.get("group", "")
 
 
-def loss_rows(lines: list[Line], ceiling: Line | None) -> Iterable[dict[str, str]]:
-    """One row a case; ratios to TRL's kernel in the same turns."""
-    trl = next((line for line in lines if line["name"] == TRL and "seconds" in line), None)
-    for line in lines:
-        if "failed" in line:
-            yield {"case": line["name"], "ms": line["failed"]}
-            continue
-        row = {"case": line["name"], "ms": milliseconds(line["seconds"]), "MiB": str(line["extra_mib"])}
-        if trl:
-            row["time / TRL's"] = f"{line['seconds']['median'] / trl['seconds']['median']:.2f}"
-            row["MiB / TRL's"] = f"{line['extra_mib'] / max(1, trl['extra_mib']):.2f}"
-        if line["flops"] and ceiling:
-            floor = line["flops"] / ceiling["flops_per_second"]
-            row["its products at the ceiling"] = f"{floor / line['seconds']['median']:.0%}"
-        names = ("case", "ms", "time / TRL's", "MiB", "MiB / TRL's", "its products at the ceiling")
-        yield {name: row[name] for name in names if name in row}
+def loss_row(line: Line, lines: list[Line], ceiling: Line | None) -> dict[str, str]:
+    """The row of a case; ratios are to others in the same turns."""
+    if "failed" in line:
+        return {"case": line["name"], "ms": line["failed"]}
+    trl, dense = ([other for other in lines if other["name"] == name and "seconds" in other] for name in (TRL, DENSE))
+    row = {"case": line["name"], "ms": spread_text(line["seconds"], 1000, 1)}
+    row |= {"time / TRL's": ratio(line, trl, "seconds"), "time / dense Top-20": ratio(line, dense, "seconds")}
+    row |= {"MiB": str(line["extra_mib"]), "MiB / TRL's": ratio(line, trl, "extra_mib")}
+    if line["flops"] and ceiling:
+        floor = line["flops"] / ceiling["flops_per_second"]
+        row["its products at the ceiling"] = f"{floor / line['seconds']['median']:.0%}"
+    return row
 
 
-def milliseconds(seconds: dict[str, float]) -> str:
+def ratio(line: Line, others: list[Line], name: str) -> str:
+    """Of a figure of two lines, or of its medians; empty where there is no other line."""
+    found = (x[name]["median"] if isinstance(x[name], dict) else x[name] for x in (line, *others[:1]))
+    return f"{next(found) / (next(found) or 1):.2f}" if others else ""
+
+
+def spread_text(seconds: dict[str, float], factor: int, digits: int) -> str:
     """`12.3 (12.1 to 12.9)`."""
-    median, low, high = (1000 * seconds[name] for name in ("median", "min", "max"))
-    return f"{median:.1f} ({low:.1f} to {high:.1f})"
+    median, low, high = (f"{factor * seconds[name]:.{digits}f}" for name in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"
 
 
 def sweep(lines: list[Line], title: str) -> str:
-    """One row a loss, one column a value; names are `loss, value`."""
+    """One row a loss, one column a value with its ratio to the first one; names are `loss, value`."""
     rows: dict[str, dict[str, str]] = {}
+    first: dict[str, list[Line]] = {}
     for line in lines:
         name, _, value = line["name"].rpartition(", ")
-        shown = line["failed"] if "failed" in line else f"{1000 * line['seconds']['median']:.1f}"
-        rows.setdefault(name, {"ms": name})[value] = shown
-    return f"**{title}**\n\n" + markdown(rows.values()) if rows else ""
+        row = rows.setdefault(name, {"ms (to the first)": name})
+        if "failed" in line:
+            row[value] = line["failed"]
+            continue
+        to_first = ratio(line, first.setdefault(name, [line]), "seconds")
+        row[value] = f"{1000 * line['seconds']['median']:.1f} ({to_first})"
+    return f"**{title}**\n\n" + markdown(rows.values())
 
 
 def kernels(lines: list[Line]) -> str:
@@ -116,7 +125,12 @@ def steps(lines: list[Line]) -> Iterable[str]:
     ):
         own = [line for line in lines if line["lengths"] == lengths]
         if own:
-            yield f"**{title}**; seconds\n\n" + markdown(step_row(line, own) for line in own)
+            yield f"**{title}**; seconds\n\n{step_table(own)}"
+
+
+def step_table(lines: list[Line]) -> str:
+    """One row a trainer."""
+    return markdown(step_row(line, lines) for line in lines)
 
 
 def step_row(line: Line, lines: list[Line]) -> dict[str, str]:
@@ -124,20 +138,13 @@ def step_row(line: Line, lines: list[Line]) -> dict[str, str]:
     if "failed" in line:
         return {"trainer": line["trainer"], "step": line["failed"]}
     pair = "SDFT" if line["trainer"].startswith(("SDFT", "OPSD")) else "Distillation"
-    trl = next((x for x in lines if x["trainer"].startswith(pair) and "failed" not in x), None)
-    seconds = line["seconds"]
-    row = {
-        "trainer": line["trainer"],
-        "step": f"{seconds['median']:.2f} ({seconds['min']:.2f} to {seconds['max']:.2f})",
-    }
-    if trl:
-        row["/ TRL's"] = f"{seconds['median'] / trl['seconds']['median']:.2f}"
-        ratio = line["without_generation"]["median"] / trl["without_generation"]["median"]
-        row["without generation / TRL's"] = f"{ratio:.2f}"
+    trl = [x for x in lines if x["trainer"].startswith(pair) and "failed" not in x]
+    row = {"trainer": line["trainer"], "step": spread_text(line["seconds"], 1, 2)}
+    titles = {"seconds": "", "without_generation": "without generation ", "loss_and_backward": "loss + backward "}
+    row |= {f"{title}/ TRL's": ratio(line, trl, name) for name, title in titles.items()}
     row |= {phase: f"{line['phases'][phase]:.2f}" for phase in PHASES}
-    row["peak, MiB"] = str(line["peak_mib"])
-    if trl:
-        row["peak / TRL's"] = f"{line['peak_mib'] / trl['peak_mib']:.2f}"
+    for title, name in (("peak, MiB", "peak_mib"), ("loss + backward, MiB", "extra_mib")):
+        row |= {title: str(int(line[name])), f"{title.partition(',')[0]}, MiB / TRL's": ratio(line, trl, name)}
     return row
 
 

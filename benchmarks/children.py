@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import QUIET
 
 
 HERE = Path(__file__).parent
@@ -31,16 +32,13 @@ LIBRARIES = (
     "opd_trl.planning.inputs",
     "opd_trl.scripts.opd",
 )
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
+ENVIRONMENT = QUIET | {
     "PYTHONUNBUFFERED": "1",
     "PYTHONWARNINGS": "ignore:resource_tracker",  # locks of tqdm that a child leaves
     "TORCHINDUCTOR_COMPILE_THREADS": "1",  # in the child itself
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # torch.cuda.is_available() without CUDA
-    "TQDM_DISABLE": "1",
-    "TRL_EXPERIMENTAL_SILENCE": "1",
 }
+FOREVER = 1e6  # seconds
 OUT_OF_MEMORY = "out of memory"
 # Of errors that have no class of their own: cuBLAS's, and a CUDA error inside a Triton kernel.
 SIGNS_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory", "[CUDA]: out of memory")
@@ -53,7 +51,7 @@ class ChildError(RuntimeError):
 
 
 class Children:
-    """Starts processes one by one, or several at a time from threads. The server starts with the first of them.
+    """Starts processes, each with its own memory. The server starts with the first of them.
 
     Args:
         logs: folder for what they print.
@@ -64,25 +62,36 @@ class Children:
         self.logs, self.device = logs, device
         self._method: str | None = None
 
-    def run(self, function: Callable, *arguments: Any, name: str, seconds: float) -> Iterator[Any]:
+    def run(self, function: Callable, *arguments: Any, name: str, seconds: float = FOREVER) -> Iterator[Any]:
         """Call `function(send, *arguments)` in a child and yield what it sends.
+
+        The child waits in `send` until the next thing is asked for, so that children can take turns.
 
         Raises:
             ChildError: it fails, dies, or takes longer than `seconds`; what it sent until then is yielded before.
         """
         if self._method is None:
             self._start()
-        context = multiprocessing.get_context(self._method)
-        here, there = context.Pipe(duplex=False)
+        context, until = multiprocessing.get_context(self._method), time.time() + seconds
+        here, there = context.Pipe()
         log = self.logs / f"{name}.txt"
         child = context.Process(target=work, args=(there, log, function, arguments), daemon=True)
         child.start()
         there.close()
         patience = 0
         try:
-            yield from messages(here, until=time.time() + seconds)
-            patience = 10
-        except EOFError:
+            while here.poll(max(0.0, until - time.time())):
+                kind, content = here.recv()
+                if kind == "sent":
+                    yield content
+                    here.send(None)
+                    continue
+                patience = 10
+                if kind == "failed":
+                    raise ChildError(content)
+                return
+            raise ChildError("it took too long")
+        except (EOFError, BrokenPipeError):
             child.join(10)
             raise ChildError(f"the process ended with status {child.exitcode}, see {log}") from None
         finally:
@@ -91,35 +100,26 @@ class Children:
                 child.kill()
                 child.join()
 
+    def call(self, function: Callable, *arguments: Any, **options: Any) -> Any:
+        """The one thing that a function sends."""
+        (content,) = self.run(function, *arguments, **options)
+        return content
+
     def _start(self) -> None:
         """Start the server, and see whether what it forks can use the device; else each child imports for itself."""
         self.logs.mkdir(parents=True, exist_ok=True)
         os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
         path = [str(HERE), str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         os.environ["PYTHONPATH"] = os.pathsep.join(path)
-        multiprocessing.set_forkserver_preload(list(LIBRARIES))
+        # What accelerate would import in every child; on a card it may touch CUDA.
+        more = ["deepspeed"] if self.device == "cpu" else []
+        multiprocessing.set_forkserver_preload([*LIBRARIES, *more])
         self._method = "forkserver"
         try:
-            list(self.run(probe, self.device, name="probe", seconds=150))
+            self.call(probe, self.device, name="probe", seconds=150)
         except ChildError as error:
             print(f"processes cannot be forked here, which costs seconds each: {error}", file=sys.stderr)
             self._method = "spawn"
-
-
-def messages(pipe: Any, *, until: float) -> Iterator[Any]:
-    """What a child sends, until it says how it ended.
-
-    Raises:
-        ChildError: it failed, or the time is over.
-    """
-    while pipe.poll(max(0.0, until - time.time())):
-        kind, content = pipe.recv()
-        if kind == "end":
-            return
-        if kind == "failed":
-            raise ChildError(content)
-        yield content
-    raise ChildError("it took too long")
 
 
 def work(pipe: Any, log: Path, function: Callable, arguments: tuple) -> None:
@@ -128,7 +128,7 @@ def work(pipe: Any, log: Path, function: Callable, arguments: tuple) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            function(lambda content: pipe.send(("sent", content)), *arguments)
+            function(lambda content: (pipe.send(("sent", content)), pipe.recv()), *arguments)
             pipe.send(("end", None))
         except Exception as error:
             traceback.print_exc()
