@@ -7,8 +7,6 @@ import importlib
 
 
 __version__ = "0.1.0.dev0"
-#: Environment variable with the key of a served teacher, on both sides.
-API_KEY_VARIABLE = "OPD_TRL_API_KEY"
 
 _LAZY = {
     "OPDConfig": "opd_trl.trainers.opd_config",

@@ -1,9 +1,8 @@
 """`opd-trl serve-teacher`: one teacher behind HTTP, for students on other machines."""
 
 import argparse
-import os
 
-from .. import API_KEY_VARIABLE
+from ..credentials import api_key
 from ..serving.start import InputError, bind, check, end_on_signals
 from .terminal import json_object, refused
 
@@ -52,7 +51,10 @@ def main(argv: list[str]) -> int:
         make_parser().print_help()
         return 0
     args = make_parser().parse_args(argv)
-    key = os.environ.get(API_KEY_VARIABLE, "").strip() or None
+    try:
+        key = api_key()
+    except ValueError as error:
+        return refused(NAME, error)
     try:
         check(args, key)
         with bind(args.host, args.port) as sock:

@@ -15,6 +15,8 @@ from typing import Any
 
 import opd_trl
 
+from ..credentials import without_secrets
+
 
 #: Packages that decide about the numbers of a training run, and those of an evaluation.
 TRAINING = ("trl", "transformers", "torch", "peft", "accelerate", "datasets", "vllm", "deepspeed")
@@ -78,7 +80,7 @@ def conditions() -> dict[str, Any]:
     return {
         "versions": versions(EVALUATION),
         "git_commit": _commit(),
-        "command": shlex.join(["opd-trl", *sys.argv[1:]]) if sys.argv else "",
+        "command": shlex.join(["opd-trl", *without_secrets(sys.argv[1:])]) if sys.argv else "",
         "machine": _machine(),
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
     }

@@ -3,11 +3,9 @@
 import json
 import logging
 import math
-import re
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,6 @@ logger = logging.getLogger(__name__)
 
 FOLDER = "run_log"
 FORMAT = 1
-SECRET = re.compile(r"(token|key|password|secret)$", re.IGNORECASE)
-USER_INFO = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-LEFT_OUT = "(left out)"
 
 
 class RunLog:
@@ -102,59 +97,3 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
 def now() -> str:
     """The time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def as_json(value: Any) -> Any:
-    """A JSON value: numbers, texts, lists and mappings as they are, all else as text; without secrets.
-
-    Example:
-        >>> as_json({"url": "http://me:pw@host/", "hub_token": "abc", "rate": float("inf"), "path": Path("a")})
-        {'url': 'http://(left out)@host/', 'rate': 'inf', 'path': 'a'}
-    """
-    if isinstance(value, Mapping):
-        return {str(name): as_json(x) for name, x in value.items() if not is_secret(str(name))}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [as_json(x) for x in value]
-    if isinstance(value, Enum):
-        return as_json(value.value)
-    if value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    return USER_INFO.sub(LEFT_OUT, str(value))
-
-
-def is_secret(name: str) -> bool:
-    """Does a field hold a secret, to judge by its name?"""
-    return SECRET.search(name) is not None
-
-
-def without_secrets(argv: list[str]) -> list[str]:
-    """A command line without the values of `--*token`, `--*key` and the like.
-
-    Example:
-        >>> without_secrets(["train.py", "--hub_token", "abc", "--api-key=x", "--lr", "1e-4", '{"token": "abc"}'])
-        ['train.py', '--hub_token', '(left out)', '--api-key=(left out)', '--lr', '1e-4', '{}']
-    """
-    shown, hide = [], False
-    for argument in argv:
-        name, equals, _ = argument.partition("=")
-        is_option = argument.startswith("--")
-        if hide and not is_option:
-            shown.append(LEFT_OUT)
-        elif is_option and equals and is_secret(name):
-            shown.append(f"{name}={LEFT_OUT}")
-        else:
-            shown.append(mapping_without_secrets(argument))
-        hide = is_option and not equals and is_secret(argument)
-    return shown
-
-
-def mapping_without_secrets(argument: str) -> str:
-    """A JSON mapping without its secrets; any other argument without the user and password of an address."""
-    name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    try:
-        content = json.loads(value)
-    except ValueError:
-        content = None
-    if isinstance(content, dict):
-        value = json.dumps(as_json(content))
-    return name + equals + USER_INFO.sub(LEFT_OUT, value)

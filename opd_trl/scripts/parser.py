@@ -117,7 +117,9 @@ class StrictParser(TrlParser):
             raise ValueError(f"{path} is a pipeline. Run it with `opd-trl pipeline --config {path}`.")
         environment = values.pop("env", {})
         if not isinstance(environment, dict):
-            raise ValueError(f"env in {self._recipe.origins['env']} must map names to values, got {environment!r}.")
+            raise ValueError(
+                f"env in {self._recipe.origins['env']} must map names to values, got a {type(environment).__name__}."
+            )
         os.environ.update({key: str(value) for key, value in environment.items()})
         self.set_defaults_with_config(**values)
         return args

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from .. import API_KEY_VARIABLE
+from ..credentials import API_KEY_VARIABLE
 from ..teachers import OURS
 from .answers import PIECE, CompletionsAnswer, pieces, tensor_bytes
 from .bodies import (

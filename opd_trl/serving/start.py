@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .. import API_KEY_VARIABLE
+from ..credentials import API_KEY_VARIABLE
 from ..data.files import looks_local
 
 

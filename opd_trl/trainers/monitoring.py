@@ -10,10 +10,11 @@ from accelerate.logging import get_logger
 from torch import Tensor
 from transformers import TrainerCallback
 
+from ..credentials import as_json, is_secret, without_secrets
 from ..diagnostics import Monitor, MonitorWarning
 from ..given import default_of
 from ..models.provenance import versions
-from ..reports.run_log import RunLog, as_json, is_secret, without_secrets
+from ..reports.run_log import RunLog
 from ..teachers.base import path_of
 from ..teachers.scores import Scores
 from .config_checks import has_biased_gradient

@@ -1,6 +1,5 @@
 """Find the teachers that a run names, and build them: from paths, addresses, or the student itself."""
 
-import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +8,7 @@ from accelerate.utils import set_seed
 from torch import nn
 from trl.trainer.utils import get_config_model_id
 
-from .. import API_KEY_VARIABLE
+from ..credentials import api_key
 from ..models.forward import vocabulary_rows
 from ..models.loading import load_whole, plain_models
 from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
@@ -76,7 +75,7 @@ def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
     return connect(
         TeacherServer(
             url,
-            api_key=os.environ.get(API_KEY_VARIABLE),
+            api_key=api_key(),
             timeout=args.teacher_server_timeout,
             retries=args.teacher_server_retries,
             concurrency=args.teacher_server_concurrency,

@@ -4,7 +4,8 @@ import math
 import pytest
 
 from opd_trl import OPDConfig, OPSDConfig
-from opd_trl.reports.run_log import RunLog, as_json, without_secrets
+from opd_trl.credentials import as_json, without_secrets
+from opd_trl.reports.run_log import RunLog
 from opd_trl.trainers.monitoring import differences
 from tests.trainers.build import settings
 
