@@ -4,25 +4,59 @@ import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .scorer import PromptScores
-
 
 PIECE = 1 << 20  # bytes handed to the network at a time
 POSITIONS = 256  # of a prompt, turned to JSON at a time
 
 
-def tensor_bytes(hidden_states: Sequence[Tensor], name: str) -> bytes:
-    """Safetensors with `hidden_states` `(sum n, H)` and the model's name."""
-    return save({"hidden_states": torch.cat(list(hidden_states))}, metadata={"model": name})
+class PromptScores(NamedTuple):
+    """The scored ids of N positions: `ids`, `log_probs`, `ranks`, each `(N, M)` on the CPU, the actual token first.
+
+    A row may hold an id twice.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    ranks: Tensor
 
 
-def pieces(content: bytes) -> Iterator[memoryview]:
+def safetensors(parts: dict[str, Sequence[Tensor]], metadata: dict[str, str]) -> tuple[int, Iterator[memoryview]]:
+    """Tensors in the form of safetensors, in pieces, so that no copy of all of them is made.
+
+    Args:
+        parts: of each tensor by its name, along its first dimension, on any device.
+        metadata: texts.
+
+    Returns:
+        Bytes of all pieces, and the pieces, of `PIECE` bytes or a row each.
+    """
+    # The library names the dtypes; it writes whole tensors alone.
+    named = save({name: rows[0][:0] for name, rows in parts.items()}, metadata=metadata)
+    header, end = json.loads(named[8:]), 0
+    for name, rows in parts.items():
+        start, end = end, end + sum(x.numel() * x.element_size() for x in rows)
+        header[name] |= {"shape": [sum(map(len, rows)), *rows[0].shape[1:]], "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+
+    def pieces() -> Iterator[memoryview]:
+        yield memoryview(head)
+        for x in (x for rows in parts.values() for x in rows if x.numel()):
+            for rows in x.detach().split(max(1, PIECE * len(x) // (x.numel() * x.element_size()))):
+                yield rows.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+    return len(head) + end, pieces()
+
+
+def pieces_of(content: bytes) -> Iterator[memoryview]:
     """`content` in parts of `PIECE` bytes, so that the server waits for a slow client between two of them."""
     view = memoryview(content)
     for start in range(0, len(content), PIECE):

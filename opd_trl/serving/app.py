@@ -1,170 +1,41 @@
 """The HTTP face of a `Scorer`: routes, limits, errors; and serving it until a signal."""
 
 import argparse
-import asyncio
 import ipaddress
 import json
 import logging
+import os
 import socket
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
 from safetensors import SafetensorError
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from ..credentials import API_KEY_VARIABLE
 from ..teachers import OURS
-from .answers import PIECE, CompletionsAnswer, pieces, tensor_bytes
-from .bodies import (
-    CompletionsBody,
-    HiddenStatesBody,
-    Refusal,
-    as_prompts,
-    check_completions,
-    check_model,
-    check_num_scored,
-    check_requested,
-    check_sequences,
-    parse,
-)
+from .bodies import Refusal
+from .connections import Connection, backlog, limit_log, most_connections
 from .gate import Gate
-from .scorer import NonFiniteScores, PromptScores, Scorer, load_scorer
+from .scorer import Scorer, load_scorer
+from .service import Limits, Service
 from .start import InputError
 
 
 logger = logging.getLogger(__name__)
 SHUTDOWN_LIMIT = 10  # seconds for requests in flight to finish
+CONNECTIONS = 8  # that may be open for each request at a time
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much at a time: sequences per forward, and what a request and all of them together may ask."""
-
-    batch_size: int
-    max_sequences: int
-    max_log_probs: int
-    max_concurrent_requests: int
-    max_request_mib: int
-
-
-class LargeFile(FileResponse):
-    """A file read in larger parts than web pages need."""
-
-    chunk_size = PIECE
-
-
-class Service:
-    """What the routes do: check, score one forward at a time, answer. `name` is that under which a model is served."""
-
-    def __init__(self, scorer: Scorer, name: str, limits: Limits):
-        self.scorer, self.name, self.limits = scorer, name, limits
-        self.num_ids = scorer.num_ids
-        self.max_log_probs = min(limits.max_log_probs, self.num_ids)
-        self.one_at_a_time = asyncio.Lock()
-        self.check_sequences = partial(
-            check_sequences,
-            num_ids=self.num_ids,
-            max_length=scorer.max_length,
-            max_sequences=limits.max_sequences,
-        )
-
-    async def hidden_states(self, request: Request) -> Response:
-        """POST /v1/hidden_states: safetensors with the states that predict the last tokens of each sequence."""
-        sequences, num_scored = await run_in_threadpool(self.read_hidden_states, await request.body())
-
-        def score(rows: list[int]) -> list[torch.Tensor]:
-            parts = self.scorer.hidden_states([sequences[i] for i in rows], [num_scored[i] for i in rows])
-            return [part.cpu() for part in parts]
-
-        hidden_states = await self.in_batches(request, "sequences", sequences, score)
-        content = await run_in_threadpool(tensor_bytes, hidden_states, self.name)
-        headers = {"content-length": str(len(content))}
-        return StreamingResponse(pieces(content), media_type="application/octet-stream", headers=headers)
-
-    async def completions(self, request: Request) -> Response:
-        """POST /v1/completions: log-probabilities of each token of the prompts, as JSON in the form of vLLM's."""
-        body, prompts, top_k = await run_in_threadpool(self.read_completions, await request.body())
-        requested = body.prompt_logprob_ids
-
-        def score(rows: list[int]) -> list[PromptScores]:
-            return self.scorer.prompt_scores(
-                [prompts[i] for i in rows],
-                top_k=top_k,
-                requested=None if requested is None else [requested[i] for i in rows],
-                temperature=body.temperature,
-            )
-
-        scores = await self.in_batches(request, "prompt", prompts, score)
-        answer = CompletionsAnswer(self.name, prompts, scores, self.scorer.tokenizer)
-        return StreamingResponse(iter(answer), media_type="application/json")
-
-    def read_hidden_states(self, content: bytes) -> tuple[list[list[int]], list[int]]:
-        """The checked sequences, and how many of the last tokens of each are scored."""
-        body = parse(HiddenStatesBody, content)
-        check_model(body.model, self.name)
-        self.check_sequences("sequences", body.sequences)
-        check_num_scored(body.num_scored, body.sequences)
-        return body.sequences, body.num_scored
-
-    def read_completions(self, content: bytes) -> tuple[CompletionsBody, list[list[int]], int]:
-        """The checked body, its prompts as token ids, and K, how many of the most probable ids are scored."""
-        body = parse(CompletionsBody, content)
-        check_model(body.model, self.name)
-        top_k = check_completions(body, self.max_log_probs)
-        encode = self.scorer.tokenizer.encode
-        prompts = [encode(prompt) if isinstance(prompt, str) else prompt for prompt in as_prompts(body.prompt)]
-        self.check_sequences("prompt", prompts)
-        check_requested(body.prompt_logprob_ids, prompts, num_ids=self.num_ids, max_log_probs=self.max_log_probs)
-        return body, prompts, top_k
-
-    async def in_batches(
-        self, request: Request, field: str, sequences: Sequence[Sequence[int]], score: Callable[[list[int]], list[Any]]
-    ) -> list[Any]:
-        """Score sequences of about equal length together, the longest first; the results are in the given order.
-
-        Nothing is scored for a client that has gone: one that ran into its time limit asks again.
-        """
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        results: list[Any] = [None] * len(sequences)
-        try:
-            async with self.one_at_a_time:
-                for start in range(0, len(order), self.limits.batch_size):
-                    rows = order[start : start + self.limits.batch_size]
-                    if await request.is_disconnected():
-                        raise Refusal(499, "the client went away.")
-                    for i, result in zip(rows, await run_in_threadpool(score, rows), strict=True):
-                        results[i] = result
-        except NonFiniteScores as error:
-            raise Refusal(
-                500,
-                f"the scores of {field}[{rows[error.index]}] hold NaN or infinity. Start the server with --dtype "
-                "bfloat16 or float32 (float16 overflows with some models), and check the checkpoint.",
-            ) from None
-        except torch.OutOfMemoryError:
-            raise Refusal(
-                500,
-                f"out of memory with {len(rows)} sequences of up to {len(sequences[rows[0]])} tokens in one forward. "
-                "Start the server with a smaller --batch-size or --max-length.",
-            ) from None
-        except asyncio.CancelledError:  # by uvicorn, which waits for so long after a signal and no longer
-            raise Refusal(503, "the server is ending. Try again when it is back.", retry_after="10") from None
-        return results
-
-
-def build_app(scorer: Scorer, *, name: str, head_file: Path, limits: Limits, api_key: str | None) -> FastAPI:
+def build_app(scorer: Scorer, *, name: str, limits: Limits, api_key: str | None) -> FastAPI:
     """Build the application that uvicorn serves: the routes of a teacher, behind the gate.
 
-    `name` is that under which the model is served, `head_file` what `Scorer.save_head` wrote, and `api_key` what every
-    request but `/health` must carry; None asks for none.
+    `name` is that under which the model is served; `api_key` what every request but `/health` must carry; None asks
+    for none.
     """
     service = Service(scorer, name, limits)
     app = FastAPI(title="opd_trl teacher", docs_url=None, redoc_url=None, openapi_url=None)
@@ -185,12 +56,9 @@ def build_app(scorer: Scorer, *, name: str, head_file: Path, limits: Limits, api
 
     @app.get("/v1/vocabulary")
     async def vocab() -> Response:
-        return Response(vocabulary, media_type="application/json")
+        return await service.whole(vocabulary)
 
-    @app.get("/v1/head")
-    async def head() -> Response:
-        return LargeFile(head_file, media_type="application/octet-stream")
-
+    app.add_api_route("/v1/head", service.head, methods=["GET"], response_model=None)
     app.add_api_route("/v1/hidden_states", service.hidden_states, methods=["POST"], response_model=None)
     app.add_api_route("/v1/completions", service.completions, methods=["POST"], response_model=None)
     return app
@@ -227,20 +95,26 @@ def serve(args: argparse.Namespace, sock: socket.socket, key: str | None) -> Non
         max_concurrent_requests=args.max_concurrent_requests,
         max_request_mib=args.max_request_mib,
     )
-    with tempfile.TemporaryDirectory(prefix="opd-trl-") as folder:
-        head_file = Path(folder) / "head.safetensors"
-        scorer.save_head(head_file, {"model": name})
-        app = build_app(scorer, name=name, head_file=head_file, limits=limits, api_key=key)
-        print(summary(name, scorer, url(args.host, sock), key), flush=True)
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            timeout_keep_alive=120,
-            timeout_graceful_shutdown=SHUTDOWN_LIMIT,
-            proxy_headers=False,
-            server_header=False,
-        )
+    app = build_app(scorer, name=name, limits=limits, api_key=key)
+    print(summary(name, scorer, url(args.host, sock), key), flush=True)
+    config = uvicorn.Config(
+        app,
+        http=partial(Connection, most=most_connections(CONNECTIONS * limits.max_concurrent_requests)),
+        ws="none",
+        lifespan="off",
+        log_level="warning",
+        backlog=backlog(),
+        timeout_keep_alive=120,
+        timeout_graceful_shutdown=SHUTDOWN_LIMIT,
+        proxy_headers=False,
+        server_header=False,
+    )
+    limit_log()
+    try:
         uvicorn.Server(config).run(sockets=[sock])
+    except SystemExit:  # the signal, after the shutdown; a forward that is still under way is not waited for
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def load(args: argparse.Namespace) -> Scorer:

@@ -1,13 +1,16 @@
 """The JSON that clients send, its checks, and what is answered in place of numbers: OpenAI's error shape."""
 
-import math
+import reprlib
+from array import array
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import JSONResponse
 
 
+# Logits of some ten thousands, divided by it, are far from the end of float32.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 1000.0
 TYPES = {401: "authentication_error", 500: "server_error", 503: "overloaded_error"}
 
 
@@ -15,7 +18,7 @@ class Refusal(Exception):
     """An answer that is an error: its message says what was given, what was expected, and what to do."""
 
     def __init__(self, status: int, message: str, **headers: str):
-        super().__init__(message)
+        super().__init__(status, message)  # both, so that it can be sent from one process to another
         self.status, self.message = status, message
         self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
@@ -67,8 +70,13 @@ def parse(kind: type[Body], content: bytes) -> Body:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"]).lstrip(".")
-        given = "" if first["type"] in ("missing", "json_invalid") else f", got {first['input']!r:.60}"
+        given = "" if first["type"] in ("missing", "json_invalid") else f", got {shown(first['input'])}"
         raise Refusal(400, f"{place or 'the body'}: {first['msg']}{given}.") from None
+
+
+def shown(value: Any) -> str:
+    """The start of a value, however large it is."""
+    return reprlib.repr(value)[:60]
 
 
 def check_model(given: str | None, name: str) -> None:
@@ -77,10 +85,8 @@ def check_model(given: str | None, name: str) -> None:
         raise Refusal(404, f"this server serves {name!r}, not {given[:200]!r}. Leave `model` out, or give that name.")
 
 
-def check_sequences(
-    field: str, sequences: Sequence[Sequence[int]], *, num_ids: int, max_length: int, max_sequences: int
-) -> None:
-    """Refuse what the model cannot read, with the place in `field`."""
+def check_count(field: str, sequences: Sequence[Any], max_sequences: int) -> None:
+    """Refuse none and too many, before anything is done with them."""
     if not sequences:
         raise Refusal(400, f"{field} is empty. Give at least one sequence of token ids.")
     if len(sequences) > max_sequences:
@@ -89,16 +95,24 @@ def check_sequences(
             f"{field} holds {len(sequences)} sequences, at most {max_sequences} are taken at a time. Send several "
             "requests, or start the server with a larger --max-sequences.",
         )
-    for i, ids in enumerate(sequences):
-        if not ids:
-            raise Refusal(400, f"{field}[{i}] is empty. A sequence has at least one token id.")
-        if len(ids) > max_length:
-            raise Refusal(
-                400,
-                f"{field}[{i}] has {len(ids)} tokens, at most {max_length} fit (max_model_len). Send a shorter one, "
-                "or start the server with a larger --max-length where the model's context window allows it.",
-            )
-        check_ids(f"{field}[{i}]", ids, num_ids)
+
+
+def check_sequence(place: str, ids: Sequence[int], *, num_ids: int, max_length: int) -> None:
+    """Refuse what the model cannot read."""
+    if not ids:
+        raise Refusal(400, f"{place} is empty. A sequence has at least one token id.")
+    if len(ids) > max_length:
+        raise too_long(place, f"{len(ids)} tokens", max_length)
+    check_ids(place, ids, num_ids)
+
+
+def too_long(place: str, found: str, max_length: int) -> Refusal:
+    """What is said of a sequence that does not fit."""
+    return Refusal(
+        400,
+        f"{place} has {found}, at most {max_length} fit (max_model_len). Send a shorter one, or start the server with "
+        "a larger --max-length where the model's context window allows it.",
+    )
 
 
 def check_ids(place: str, ids: Sequence[int], num_ids: int) -> None:
@@ -106,8 +120,8 @@ def check_ids(place: str, ids: Sequence[int], num_ids: int) -> None:
     for bad in (x for x in (min(ids), max(ids)) if not 0 <= x < num_ids):
         raise Refusal(
             400,
-            f"{place} holds the id {bad}, and the model's ids go from 0 to {num_ids - 1}. Student and teacher must "
-            "share one tokenizer.",
+            f"{place} holds the id {shown(bad)}, and the model's ids go from 0 to {num_ids - 1}. Student and teacher "
+            "must share one tokenizer.",
         )
 
 
@@ -119,8 +133,8 @@ def check_num_scored(num_scored: Sequence[int], sequences: Sequence[Sequence[int
         if not 1 <= n < len(ids):
             raise Refusal(
                 400,
-                f"num_scored[{i}] is {n}, expected 1 to {len(ids) - 1}: sequences[{i}] has {len(ids)} tokens, and the "
-                "first one is predicted by none.",
+                f"num_scored[{i}] is {shown(n)}, expected 1 to {len(ids) - 1}: sequences[{i}] has {len(ids)} tokens, "
+                "and the first one is predicted by none.",
             )
 
 
@@ -134,7 +148,7 @@ def as_prompts(prompt: Any) -> list[str | list[int]]:
         if all(isinstance(x, str) or (isinstance(x, list) and all(type(i) is int for i in x)) for x in prompt):
             return prompt
     raise Refusal(
-        400, f"prompt must be a text, a list of token ids, or a list of those, none empty; got {prompt!r:.60}."
+        400, f"prompt must be a text, a list of token ids, or a list of those, none empty; got {shown(prompt)}."
     )
 
 
@@ -142,12 +156,18 @@ def check_completions(body: CompletionsBody, max_log_probs: int) -> int:
     """Refuse what would need generation, and more ids than --max-logprobs; return how many most probable ids."""
     if body.max_tokens not in (0, 1):
         raise Refusal(
-            400, f"max_tokens is {body.max_tokens}, expected 0 or 1: this server scores prompts, it does not generate."
+            400,
+            f"max_tokens is {shown(body.max_tokens)}, expected 0 or 1: this server scores prompts, it does not "
+            "generate.",
         )
     if body.stream:
         raise Refusal(400, "stream is true, and a scored prompt has nothing to stream. Leave it out.")
-    if not (math.isfinite(body.temperature) and body.temperature > 0):
-        raise Refusal(400, f"temperature must be > 0, got {body.temperature}. 1.0 leaves the distribution as it is.")
+    if not MIN_TEMPERATURE <= body.temperature <= MAX_TEMPERATURE:  # false for NaN too
+        raise Refusal(
+            400,
+            f"temperature must be from {MIN_TEMPERATURE} to {MAX_TEMPERATURE}, got {body.temperature}. 1.0 leaves the "
+            "distribution as it is.",
+        )
     if body.prompt_logprobs is None and body.prompt_logprob_ids is None:
         raise Refusal(
             400, "prompt_logprobs is missing: how many of the most probable ids to score (0: the prompt's own alone)."
@@ -156,37 +176,50 @@ def check_completions(body: CompletionsBody, max_log_probs: int) -> int:
     if not 0 <= top_k <= max_log_probs:
         raise Refusal(
             400,
-            f"prompt_logprobs is {top_k}, expected 0 to {max_log_probs}. Ask for fewer, or start the server with a "
-            "larger --max-logprobs.",
+            f"prompt_logprobs is {shown(top_k)}, expected 0 to {max_log_probs}. Ask for fewer, or start the server "
+            "with a larger --max-logprobs.",
         )
     return top_k
 
 
-def check_requested(
-    requested: list[list[list[int] | None]] | None, prompts: list[list[int]], *, num_ids: int, max_log_probs: int
-) -> None:
-    """Refuse requested ids that do not fit the prompts, and more of them than --max-logprobs."""
+class Requested(NamedTuple):
+    """The ids that one prompt asks for: how many at each position, and all of them in order."""
+
+    counts: array
+    ids: array
+
+
+def read_requested(
+    requested: list[list[list[int] | None]] | None, num_prompts: int, *, num_ids: int, max_log_probs: int
+) -> list[Requested] | None:
+    """Refuse ids that the model does not have, and more than --max-logprobs; those of position 0 are dropped."""
     if requested is None:
-        return
-    if len(requested) != len(prompts):
-        raise Refusal(
-            400, f"prompt_logprob_ids has {len(requested)} entries, expected {len(prompts)}: one per prompt."
-        )
-    for i, (per_position, ids) in enumerate(zip(requested, prompts, strict=True)):
-        place = f"prompt_logprob_ids[{i}]"
-        if len(per_position) != len(ids):
+        return None
+    if len(requested) != num_prompts:
+        raise Refusal(400, f"prompt_logprob_ids has {len(requested)} entries, expected {num_prompts}: one per prompt.")
+    read = []
+    for i, per_position in enumerate(requested):
+        place, rows = f"prompt_logprob_ids[{i}]", [(), *(row or () for row in per_position[1:])]
+        most = max(map(len, rows))
+        if most > max_log_probs:
             raise Refusal(
                 400,
-                f"{place} has {len(per_position)} entries for {len(ids)} tokens. Give one list of ids per token, and "
-                "null for the first.",
-            )
-        most = max(per_position[1:], key=lambda row: len(row or ()), default=None) or []
-        if len(most) > max_log_probs:
-            raise Refusal(
-                400,
-                f"{place} asks for {len(most)} ids at a position, at most {max_log_probs} are scored. Ask for fewer, "
+                f"{place} asks for {most} ids at a position, at most {max_log_probs} are scored. Ask for fewer, "
                 "or start the server with a larger --max-logprobs.",
             )
-        flat = [x for row in per_position[1:] for x in row or ()]
+        flat = [x for row in rows for x in row]
         if flat:
             check_ids(place, flat, num_ids)
+        read.append(Requested(array("i", map(len, rows[: len(per_position)])), array("i", flat)))
+    return read
+
+
+def check_requested(requested: list[Requested] | None, prompts: Sequence[Sequence[int]]) -> None:
+    """Refuse requested ids that do not fit the prompts."""
+    for i, (ids, prompt) in enumerate(zip(requested or (), prompts, strict=False)):
+        if len(ids.counts) != len(prompt):
+            raise Refusal(
+                400,
+                f"prompt_logprob_ids[{i}] has {len(ids.counts)} entries for {len(prompt)} tokens. Give one list of "
+                "ids per token, and null for the first.",
+            )

@@ -1,12 +1,11 @@
 """From token sequences to the numbers of one causal language model; no HTTP."""
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -15,6 +14,7 @@ from ..losses.next_token import NextToken
 from ..models.agreement import fold_head
 from ..models.forward import completion_hidden_states, read_head, vocabulary_rows, window_of
 from ..models.lora_folders import base_of, load_causal_lm, tokenizer_of_path
+from .answers import PromptScores, safetensors
 
 
 class NonFiniteScores(ValueError):
@@ -23,17 +23,6 @@ class NonFiniteScores(ValueError):
     def __init__(self, index: int):
         super().__init__(f"the scores of sequence {index} hold NaN or infinity")
         self.index = index
-
-
-class PromptScores(NamedTuple):
-    """The scored ids of N positions: `ids`, `log_probs`, `ranks`, each `(N, M)` on the CPU, the actual token first.
-
-    A row may hold an id twice.
-    """
-
-    ids: Tensor
-    log_probs: Tensor
-    ranks: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,7 +81,7 @@ class Scorer:
         sequences: Sequence[Sequence[int]],
         *,
         top_k: int,
-        requested: Sequence[Sequence[Sequence[int] | None]] | None = None,
+        requested: Sequence[tuple[Sequence[int], array]] | None = None,
         temperature: float = 1.0,
     ) -> list[PromptScores]:
         """Log-probabilities of each token of each sequence given those before it, and of others in its place.
@@ -100,7 +89,7 @@ class Scorer:
         Args:
             sequences: token ids; one forward for all of them.
             top_k: K, the most probable ids to add; 0 for none.
-            requested: per sequence and position the ids to add; those of position 0 are ignored.
+            requested: ids to add: per sequence how many at each position, none at the first, and all of them in order.
             temperature: divides the logits.
 
         Returns:
@@ -112,13 +101,9 @@ class Scorer:
         """
         lengths = [len(ids) - 1 for ids in sequences]
         hidden_states = torch.cat(self.hidden_states(sequences, lengths))
-        requested = requested or [[None] * len(ids) for ids in sequences]
-        wanted = [
-            [token, *(others or ())]
-            for ids, per_position in zip(sequences, requested, strict=True)
-            for token, others in zip(ids[1:], per_position[1:], strict=True)
-        ]
-        scores = self.rows_scores(hidden_states, as_rectangle(wanted).to(hidden_states.device), top_k, temperature)
+        actual = torch.cat([torch.tensor(ids[1:], dtype=torch.int64) for ids in sequences])
+        wanted = actual.unsqueeze(-1) if requested is None else beside(actual, requested)
+        scores = self.rows_scores(hidden_states, wanted.to(hidden_states.device), top_k, temperature)
         per_sequence = [PromptScores(*parts) for parts in zip(*(x.cpu().split(lengths) for x in scores), strict=True)]
         check_finite([scores.log_probs for scores in per_sequence])
         return per_sequence
@@ -141,20 +126,16 @@ class Scorer:
         pairs = ((wanted, top_ids), (log_probs, top_log_probs), (ranks, top_ranks))
         return PromptScores(*(torch.cat(pair, dim=-1) for pair in pairs))
 
-    def save_head(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write the head as safetensors: `weight` `(V, H)`, `bias` `(V,)` if there is one, and its conventions."""
+    def head_file(self, metadata: dict[str, str]) -> tuple[int, Iterator[memoryview]]:
+        """The head as safetensors in pieces: `weight` `(V, H)`, `bias` `(V,)` if there is one, and its conventions."""
         head = self.head
-        tensors = {"weight": head.weight, "bias": head.bias}
         cap = head.final_logit_softcapping
-        save_file(
-            {name: x.detach().cpu().contiguous() for name, x in tensors.items() if x is not None},
-            path,
-            metadata=metadata
-            | {
-                "logit_scale": str(float(head.logit_scale)),
-                "final_logit_softcapping": "" if cap is None else str(float(cap)),
-            },
-        )
+        conventions = {
+            "logit_scale": str(float(head.logit_scale)),
+            "final_logit_softcapping": "" if cap is None else str(float(cap)),
+        }
+        tensors = {"weight": head.weight, "bias": head.bias}
+        return safetensors({name: [x] for name, x in tensors.items() if x is not None}, metadata | conventions)
 
 
 def find(ids: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,15 +151,19 @@ def find(ids: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     return order.gather(-1, place), ordered.gather(-1, place) == ids
 
 
-def as_rectangle(rows: list[list[int]]) -> Tensor:
-    """Fill rows up with their own first id, int64; `(0, 1)` where there are none.
+def beside(actual: Tensor, requested: Sequence[tuple[Sequence[int], array]]) -> Tensor:
+    """Each actual token `(N,)`, then the ids requested at its position, filled up with the token, `(N, 1 + M)`.
 
     Example:
-        >>> as_rectangle([[1, 2], [3]]).tolist()
-        [[1, 2], [3, 3]]
+        >>> beside(torch.tensor([7, 8]), [([0, 2, 1], array("i", [1, 2, 3]))]).tolist()
+        [[7, 1, 2], [8, 3, 8]]
     """
-    width = max(map(len, rows), default=1)
-    return torch.tensor([row + row[:1] * (width - len(row)) for row in rows], dtype=torch.int64).view(-1, width)
+    counts = torch.cat([torch.tensor(counts[1:], dtype=torch.int64) for counts, _ in requested])
+    ids = torch.cat([torch.tensor(ids, dtype=torch.int64) for _, ids in requested])
+    width = int(counts.max()) if len(counts) else 0
+    wanted = actual.unsqueeze(-1).repeat(1, 1 + width)
+    wanted[:, 1:][torch.arange(width) < counts.unsqueeze(-1)] = ids
+    return wanted
 
 
 def check_finite(parts: Sequence[Tensor]) -> None:

@@ -33,7 +33,7 @@ def ask(parts: list[bytes | None], *, then_silent: bool = False, headers=(), **o
 
     scope = {"type": "http", "path": "/v1/completions", "headers": list(headers)}
     asyncio.run(app(scope, receive, send))
-    assert app.in_flight == 0
+    assert not app.in_flight
     return sent[0]["status"], sent[1]["body"], len(parts) - len(left)
 
 
@@ -60,6 +60,7 @@ def test_who_is_turned_away_is_read_to_the_end_and_kept_nowhere(options):
 @pytest.mark.parametrize("options", [{}, {"api_key": "k"}])
 def test_a_client_that_falls_silent_in_the_middle_gives_its_place_back(monkeypatch, options):
     monkeypatch.setattr(gate, "BODY_TIME_LIMIT", 0.05)
+    monkeypatch.setattr(gate, "REFUSED_TIME_LIMIT", 0.05)
     status, answer, _ = ask([b"abc"], then_silent=True, **options)
     assert status == 408
     assert "did not arrive within" in json.loads(answer)["error"]["message"]

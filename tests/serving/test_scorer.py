@@ -1,5 +1,7 @@
 """The scorer in this process: every architecture's own conventions, against the logits of the model itself."""
 
+from array import array
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -67,7 +69,7 @@ def test_log_probs_are_those_of_the_models_own_logits(kind):
 def test_head_and_hidden_states_are_all_that_a_student_needs(kind, tmp_path):
     model = build(kind)
     scorer = Scorer(model, tiny.build_tokenizer(), 64)
-    scorer.save_head(tmp_path / "head", {"model": "x"})
+    (tmp_path / "head").write_bytes(b"".join(scorer.head_file({"model": "x"})[1]))
     with safe_open(tmp_path / "head", "pt") as file:
         head = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         conventions = file.metadata()
@@ -106,7 +108,9 @@ def test_no_tensor_is_as_large_as_tokens_times_vocabulary(monkeypatch):
 
     scorer = Scorer(build("qwen3"), None, 64)
     with Watch():
-        scorer.prompt_scores([[5] * (tokens + 1)], top_k=3, requested=[[[1, 2]] * (tokens + 1)])
+        scorer.prompt_scores(
+            [[5] * (tokens + 1)], top_k=3, requested=[([0] + [2] * tokens, array("i", [1, 2] * tokens))]
+        )
     assert 0 < largest <= 4
 
 
