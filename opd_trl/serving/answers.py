@@ -1,10 +1,11 @@
 """The bytes of an answer: safetensors for tensors, OpenAI's JSON for prompt log-probabilities."""
 
+import functools
 import json
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -37,12 +38,12 @@ def safetensors(parts: dict[str, Sequence[Tensor]], metadata: dict[str, str]) ->
     Returns:
         Bytes of all pieces, and the pieces, of `PIECE` bytes or a row each.
     """
-    # The library names the dtypes; it writes whole tensors alone.
-    named = save({name: rows[0][:0] for name, rows in parts.items()}, metadata=metadata)
-    header, end = json.loads(named[8:]), 0
+    header: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
     for name, rows in parts.items():
         start, end = end, end + sum(x.numel() * x.element_size() for x in rows)
-        header[name] |= {"shape": [sum(map(len, rows)), *rows[0].shape[1:]], "data_offsets": [start, end]}
+        shape = [sum(map(len, rows)), *rows[0].shape[1:]]
+        header[name] = {"dtype": dtype_name(rows[0].dtype), "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     head = len(text).to_bytes(8, "little") + text
@@ -54,6 +55,16 @@ def safetensors(parts: dict[str, Sequence[Tensor]], metadata: dict[str, str]) ->
                 yield rows.cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
     return len(head) + end, pieces()
+
+
+@functools.cache
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype in safetensors, as the library writes it.
+
+    >>> dtype_name(torch.bfloat16)
+    'BF16'
+    """
+    return json.loads(save({"x": torch.empty(0, dtype=dtype)})[8:])["x"]["dtype"]
 
 
 def pieces_of(content: bytes) -> Iterator[memoryview]:

@@ -19,8 +19,8 @@ from starlette.exceptions import HTTPException
 from ..credentials import API_KEY_VARIABLE
 from ..teachers import OURS
 from .bodies import Refusal
-from .connections import Connection, backlog, limit_log, most_connections
 from .gate import Gate
+from .http_limits import Connection, backlog, limit_log, most_connections
 from .scorer import Scorer, load_scorer
 from .service import Limits, Service
 from .start import InputError

@@ -7,7 +7,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .bodies import Refusal
-from .connections import LET_IN, has_no_length
+from .http_limits import LET_IN, has_no_length
 
 
 # Seconds for a client to send its request: one that went away in the middle must not keep its place for ever.
@@ -101,7 +101,7 @@ class Gate:
 async def read(receive: Receive, *, keep: int, most: int, seconds: float) -> tuple[int, bytes]:
     """Read a body to its end or to `most` bytes; return its size and, where that is at most `keep`, the body.
 
-    Raises Refusal 408 where it does not arrive in so many seconds, 499 (which nobody reads) where the client went away.
+    Raises Refusal 408 where it does not arrive in `seconds`, 499 (which nobody reads) where the client went away.
     """
     parts, size, more = [], 0, True
     try:

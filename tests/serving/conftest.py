@@ -1,8 +1,12 @@
+import json
+import shutil
+
 import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
 from tests import tiny
+from tests.serving import gated_model
 from tests.serving.server import serve
 
 
@@ -51,3 +55,16 @@ def local_log_probs(model):
         return (model(torch.tensor([ids])).logits[0, :-1].float() / temperature).log_softmax(-1)
 
     return log_probs
+
+
+@pytest.fixture(scope="session")
+def gated_path(tmp_path_factory) -> str:
+    """A model with code of its own, as a model of the hub may have it."""
+    path = tmp_path_factory.mktemp("gated")
+    tiny.save(path)
+    shutil.copy(gated_model.__file__, path / "gated_model.py")
+    config = json.loads((path / "config.json").read_text())
+    config["architectures"] = ["GatedForCausalLM"]
+    config["auto_map"] = {"AutoModelForCausalLM": "gated_model.GatedForCausalLM"}
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)

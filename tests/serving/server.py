@@ -19,9 +19,9 @@ START_LIMIT = 180  # seconds
 END_LIMIT = 30
 
 
-def command(*flags: str) -> list[str]:
+def command(*flags: str, module: str = "opd_trl.cli.main") -> list[str]:
     """The command line of a server."""
-    return [sys.executable, "-m", "opd_trl.cli.main", "serve-teacher", *flags]
+    return [sys.executable, "-m", module, "serve-teacher", *flags]
 
 
 def environment(env: dict[str, str] | None = None) -> dict[str, str]:
@@ -52,14 +52,18 @@ def serve(model_path: str, *flags: str, env: dict[str, str] | None = None) -> It
 
 @contextmanager
 def server_process(
-    model_path: str, *flags: str, env: dict[str, str] | None = None, port: int | None = None
+    model_path: str,
+    *flags: str,
+    env: dict[str, str] | None = None,
+    port: int | None = None,
+    module: str = "opd_trl.cli.main",
 ) -> Iterator[tuple[str, subprocess.Popen]]:
-    """As `serve`, with the process too; `process.log` is the file of its output."""
+    """As `serve`, with the process too; `process.log` is the file of its output, `module` what is run."""
     port = port or free_port()
     url = f"http://127.0.0.1:{port}"
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
         process = subprocess.Popen(
-            command("--model", model_path, "--port", str(port), *flags),
+            command("--model", model_path, "--port", str(port), *flags, module=module),
             cwd=ROOT,
             env=environment(env),
             stdin=subprocess.DEVNULL,

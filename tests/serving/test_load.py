@@ -1,7 +1,6 @@
 """A server at work: `/health`, the limit of requests at a time, clients that leave, and the end."""
 
 import json
-import shutil
 import signal
 import socket
 import time
@@ -15,8 +14,6 @@ import requests
 import torch
 from safetensors.torch import load
 
-from tests import tiny
-from tests.serving import gated_model
 from tests.serving.server import server_process
 from tests.serving.test_refusals import refused
 
@@ -70,19 +67,6 @@ class Gated:
         future = self.executor.submit(self.score, length, **options)
         wait_for(lambda: len(self.forwards()) > before)
         return future
-
-
-@pytest.fixture(scope="module")
-def gated_path(tmp_path_factory) -> str:
-    """A model with code of its own, as a model of the hub may have it."""
-    path = tmp_path_factory.mktemp("gated")
-    tiny.save(path)
-    shutil.copy(gated_model.__file__, path / "gated_model.py")
-    config = json.loads((path / "config.json").read_text())
-    config["architectures"] = ["GatedForCausalLM"]
-    config["auto_map"] = {"AutoModelForCausalLM": "gated_model.GatedForCausalLM"}
-    (path / "config.json").write_text(json.dumps(config))
-    return str(path)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Every request that the server refuses: the status, OpenAI's shape, and a text that says what to do."""
 
 import json
+import math
 
 import pytest
 import requests
@@ -48,6 +49,23 @@ def refused(response: requests.Response, status: int) -> str:
         ({"temperature": 0}, 400, "temperature must be from 0.001 to 1000.0, got 0.0."),
         ({"temperature": -1.5}, 400, "temperature must be from 0.001 to 1000.0, got -1.5."),
         ({"temperature": 1e400}, 400, "temperature"),
+        ({"temperature": 1e-300}, 400, "temperature must be from 0.001 to 1000.0, got 1e-300."),
+        ({"temperature": 5e-324}, 400, "temperature must be from 0.001 to 1000.0, got 5e-324."),
+        ({"temperature": -0.0}, 400, "temperature must be from 0.001 to 1000.0, got -0.0."),
+        ({"temperature": math.nan}, 400, "temperature must be from 0.001 to 1000.0, got nan."),
+        ({"temperature": -math.inf}, 400, "temperature must be from 0.001 to 1000.0, got -inf."),
+        ({"temperature": 10**400}, 400, "temperature"),
+        ({"temperature": True}, 400, "temperature: Input should be a valid number, got True."),
+        ({"max_tokens": 10**400}, 400, "...0000000000000000000, expected 0 or 1: this server"),
+        ({"max_tokens": True}, 400, "max_tokens: Input should be a valid integer, got True."),
+        ({"prompt_logprobs": -(10**400)}, 400, "...0000000000000000000, expected 0 to 30"),
+        ({"prompt_logprobs": True}, 400, "prompt_logprobs: Input should be a valid integer, got True."),
+        ({"prompt_logprobs": 1e300}, 400, "prompt_logprobs: Input should be a valid integer, got 1e+300."),
+        ({"prompt": [5, 10**400]}, 400, "...0000000000000000000, and the model's ids go from 0 to 109."),
+        ({"prompt": [5, 2**31]}, 400, "prompt[0] holds the id 2147483648, and the model's ids go from 0 to 109."),
+        ({"prompt_logprob_ids": [[None, [1], [-(2**63)]]]}, 400, "prompt_logprob_ids[0] holds the id -92233720368547"),
+        ({"prompt_logprob_ids": [[None, [1], [True]]]}, 400, "prompt_logprob_ids[0][2][0]: Input should be a valid"),
+        ({"prompt": "\ud800"}, 400, "the body: Invalid JSON"),
         ({"prompt_logprob_ids": []}, 400, "prompt_logprob_ids has 0 entries, expected 1: one per prompt."),
         (
             {"prompt_logprob_ids": [[None, [1]]]},
@@ -62,6 +80,7 @@ def refused(response: requests.Response, status: int) -> str:
         ({"prompt": [5, NOT_A_NUMBER, 6]}, 500, "the scores of prompt[0] hold NaN or infinity. Start the server with"),
     ],
 )
+@pytest.mark.attack("server", "numbers that are none, too large or too small, wherever one is read", "HTTP 400")
 def test_a_completion_that_cannot_be_scored_is_refused_with_the_remedy(url, body, status, text):
     response = requests.post(f"{url}/v1/completions", data=json.dumps(GOOD | body))
     assert text in refused(response, status)

@@ -132,6 +132,7 @@ def test_a_broken_config_is_one_line(refused, tmp_path):
     assert f"cannot serve {tmp_path} on " in refused("--model", str(tmp_path), "--port", "0")
 
 
+@pytest.mark.attack("server", "SIGKILL to the server", "nothing is left in the temporary folder: nothing is put there")
 def test_the_start_says_what_is_served_and_the_end_leaves_nothing_behind(student_path, tmp_path):
     env = {"OPD_TRL_API_KEY": "secret-key", "TMPDIR": str(tmp_path)}
     with server_process(student_path, "--host", "0.0.0.0", "--max-length", "99", env=env) as (url, process):

@@ -12,7 +12,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_LIMIT = 10  # seconds for the first line and the headers of a request, the first one or the next
 WRITE_LIMIT = 30  # seconds in which a client must have read what it was sent last, at most a piece of an answer
-SLICE = 1 << 14  # bytes read at a time: a block of tiny chunks would hold the event loop for a second
+HEAD_SLICE = 1 << 10  # bytes of a head read at a time: tiny chunks behind it would hold the event loop for a second
 BACKLOG = 128  # connections that wait to be accepted
 LINES = 60  # of the log in a minute
 LET_IN = "let_in"  # in the state of a request that has passed the gate
@@ -48,11 +48,11 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Read slice by slice; the head of a request has `HEAD_LIMIT` seconds from its first byte on."""
-        for start in range(0, len(data), SLICE):
-            super().data_received(data[start : start + SLICE])
-            if self.transport.is_closing():
-                return
+        """Read; the head of a request has `HEAD_LIMIT` seconds from its first byte on."""
+        while data and not self.transport.is_closing():
+            size = len(data) if self.is_busy() else HEAD_SLICE
+            super().data_received(data[:size])
+            data = data[size:]
             if self.is_busy() and has_no_length(self.scope):
                 self.flow.pause_reading()  # it is refused, and its chunks are not looked at
                 break
