@@ -3,36 +3,33 @@
 import shutil
 from pathlib import Path
 
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
-
-from ..trainers.resume import TRAINER_STATE, is_whole, whole_checkpoints
+from ..trainers.resume import APART, checkpoints, fault_of, newest_whole, none_whole, not_whole
 
 
 def checkpoint_of(training_args) -> str | None:
-    """The folder that `resume_from_checkpoint` means: a path, or for `true` the last whole one in `output_dir`.
-
-    A run that is killed while it saves leaves a folder without the trainer's state, which is written last.
+    """The folder that `resume_from_checkpoint` means: a path, or for `true` the newest whole one in `output_dir`.
 
     Raises:
         ValueError: there is none, or the one that is named is not whole.
     """
-    given = str(training_args.resume_from_checkpoint or "false")
-    if given.lower() == "false":
+    given = wanted_checkpoint(training_args)
+    if not given:
         return None
-    if given.lower() != "true":
-        if not is_whole(Path(given)):
-            state = "is not whole (killed while it was saved?)" if Path(given).is_dir() else "does not exist"
-            raise ValueError(
-                f"resume_from_checkpoint={given!r} {state}: no {TRAINER_STATE} in it. Give another folder "
-                f"{PREFIX_CHECKPOINT_DIR}-N, or true for the last whole one in output_dir."
-            )
+    if given is not True:
+        if fault := fault_of(Path(given)) if Path(given).is_dir() else "there is no such folder":
+            raise ValueError(not_whole(given, fault))
         return given
-    if whole := whole_checkpoints(training_args.output_dir):
-        return str(whole[0])
-    raise ValueError(
-        f"resume_from_checkpoint is true, and {training_args.output_dir} has no whole checkpoint. Leave it out to "
-        "start anew."
-    )
+    whole = newest_whole(training_args.output_dir)
+    if whole is None:
+        found = {folder.name: fault_of(folder) for folder in checkpoints(training_args.output_dir)}
+        raise ValueError(none_whole(training_args.output_dir, found))
+    return str(whole)
+
+
+def wanted_checkpoint(training_args) -> str | bool:
+    """What `resume_from_checkpoint` says: true, false, or a folder."""
+    given = str(training_args.resume_from_checkpoint or "false")
+    return {"true": True, "false": False}.get(given.lower(), given)
 
 
 def check_output(training_args, *, overwrite: bool) -> None:
@@ -41,7 +38,7 @@ def check_output(training_args, *, overwrite: bool) -> None:
     Raises:
         ValueError: it does; or both going on and beginning anew are asked for; or see `checkpoint_of`.
     """
-    found = whole_checkpoints(training_args.output_dir)
+    found = newest_whole(training_args.output_dir)
     if checkpoint_of(training_args) is not None:
         if overwrite:
             raise ValueError(
@@ -50,7 +47,7 @@ def check_output(training_args, *, overwrite: bool) -> None:
             )
     elif found and training_args.resume_from_checkpoint is None and not overwrite:
         raise ValueError(
-            f"output_dir={training_args.output_dir!r} holds {found[0].name} of an earlier run. Go on from it with "
+            f"output_dir={training_args.output_dir!r} holds {found.name} of an earlier run. Go on from it with "
             "--resume_from_checkpoint true, give another --output_dir, or begin anew and remove its checkpoints with "
             "--overwrite_output_dir."
         )
@@ -58,12 +55,12 @@ def check_output(training_args, *, overwrite: bool) -> None:
 
 def remove_checkpoints(output_dir: str) -> None:
     """Remove the checkpoints of an earlier run, so that nothing goes on from them by mistake."""
-    for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    for folder in filter(Path.exists, (*checkpoints(output_dir), Path(output_dir, APART))):
         shutil.rmtree(folder)
 
 
 def how_to_go_on(output_dir: str) -> str:
     """What to do after a run was interrupted."""
-    if found := whole_checkpoints(output_dir):
-        return f"interrupted. To go on from {found[0]}: the same command with --resume_from_checkpoint true."
+    if found := newest_whole(output_dir):
+        return f"interrupted. To go on from {found}: the same command with --resume_from_checkpoint true."
     return "interrupted before the first checkpoint was saved. The same command begins anew."

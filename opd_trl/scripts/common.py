@@ -17,7 +17,7 @@ from ..privileged import get_builder, read_shared_context
 from ..teachers import TeacherServerError
 from ..trainers.config_checks import is_url
 from ..trainers.resume import CheckpointError
-from .checkpoints import check_output, checkpoint_of, how_to_go_on, remove_checkpoints
+from .checkpoints import check_output, how_to_go_on, remove_checkpoints, wanted_checkpoint
 from .data_files import DataError, check_data_arguments, load_splits, looks_local
 from .launching import INTERRUPTED
 from .parser import StrictParser
@@ -117,12 +117,9 @@ def build_trainer(trainer_class: type, script_args, training_args, model_args, d
 def train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
     """Train, save, push where asked, and end the trackers and the process group."""
     trainer = build_trainer(trainer_class, script_args, training_args, model_args, dataset_args)
-    checkpoint = checkpoint_of(training_args)
-    if checkpoint is not None:
-        trainer.accelerator.print(f"Going on from {checkpoint}.")
     if script_args.overwrite_output_dir and trainer.accelerator.is_main_process:
         remove_checkpoints(training_args.output_dir)
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=wanted_checkpoint(training_args))
     trainer.save_model(training_args.output_dir)
     trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
     if training_args.push_to_hub:

@@ -22,7 +22,7 @@ from .figures import is_recorded, sample_lines
 from .opd_config import OPDConfig
 from .phases import PhaseClock, RunSize
 from .published_methods import find_method
-from .resume import whole_checkpoints
+from .resume import newest_whole
 
 
 logger = get_logger(__name__)
@@ -115,9 +115,9 @@ class MonitorCallback(TrainerCallback):
         self._sampled_step = self._timed_since = state.global_step
         self.clock.seconds()
         if state.is_world_process_zero:
-            if state.global_step == 0 and (found := whole_checkpoints(args.output_dir)):
+            if state.global_step == 0 and (found := newest_whole(args.output_dir)):
                 logger.warning(
-                    f"{args.output_dir} holds {found[0].name} of an earlier run, and this one begins anew and writes "
+                    f"{args.output_dir} holds {found.name} of an earlier run, and this one begins anew and writes "
                     "over its checkpoints. To go on instead: trainer.train(resume_from_checkpoint=True)."
                 )
             session = describe_session(self.trainer, first_step=state.global_step, max_steps=state.max_steps)

@@ -14,7 +14,6 @@ from ..losses.fused import distillation_loss
 from ..models.loading import ProcessingClass, Tokenizer, copy_student
 from ..teachers import Teacher, own_logits, routing
 from ..teachers.scores import Scores
-from . import resume
 from .figures import log_distillation
 from .image_checks import check_images
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
@@ -24,13 +23,14 @@ from .passes import build_objective, loss_mask, student_pass
 from .phases import STUDENT, timed
 from .placement import find_teachers, load_student
 from .published_methods import PAPER
+from .resume import Checkpoints
 from .rewards import check_rewards, distillation_coef, distilled_rows, drop_stand_in, no_reward, sibling_contexts
 from .scoring import as_fused_model, build_reference, needs_student_at_start, token_logps
 from .teacher_prompts import TeacherPrompts, row_checks
 from .windows import check_batch_lengths, check_windows
 
 
-class OPDTrainer(GRPOTrainer):
+class OPDTrainer(Checkpoints, GRPOTrainer):
     r"""On-policy distillation: the student samples completions, a teacher scores them token by token.
 
     Everything of [`~trl.GRPOTrainer`] stays: vLLM, tools, several generations, a KL anchor (`beta`), rewards to mix
@@ -224,24 +224,6 @@ class OPDTrainer(GRPOTrainer):
         if not self.policy_is_active:
             return None, None, None
         return super()._get_per_token_logps_and_entropies(as_fused_model(self, model), *args, **kwargs)
-
-    # Checkpoints
-    def _get_train_sampler(self, dataset=None):
-        return resume.EpochSampler(super()._get_train_sampler(dataset), self)
-
-    def _save_rng_state(self, output_dir):
-        super()._save_rng_state(output_dir)
-        resume.save_generation_buffer(self, output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        resume.check_checkpoint(self, resume_from_checkpoint)
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        resume.load_default_adapter(self, resume_from_checkpoint)
-
-    def _load_rng_state(self, checkpoint):
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None:
-            resume.load_generation_buffer(self, checkpoint)
 
     # The loss
 

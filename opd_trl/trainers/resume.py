@@ -1,16 +1,28 @@
-"""What a checkpoint needs beyond TRL's, so that a resumed run equals an unbroken one."""
+"""What a checkpoint needs beyond TRL's: it is whole or not there, and a resumed run equals an unbroken one."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list, gather_object
 from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..durable import in_a_line, settle, take_place
+from ..manifest import MANIFEST, damage, is_sealed, seal
+
+
+logger = get_logger(__name__)
 
 #: What transformers writes last into a checkpoint.
 TRAINER_STATE = "trainer_state.json"
+#: What transformers' checkpoints at SIGTERM hold while they are written.
+UNFINISHED = "checkpoint-is-incomplete.txt"
+#: Where a checkpoint is written until it is whole, below the run's folder.
+APART = ".saving"
 # What resuming needs, and the files that hold it under one engine or another.
 NEEDED = {
     "the weights": ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp*", "global_step*"),
@@ -72,34 +84,199 @@ class CheckpointError(ValueError):
     """A checkpoint from which a run cannot go on as if it had not stopped."""
 
 
-def check_checkpoint(trainer, checkpoint: str) -> None:
-    """Raise CheckpointError where a checkpoint lacks what transformers would pass over in silence."""
+def lacks(trainer, checkpoint: Path) -> str | None:
+    """What a checkpoint lacks that transformers would pass over in silence, in words; None where it has all."""
     needed = dict(NEEDED)
     if getattr(trainer.args, "teacher_model_kind", None) == "ema":
         needed |= {f"the moving teacher ({TEACHER_FOLDER}/)": (TEACHER_FOLDER,)}
-    missing = [what for what, files in needed.items() if not any(any(Path(checkpoint).glob(name)) for name in files)]
-    if missing:
-        raise CheckpointError(
-            f"no run can go on from {checkpoint}: it lacks {', '.join(missing)}. A checkpoint that was saved with "
-            "save_only_model, or copied in part, is like that. Take another one, or begin a new run with another "
-            "output_dir."
-        )
+    missing = [what for what, files in needed.items() if not any(any(checkpoint.glob(name)) for name in files)]
+    if not missing:
+        return None
+    return f"it lacks {', '.join(missing)}, as one that was saved with save_only_model or copied in part"
 
 
-def whole_checkpoints(output_dir: str) -> list[Path]:
-    """The checkpoints in a folder that were saved to their end, the last one first."""
-    return sorted(filter(is_whole, Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")), key=step_of, reverse=True)
+def newest_whole(output_dir: str) -> Path | None:
+    """The newest checkpoint in a folder that is whole."""
+    return next((folder for folder in checkpoints(output_dir) if fault_of(folder) is None), None)
 
 
-def is_whole(folder: Path) -> bool:
-    """Was a checkpoint saved to its end?"""
-    return (folder / TRAINER_STATE).is_file()
+def checkpoints(output_dir: str) -> list[Path]:
+    """All checkpoints in a folder, whole or not, the newest first."""
+    return sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
+
+
+def fault_of(folder: Path) -> str | None:
+    """Why a checkpoint cannot be taken for whole, in words; None where nothing is wrong with it."""
+    if not (folder / TRAINER_STATE).is_file():
+        return f"{TRAINER_STATE} is missing"
+    if (folder / UNFINISHED).is_file() and not is_sealed(folder):
+        return "it was not saved to its end"
+    return damage(folder)
 
 
 def step_of(folder: Path) -> int:
     """The N of `checkpoint-N`; -1 for any other name."""
     number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
     return int(number) if number.isdecimal() else -1
+
+
+def checkpoint_to_load(trainer, given: str | bool | None) -> str | None:
+    """The checkpoint that `resume_from_checkpoint` means, whole on every machine; all ranks must call it.
+
+    Raises:
+        CheckpointError: the one that is named is not whole, or none is.
+    """
+    if not given:
+        return None
+    folders = [checkpoints(trainer.args.output_dir) if given is True else [Path(given)]]
+    looks, passed_over = trainer.accelerator.is_local_main_process, {}
+    for folder in broadcast_object_list(folders)[0]:  # the disks of other machines may hold others
+        faults = gather_object([(fault_of(folder) or lacks(trainer, folder)) if looks else None])
+        fault = next(filter(None, faults), None)
+        if fault is None:
+            if not is_sealed(folder):
+                logger.warning(
+                    f"{folder} has no {MANIFEST}, as those of TRL and of earlier versions. Each file was looked at by "
+                    "itself: none is empty, cut or zeros."
+                )
+            trainer.accelerator.print(f"Going on from {folder}.")
+            return str(folder)
+        if given is not True:
+            raise CheckpointError(not_whole(given, fault))
+        logger.warning(f"{folder} is passed over: {fault}.")
+        passed_over[folder.name] = fault
+    raise CheckpointError(none_whole(trainer.args.output_dir, passed_over))
+
+
+def not_whole(given: str, fault: str) -> str:
+    """What to do where the checkpoint that is named is not whole."""
+    return (
+        f"no run can go on from {given}: {fault}. Give another folder {PREFIX_CHECKPOINT_DIR}-N as "
+        "resume_from_checkpoint, true for the newest whole one in output_dir, or begin a new run with another "
+        "output_dir."
+    )
+
+
+def none_whole(output_dir: str, faults: dict[str, str]) -> str:
+    """What to do where no checkpoint is whole."""
+    found = "".join(f" {name}: {fault}." for name, fault in faults.items())
+    return (
+        f"resume_from_checkpoint is true, and {output_dir} has no whole checkpoint.{found} Leave it out to start anew."
+    )
+
+
+class Checkpoints:
+    """The part of a trainer that saves checkpoints and goes on from them; stands before TRL's trainer.
+
+    A checkpoint is written to `.saving/`, waited for until it is on the disk, listed with sizes and hashes in
+    `manifest.json`, and renamed. Older ones are removed after that.
+    """
+
+    _writes_apart = False
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        checkpoint = checkpoint_to_load(self, resume_from_checkpoint)
+        if self.accelerator.is_local_main_process:  # what a kill has left
+            shutil.rmtree(Path(self.args.output_dir, APART), ignore_errors=True)
+        return super().train(checkpoint, *args, **kwargs)
+
+    def _get_train_sampler(self, dataset=None):
+        return EpochSampler(super()._get_train_sampler(dataset), self)
+
+    def _get_output_dir(self, trial):
+        folder = super()._get_output_dir(trial)
+        return str(Path(folder, APART)) if self._writes_apart else folder
+
+    def _save_checkpoint(self, model, trial):
+        home = Path(self._get_output_dir(trial))
+        part = home / APART / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        is_first = self.accelerator.is_local_main_process
+        try:
+            if is_first:
+                shutil.rmtree(part.parent, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            self._writes_apart = True
+            super()._save_checkpoint(model, trial)
+            self._writes_apart = False
+            self.accelerator.wait_for_everyone()
+            place_checkpoint(self, part, home / part.name)
+        except Exception as error:
+            if is_first:
+                shutil.rmtree(part.parent, ignore_errors=True)
+            if (reason := in_a_line(error)) is None:
+                raise
+            raise CheckpointError(unsaved(home, part.name, reason)) from error
+        finally:
+            self._writes_apart = False
+        if self.args.should_save:
+            remove_old(self, home)
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(home / part.name))
+
+    def _push_from_checkpoint(self, checkpoint_folder):
+        if not self._writes_apart:
+            super()._push_from_checkpoint(checkpoint_folder)
+
+    def _save_rng_state(self, output_dir):
+        super()._save_rng_state(output_dir)
+        save_generation_buffer(self, output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_default_adapter(self, resume_from_checkpoint)
+
+    def _load_best_model(self):
+        if fault := fault_of(Path(self.state.best_model_checkpoint)):
+            raise CheckpointError(
+                f"the best model cannot be loaded, {self.state.best_model_checkpoint} is not whole: {fault}. The last "
+                "checkpoint holds the model as it is now; load_best_model_at_end=False saves that one."
+            )
+        super()._load_best_model()
+
+    def _load_rng_state(self, checkpoint):
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            load_generation_buffer(self, checkpoint)
+
+
+def place_checkpoint(trainer, part: Path, folder: Path) -> None:
+    """Give a checkpoint its name, once it is on the disk and says what it holds. All ranks must call it."""
+    state, accelerator = trainer.state, trainer.accelerator
+    if state.best_model_checkpoint == str(part):
+        state.best_model_checkpoint = str(folder)
+        if trainer.args.should_save:
+            state.save_to_json(str(part / TRAINER_STATE))
+    if accelerator.is_local_main_process and part.is_dir():
+        settle(part)  # what the ranks of this machine have written
+    accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        seal(part)
+        take_place(part, folder)
+    accelerator.wait_for_everyone()
+    if accelerator.is_local_main_process and part.is_dir():
+        take_place(part, folder)  # the files of the ranks of a machine with a disk of its own
+    accelerator.wait_for_everyone()
+
+
+def remove_old(trainer, home: Path) -> None:
+    """Keep `save_total_limit` checkpoints: the one just saved, the best one, and the newest of the others.
+
+    Those of later steps are left of an earlier run, or were passed over: they go first.
+    """
+    step, limit = trainer.state.global_step, trainer.args.save_total_limit
+    kept = {f"{PREFIX_CHECKPOINT_DIR}-{step}", Path(trainer.state.best_model_checkpoint or "").name}
+    found = sorted(checkpoints(str(home)), key=lambda folder: (step_of(folder) <= step, step_of(folder)))
+    others = [folder for folder in found if folder.name not in kept]
+    if limit and limit > 0:
+        for folder in others[: max(0, len(found) - max(limit, len(found) - len(others)))]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def unsaved(home: Path, name: str, reason: str) -> str:
+    """What is left where a checkpoint could not be saved, and what to do."""
+    whole = newest_whole(str(home))
+    left = f"Go on from {whole} with resume_from_checkpoint=true." if whole else "No checkpoint was saved before it."
+    return f"{name} could not be saved: {reason} {left}"
 
 
 def load_default_adapter(trainer, checkpoint: str) -> None:

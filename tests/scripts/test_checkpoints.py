@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from opd_trl.manifest import MANIFEST
 from opd_trl.scripts import common, opd
 from opd_trl.trainers.resume import CheckpointError
 from tests import tiny
@@ -108,7 +109,7 @@ def test_without_a_checkpoint_ctrl_c_says_that_the_run_begins_anew(run):
         ("model.safetensors", "the weights"),
     ],
 )
-def test_a_checkpoint_says_what_it_lacks(tmp_path, student_path, teacher_path, saved, removed, said):
+def test_a_checkpoint_of_trl_says_what_it_lacks(tmp_path, student_path, teacher_path, saved, removed, said):
     (saved / removed).rename(saved.parent / removed)
     try:
         with pytest.raises(CheckpointError, match=f"no run can go on from {saved}: it lacks .*{said}"):
@@ -121,6 +122,7 @@ def test_a_checkpoint_says_what_it_lacks(tmp_path, student_path, teacher_path, s
 def saved(tmp_path_factory, student_path, teacher_path) -> Path:
     folder = tmp_path_factory.mktemp("run")
     opd_trainer(folder, student_path, teacher_path, save_strategy="steps", save_steps=1).train()
+    (folder / "out" / "checkpoint-1" / MANIFEST).unlink()
     return folder / "out" / "checkpoint-1"
 
 
@@ -129,9 +131,9 @@ def test_a_checkpoint_of_weights_alone_is_refused_by_the_command_in_one_line(run
     status, error = run("--resume_from_checkpoint", "true")
     assert status == 2
     last = error.splitlines()[-1]
-    assert last.startswith(
-        "opd-trl opd: error: no run can go on from out/checkpoint-4: it lacks the optimizer's state"
-    )
+    assert last.startswith("opd-trl opd: error: resume_from_checkpoint is true, and out has no whole checkpoint")
+    assert "checkpoint-4: it lacks the optimizer's state" in last
+    assert "checkpoint-2: it lacks the optimizer's state" in last
     assert "save_only_model" in last
 
 
