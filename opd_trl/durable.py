@@ -26,8 +26,8 @@ REMEDIES = {
     errno.EFBIG: "Give a file system that takes larger files, or raise `ulimit -f`.",
     errno.EIO: "Look at the disk (`dmesg`), or give another folder.",
 }
-# How safetensors and others report what the disk refused, and torch a file that it could not write to its end.
-IN_TEXT, OF_TORCH = re.compile(r"\(os error (\d+)\)|\[Errno (\d+)\]"), re.compile(r"unexpected pos \d+ vs \d+")
+# How safetensors reports what the disk refused, and torch a file that it could not write to its end.
+OF_RUST, OF_TORCH = re.compile(r"\(os error (\d+)\)"), re.compile(r"unexpected pos \d+ vs \d+")
 # Of file systems that cannot be asked to write a folder down.
 NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
@@ -40,6 +40,13 @@ def atomically(path: Path) -> Iterator[TextIO]:
     """
     with apart(path) as part, part.open("w", encoding="utf-8", errors="replace") as file:
         yield file
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomically(path) as file:
+        json.dump(content, file, indent=2, ensure_ascii=False)
+        file.write("\n")
 
 
 @contextmanager
@@ -78,6 +85,17 @@ def take_place(part: Path, folder: Path) -> None:
     part.rename(folder)
     settle_entry(folder.parent)
     shutil.rmtree(part.parent, ignore_errors=True)
+
+
+def take_places(part: Path, folder: Path) -> None:
+    """Let every file below `part` take its place below `folder`, once all are on the disk."""
+    settle(part)
+    for path in filter(Path.is_file, part.rglob("*")):
+        place = folder / path.relative_to(part)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+    settle_entry(folder)
+    shutil.rmtree(part)
 
 
 def settle_entry(path: Path) -> None:
@@ -153,9 +171,8 @@ def disk_error(error: BaseException | None) -> OSError | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in REMEDIES:
             return error
-        number = next((int(a or b) for a, b in IN_TEXT.findall(str(error))), None)
-        if number in REMEDIES:
-            return OSError(number, os.strerror(number))
+        if (found := OF_RUST.search(str(error))) and int(found[1]) in REMEDIES:
+            return OSError(int(found[1]), os.strerror(int(found[1])))
         if OF_TORCH.search(str(error)):
             return OSError(errno.ENOSPC, "cannot be written to its end")
         error = error.__cause__

@@ -5,6 +5,7 @@ import sys
 
 import opd_trl
 
+from ..durable import in_a_line
 from ..spelling import did_you_mean
 
 
@@ -29,6 +30,7 @@ COMMANDS = {
 
 # Those that keep what they have done and go on from it.
 GO_ON = ("eval", "data", "pipeline", "reproduce")
+KEPT = "What is done is kept; the same command goes on."
 
 HELP = """\
 usage: opd-trl COMMAND [ARGUMENTS]
@@ -66,9 +68,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(name, rest)
     except KeyboardInterrupt:
-        again = "What is done is kept; the same command goes on." if name in GO_ON else "The same command begins anew."
+        again = KEPT if name in GO_ON else "The same command begins anew."
         print(f"\nopd-trl {name}: interrupted. {again}", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (line := in_a_line(error)) is None:
+            raise
+        print(f"opd-trl {name}: error: {line}{' ' + KEPT if name in GO_ON else ''}", file=sys.stderr)
+        return 2
 
 
 def run(name: str, rest: list[str]) -> int:

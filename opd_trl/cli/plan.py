@@ -1,7 +1,6 @@
 """`opd-trl plan`: what a training run takes on each GPU, whether it fits, and which setting to change."""
 
 import argparse
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..durable import write_json
 from ..planning.component import gib
 from .terminal import command_parser, refused
 
@@ -75,7 +75,7 @@ def main(argv: list[str]) -> int:
 
             figures, path = plan(argv, OWN_FLAGS)
         if path is not None:
-            path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            write_json(path, figures)
     except (ValueError, ImportError, OSError) as error:
         return refused("opd-trl plan", error)
 

@@ -10,6 +10,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from ..durable import apart, atomically
 from ..scripts.recipe_files import (
     EXTENDS,
     FILE_KEYS,
@@ -126,11 +127,12 @@ def copy_recipe(name: str, destination: Path) -> list[Path]:
             raise FileExistsError(f"{path} exists and is not overwritten. Remove it, or name another destination.")
     texts = {copy: relinked(origin, targets) for origin, copy in targets.items()}
     for origin, path in pairs.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path in texts:
-            path.write_text(texts[path], encoding="utf-8")
+            with atomically(path) as file:
+                file.write(texts[path])
         else:
-            shutil.copytree(origin, path) if origin.is_dir() else shutil.copyfile(origin, path)
+            with apart(path) as part:
+                shutil.copytree(origin, part) if origin.is_dir() else shutil.copyfile(origin, part)
     return sorted(written, key=lambda path: path != target)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..durable import in_a_line, write_json
+
 
 def command_parser(prog: str, description: str, epilog: str | None = None, **options: Any) -> argparse.ArgumentParser:
     """A parser that prints its texts as they are written, and takes no abbreviated flags."""
@@ -49,7 +51,7 @@ def columns(text: str) -> dict[str, str]:
 
 def refused(prog: str, error: Exception) -> int:
     """Say in one line why a command cannot do what is asked, and return the exit status of bad input."""
-    print(f"{prog}: error: {error}", file=sys.stderr)
+    print(f"{prog}: error: {in_a_line(error) if isinstance(error, OSError) else error}", file=sys.stderr)
     return 2
 
 
@@ -77,7 +79,7 @@ def run_check(
     try:
         figures, path = check(argv, console)
         if path is not None:
-            path.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+            write_json(path, figures)
     except (ValueError, ImportError, OSError, TeacherServerError) as error:
         return refused(prog, error)
     show(figures, console)

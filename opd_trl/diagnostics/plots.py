@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..durable import apart
+
 
 # Okabe and Ito's colours, told apart with every kind of colour vision, and dashes for the curves of one run.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -109,6 +111,6 @@ def finish(axes: Any, panel: Panel) -> None:
 
 def saved(figure: Any, path: Path, *, dpi: int) -> Path:
     """Write a figure as a PNG, its folder made where it is missing; return `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    with apart(path) as part:
+        figure.savefig(part, dpi=dpi)
     return path

@@ -10,6 +10,7 @@ from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
 
 from .. import OPSDTrainer
+from ..durable import write_json
 from ..diagnostics import DISTILLATION_PANELS, Panel, plot_run
 from ..evaluation import compliance, graded_text, one_sentence
 from ..models.loading import is_slow_in_bfloat16
@@ -76,8 +77,8 @@ def run(console, bar, model: str, output: Path, *, steps: int | None, seed: int 
 
 def write(output: Path, result: dict[str, Any], rows: list[dict[str, str]], history: list[dict[str, Any]]) -> None:
     """Write `result.json`, `answers.json` and `curves.png`."""
-    (output / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    (output / "answers.json").write_text(json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+    write_json(output / "result.json", result)
+    write_json(output / "answers.json", rows)
     first = {"step": 0, "held_out": result["compliance_before"]}
     last = {"step": result["steps"], "held_out": result["compliance_after"]}
     follows = Panel(

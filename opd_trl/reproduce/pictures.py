@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..diagnostics.plots import COLOURS, new_figure
+from ..diagnostics.plots import COLOURS, new_figure, saved
+from ..durable import atomically
 from .comparisons import t_interval
 from .confusion import WORKED, Line, Results, forecasts
 from .settings import Arm, Settings
@@ -22,7 +23,8 @@ def write_report(settings: Settings, lines: Sequence[Line], home: Path) -> list[
     """Write `report.md` and a picture of each claim that has a result; return what was written."""
     home.mkdir(parents=True, exist_ok=True)
     page = home / "report.md"
-    page.write_text(report(settings, lines), encoding="utf-8")
+    with atomically(page) as file:
+        file.write(report(settings, lines))
     there = {line["name"] for line in lines if line["kind"] == "arm"}
     pictures = [
         draw_claim(settings, lines, name, home / f"{name}.png")
@@ -59,8 +61,7 @@ def draw_claim(settings: Settings, lines: Sequence[Line], name: str, path: Path)
         draw_curves(axes.pop(0), problems, results, log_name)
     if picks:
         draw_picks(axes.pop(0), picks, results)
-    figure.savefig(path, dpi=110)
-    return path
+    return saved(figure, path, dpi=110)
 
 
 def draw_outcomes(axes: Any, arms: Sequence[Arm], results: Results) -> None:
@@ -139,5 +140,4 @@ def draw_confusion(settings: Settings, lines: Sequence[Line], path: Path) -> Pat
     )
     axes.legend(fontsize=8, loc="lower left")
     axes.grid(axis="x", alpha=0.3)
-    figure.savefig(path, dpi=110)
-    return path
+    return saved(figure, path, dpi=110)

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from ..trainers.resume import APART, checkpoints, fault_of, newest_whole, none_whole, not_whole
+from ..trainers.resume import APART, checkpoints, fault_of, newest_whole, none_whole, not_whole, way_on
 
 
 def checkpoint_of(training_args) -> str | None:
@@ -61,6 +61,6 @@ def remove_checkpoints(output_dir: str) -> None:
 
 def how_to_go_on(output_dir: str) -> str:
     """What to do after a run was interrupted."""
-    if found := newest_whole(output_dir):
-        return f"interrupted. To go on from {found}: the same command with --resume_from_checkpoint true."
+    if how := way_on(output_dir):
+        return f"interrupted. {how}"
     return "interrupted before the first checkpoint was saved. The same command begins anew."

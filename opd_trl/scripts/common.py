@@ -13,10 +13,11 @@ from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantiza
 from trl.scripts.grpo import GRPOScriptArguments
 
 from ..data.prompts import RowError
+from ..durable import in_a_line
 from ..privileged import get_builder, read_shared_context
 from ..teachers import TeacherServerError
 from ..trainers.config_checks import is_url
-from ..trainers.resume import CheckpointError
+from ..trainers.resume import CheckpointError, save_model, way_on
 from .checkpoints import check_output, how_to_go_on, remove_checkpoints, wanted_checkpoint
 from .data_files import DataError, check_data_arguments, load_splits, looks_local
 from .launching import INTERRUPTED
@@ -120,7 +121,7 @@ def train(trainer_class: type, script_args, training_args, model_args, dataset_a
     if script_args.overwrite_output_dir and trainer.accelerator.is_main_process:
         remove_checkpoints(training_args.output_dir)
     trainer.train(resume_from_checkpoint=wanted_checkpoint(training_args))
-    trainer.save_model(training_args.output_dir)
+    save_model(trainer, training_args.output_dir)
     trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
@@ -140,7 +141,7 @@ def show_log() -> None:
 def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
     """Parse the command line and call `main`; a fault of the arguments or of the data is one line, status 2.
 
-    Ctrl-C is one line too, of the first process, that says how to go on; status 130.
+    So is what the disk refuses. Ctrl-C is one line too, of the first process, that says how to go on; status 130.
     """
     parsed = ()
     try:
@@ -158,3 +159,7 @@ def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
             how = how_to_go_on(parsed[1].output_dir) if parsed else "interrupted before it began."
             print(f"\n{parser.prog}: {how}", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        if (line := in_a_line(error)) is None:
+            raise
+        parser.error(f"{line} {way_on(parsed[1].output_dir) if parsed else ''}".rstrip())

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..durable import in_a_line, settle, take_place
+from ..durable import in_a_line, naming, settle, take_place, take_places
 from ..manifest import MANIFEST, damage, is_sealed, seal
 
 
@@ -205,7 +205,8 @@ class Checkpoints:
                 shutil.rmtree(part.parent, ignore_errors=True)
             if (reason := in_a_line(error)) is None:
                 raise
-            raise CheckpointError(unsaved(home, part.name, reason)) from error
+            left = way_on(str(home)) or "No checkpoint was saved before it."
+            raise CheckpointError(f"{part.name} could not be saved: {reason} {left}") from error
         finally:
             self._writes_apart = False
         if self.args.should_save:
@@ -272,11 +273,24 @@ def remove_old(trainer, home: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def unsaved(home: Path, name: str, reason: str) -> str:
-    """What is left where a checkpoint could not be saved, and what to do."""
-    whole = newest_whole(str(home))
-    left = f"Go on from {whole} with resume_from_checkpoint=true." if whole else "No checkpoint was saved before it."
-    return f"{name} could not be saved: {reason} {left}"
+def way_on(output_dir: str) -> str:
+    """How a run that has ended goes on; empty where it cannot."""
+    whole = newest_whole(output_dir)
+    return f"To go on from {whole}: the same command with --resume_from_checkpoint true." if whole else ""
+
+
+def save_model(trainer, folder: str) -> None:
+    """Save the trained model; what lies in its place is kept until all is written. All ranks must call it."""
+    part = Path(folder, APART, "model")
+    with naming(Path(folder)):
+        try:
+            trainer.save_model(str(part))
+            trainer.accelerator.wait_for_everyone()
+            if trainer.args.should_save:
+                take_places(part, Path(folder))
+        finally:
+            if trainer.args.should_save:
+                shutil.rmtree(part.parent, ignore_errors=True)
 
 
 def load_default_adapter(trainer, checkpoint: str) -> None:

@@ -66,7 +66,7 @@ def run_child(argv: list[str], log: Path, lock: int) -> int:
         )
     finally:
         os.close(its_end)
-    with log.open("ab") as file:
+    with log.open("ab", buffering=0) as file:
         copies = [
             threading.Thread(target=copy, args=(source, screen, file), daemon=True)
             for source, screen in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
@@ -102,13 +102,19 @@ def copy(source: BinaryIO, screen: TextIO, log: BinaryIO) -> None:
     decoder, rest = codecs.getincrementaldecoder("utf-8")(errors="replace"), b""
     while block := os.read(source.fileno(), 65536):
         whole, rest = whole_lines(rest + block)
-        log.write(whole)
-        log.flush()
+        keep(whole, log)
         with contextlib.suppress(OSError, ValueError):  # a closed terminal ends no stage
             screen.write(decoder.decode(block))
             screen.flush()
-    log.write(rest)
-    log.flush()
+    keep(rest, log)
+
+
+def keep(text: bytes, log: BinaryIO) -> None:
+    """Add to a log; a full disk is said, and the command goes on: unread output would hold it for ever."""
+    try:
+        log.write(text)
+    except OSError as error:
+        print(f"opd-trl pipeline: not logged: {error}: {log.name}", file=sys.stderr)
 
 
 def whole_lines(text: bytes) -> tuple[bytes, bytes]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from ...durable import atomically
 from ...models.provenance import versions
 from .child import Ended, run_child
 from .document import Pipeline, Stage
@@ -202,8 +203,8 @@ class Run:
         """Write what the stage reads from a file: its recipe with all that it extends, and tables."""
         if stage.config:
             path = self.pipeline.folder / CONFIGS / f"{stage.name}.yaml"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(yaml.safe_dump(stage.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+            with atomically(path) as file:
+                yaml.safe_dump(stage.config, file, sort_keys=False, allow_unicode=True)
 
     def save(self) -> None:
         """Write the record as it is now."""
