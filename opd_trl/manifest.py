@@ -1,4 +1,4 @@
-"""What a saved folder holds, so that a spoilt one is told from a whole one. Standard library alone."""
+"""Is a checkpoint whole? What a folder holds is written down when it is saved. Standard library alone."""
 
 import hashlib
 import json
@@ -12,8 +12,38 @@ from .durable import atomically, settle
 MANIFEST = "manifest.json"
 #: A file of up to BLOCK * BLOCKS bytes (16 MiB) is hashed whole, a larger one in so many blocks evenly spread.
 BLOCK, BLOCKS = 2**18, 64
+#: How transformers names its checkpoints, and what it writes last into one.
+CHECKPOINT, TRAINER_STATE = "checkpoint-", "trainer_state.json"
+#: What its checkpoints at SIGTERM hold while they are written.
+UNFINISHED = "checkpoint-is-incomplete.txt"
 # Endings of what torch writes as a ZIP archive.
 ARCHIVES = (".pt", ".pth", ".bin")
+
+
+def newest_whole(output_dir: str) -> Path | None:
+    """The newest checkpoint in a folder that is whole."""
+    return next((folder for folder in checkpoints(output_dir) if fault_of(folder) is None), None)
+
+
+def checkpoints(output_dir: str) -> list[Path]:
+    """All checkpoints in a folder, whole or not, the newest first."""
+    found = [path for path in Path(output_dir).glob(f"{CHECKPOINT}*") if path.is_dir() and step_of(path) >= 0]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def fault_of(folder: Path) -> str | None:
+    """Why a checkpoint cannot be taken for whole, in words; None where nothing is wrong with it."""
+    if not (folder / TRAINER_STATE).is_file():
+        return f"{TRAINER_STATE} is missing"
+    if (folder / UNFINISHED).is_file() and not is_sealed(folder):
+        return "it was not saved to its end"
+    return damage(folder)
+
+
+def step_of(folder: Path) -> int:
+    """The N of `checkpoint-N`; -1 for any other name."""
+    number = folder.name.removeprefix(CHECKPOINT)
+    return int(number) if number.isdecimal() else -1
 
 
 def seal(folder: Path) -> None:

@@ -74,12 +74,11 @@ def main(argv: list[str]) -> int:
             from ..planning.inputs import plan
 
             figures, path = plan(argv, OWN_FLAGS)
+        show(figures)
         if path is not None:
             write_json(path, figures)
     except (ValueError, ImportError, OSError) as error:
         return refused("opd-trl plan", error)
-
-    show(figures)
     return int(figures["verdict"] == "does not fit")
 
 

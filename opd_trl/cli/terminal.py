@@ -51,7 +51,7 @@ def columns(text: str) -> dict[str, str]:
 
 def refused(prog: str, error: Exception) -> int:
     """Say in one line why a command cannot do what is asked, and return the exit status of bad input."""
-    print(f"{prog}: error: {in_a_line(error) if isinstance(error, OSError) else error}", file=sys.stderr)
+    print(f"{prog}: error: {(isinstance(error, OSError) and in_a_line(error)) or error}", file=sys.stderr)
     return 2
 
 
@@ -78,11 +78,11 @@ def run_check(
     console = Console()
     try:
         figures, path = check(argv, console)
+        show(figures, console)
         if path is not None:
             write_json(path, figures)
     except (ValueError, ImportError, OSError, TeacherServerError) as error:
         return refused(prog, error)
-    show(figures, console)
     return int(figures["verdict"] == "stop")
 
 

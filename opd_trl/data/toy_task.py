@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..durable import atomically
+from ..durable import atomically, naming
 from .files import Row, check_free, write_jsonl
 from .splits import split_rows
 
@@ -112,7 +112,8 @@ def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: boo
     check_free(card, output / "model", *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".model-") as scratch:
-        parameters = save(Path(scratch), seed=seed)
+        with naming(output / "model"):
+            parameters = save(Path(scratch), seed=seed)
         (output / "model").mkdir(exist_ok=True)
         for file in Path(scratch).iterdir():
             os.replace(file, output / "model" / file.name)

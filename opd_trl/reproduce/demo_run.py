@@ -10,8 +10,8 @@ from rich.table import Table
 from transformers import PrinterCallback, TrainerCallback
 
 from .. import OPSDTrainer
-from ..durable import write_json
 from ..diagnostics import DISTILLATION_PANELS, Panel, plot_run
+from ..durable import write_json
 from ..evaluation import compliance, graded_text, one_sentence
 from ..models.loading import is_slow_in_bfloat16
 from ..models.transformers_engine import greedy_answers

@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from ..trainers.resume import APART, checkpoints, fault_of, newest_whole, none_whole, not_whole, way_on
+from ..manifest import checkpoints, fault_of, newest_whole
+from ..trainers.resume import APART, none_whole, not_whole, way_on
 
 
 def checkpoint_of(training_args) -> str | None:

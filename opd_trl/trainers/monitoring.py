@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from ..credentials import as_json, is_secret, without_secrets
 from ..diagnostics import Monitor, MonitorWarning
 from ..given import default_of
+from ..manifest import newest_whole
 from ..models.provenance import versions
 from ..reports.run_log import RunLog
 from ..teachers.base import path_of
@@ -22,7 +23,6 @@ from .figures import is_recorded, sample_lines
 from .opd_config import OPDConfig
 from .phases import PhaseClock, RunSize
 from .published_methods import find_method
-from .resume import newest_whole
 
 
 logger = get_logger(__name__)

@@ -12,15 +12,11 @@ from torch.utils.data import Sampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..durable import in_a_line, naming, settle, take_place, take_places
-from ..manifest import MANIFEST, damage, is_sealed, seal
+from ..manifest import MANIFEST, TRAINER_STATE, checkpoints, fault_of, is_sealed, newest_whole, seal, step_of
 
 
 logger = get_logger(__name__)
 
-#: What transformers writes last into a checkpoint.
-TRAINER_STATE = "trainer_state.json"
-#: What transformers' checkpoints at SIGTERM hold while they are written.
-UNFINISHED = "checkpoint-is-incomplete.txt"
 #: Where a checkpoint is written until it is whole, below the run's folder.
 APART = ".saving"
 # What resuming needs, and the files that hold it under one engine or another.
@@ -93,31 +89,6 @@ def lacks(trainer, checkpoint: Path) -> str | None:
     if not missing:
         return None
     return f"it lacks {', '.join(missing)}, as one that was saved with save_only_model or copied in part"
-
-
-def newest_whole(output_dir: str) -> Path | None:
-    """The newest checkpoint in a folder that is whole."""
-    return next((folder for folder in checkpoints(output_dir) if fault_of(folder) is None), None)
-
-
-def checkpoints(output_dir: str) -> list[Path]:
-    """All checkpoints in a folder, whole or not, the newest first."""
-    return sorted(Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=step_of, reverse=True)
-
-
-def fault_of(folder: Path) -> str | None:
-    """Why a checkpoint cannot be taken for whole, in words; None where nothing is wrong with it."""
-    if not (folder / TRAINER_STATE).is_file():
-        return f"{TRAINER_STATE} is missing"
-    if (folder / UNFINISHED).is_file() and not is_sealed(folder):
-        return "it was not saved to its end"
-    return damage(folder)
-
-
-def step_of(folder: Path) -> int:
-    """The N of `checkpoint-N`; -1 for any other name."""
-    number = folder.name.removeprefix(f"{PREFIX_CHECKPOINT_DIR}-")
-    return int(number) if number.isdecimal() else -1
 
 
 def checkpoint_to_load(trainer, given: str | bool | None) -> str | None:
@@ -195,11 +166,12 @@ class Checkpoints:
             if is_first:
                 shutil.rmtree(part.parent, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            self._writes_apart = True
-            super()._save_checkpoint(model, trial)
-            self._writes_apart = False
-            self.accelerator.wait_for_everyone()
-            place_checkpoint(self, part, home / part.name)
+            with naming(home / part.name):
+                self._writes_apart = True
+                super()._save_checkpoint(model, trial)
+                self._writes_apart = False
+                self.accelerator.wait_for_everyone()
+                place_checkpoint(self, part, home / part.name)
         except Exception as error:
             if is_first:
                 shutil.rmtree(part.parent, ignore_errors=True)

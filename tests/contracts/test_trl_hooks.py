@@ -28,6 +28,12 @@ METHODS = {
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "_compute_loss": ["self", "model", "inputs"],
     "_get_train_sampler": ["self", "dataset"],
+    "train": ["self", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"],
+    "save_model": ["self", "output_dir", "_internal_call"],
+    "_get_output_dir": ["self", "trial"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_push_from_checkpoint": ["self", "checkpoint_folder"],
+    "_load_best_model": ["self"],
     "_save_optimizer_and_scheduler": ["self", "output_dir"],
     "_load_from_checkpoint": ["self", "resume_from_checkpoint", "model"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
@@ -64,6 +70,8 @@ SOURCES = {
         "old_per_token_logps, _, _ = self._get_per_token_logps_and_entropies(",
         "if old_per_token_logps is not None:", "self.use_vllm and self.vllm_importance_sampling_correction",
     ],
+    # A checkpoint is written where this says, all of it: while it is saved, that is a folder apart.
+    "_save_checkpoint": ["output_dir = os.path.join(self._get_output_dir(trial=trial), checkpoint_folder)"],
     # The policy loss runs on a forward that is already done: the model may be used for nothing but its log-probs.
     "_compute_loss": ["self._get_per_token_logps_and_entropies(", 'inputs["advantages"]'],
     "_get_per_token_logps_and_entropies": [
