@@ -31,6 +31,7 @@ LIBRARIES = (
     "opd_trl.trainers.opsd_trainer",
     "opd_trl.planning.inputs",
     "opd_trl.scripts.opd",
+    "preloaded",
 )
 ENVIRONMENT = QUIET | {
     "PYTHONUNBUFFERED": "1",
@@ -91,7 +92,7 @@ class Children:
                     raise ChildError(content)
                 return
             raise ChildError("it took too long")
-        except (EOFError, BrokenPipeError):
+        except (EOFError, ConnectionError):
             child.join(10)
             raise ChildError(f"the process ended with status {child.exitcode}, see {log}") from None
         finally:
