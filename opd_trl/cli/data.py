@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..data import jobs
 from ..data.adapters import ADAPTERS
 from ..data.procedural import task_names
+from ..scripts.consoles import plain_console
 from .terminal import columns, command_parser, json_object, progress, refused
 
 
@@ -226,17 +226,17 @@ def main(argv: list[str]) -> int:
 
 def run_list(args: argparse.Namespace) -> None:
     """Print the data sets, or the tasks of reasoning-gym, that are known by name."""
-    console = Console()
+    console = plain_console()
     if not console.is_terminal:
         console.width = 200  # a file or a pipe has no edge to break lines at
     if args.procedural:
-        console.print(", ".join(task_names()), highlight=False)
+        console.print(", ".join(task_names()))
         return
     table = Table("name", "on the hub", "split", "what it is", box=None, pad_edge=False)
     for name, adapter in ADAPTERS.items():
         place = adapter.hub_id + (f" ({adapter.config})" if adapter.config else "")
         table.add_row(name, place, adapter.split, adapter.about + (" [gated]" if adapter.gated else ""))
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def run_traces(args: argparse.Namespace) -> None:
@@ -260,6 +260,6 @@ def show(report: dict[str, Any], file: Path) -> None:
         table.add_row(f"  in {name}", f"{count:,}")
     if report.get("left_over"):
         table.add_row("  in no file", f"{report['left_over']:,}")
-    console = Console()
-    console.print(table, markup=False)
-    console.print(f"Report: {file}", markup=False, highlight=False, soft_wrap=True)
+    console = plain_console()
+    console.print(table)
+    console.print(f"Report: {file}", soft_wrap=True)

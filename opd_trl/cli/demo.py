@@ -5,8 +5,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
+from ..scripts.consoles import plain_console
 from ..scripts.quiet import quiet_libraries
 from .terminal import progress
 
@@ -29,13 +28,13 @@ def main(argv: list[str]) -> int:
     os.environ["TQDM_DISABLE"] = "1"
     from ..reproduce import demo_model, demo_run
 
-    console = Console()
+    console = plain_console()
     with quiet_libraries(ours_too=False):
         try:
             with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
                 model = demo_model.choose_model(args.model, Path(args.output) / "model")
         except demo_model.DemoError as error:
-            console.print(str(error), style="red", markup=False)
+            console.print(str(error), style="red")
             return 1
         if args.prepare_only:
             train = f"opd-trl opsd --config {demo_run.RECIPE} --model_name_or_path {model}"

@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
+from ..scripts.consoles import plain_console
 from .terminal import command_parser, progress, refused
 
 
@@ -95,13 +97,13 @@ def main(argv: list[str]) -> int:
     if args.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
     else:
-        show(result, Console(highlight=False, markup=False))
+        show(result, plain_console())
     return 0
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """Print a result: who, under which protocol, figures, differences, warnings."""
-    console.print(Panel(heading(result), title=f"opd-trl eval: {result['identity']['suite']}", expand=False))
+    console.print(Panel(heading(result), title=Text(f"opd-trl eval: {result['identity']['suite']}"), expand=False))
     console.print(figure_table(result))
     generation = result["generation"]
     console.print(

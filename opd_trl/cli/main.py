@@ -6,6 +6,7 @@ import sys
 import opd_trl
 
 from ..durable import in_a_line
+from ..screen import guarded_screen
 from ..spelling import did_you_mean
 
 
@@ -54,7 +55,12 @@ Start here:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `opd-trl` with `argv` (those of the process by default) and return its exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    with guarded_screen():
+        return dispatch(list(sys.argv[1:] if argv is None else argv))
+
+
+def dispatch(argv: list[str]) -> int:
+    """Run the command that `argv` names, behind the screen."""
     if not argv or argv[0] in ("-h", "--help"):
         print(help_text(), end="")
         return 0

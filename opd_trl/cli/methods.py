@@ -5,9 +5,9 @@ import json
 import textwrap
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
+from ..scripts.consoles import plain_console
 from ..trainers.published_methods import METHODS, find_method
 from .terminal import refused
 
@@ -53,7 +53,7 @@ def print_table() -> None:
     table = Table("method", "command", "source", "what it is", box=None, pad_edge=False)
     for name, method in METHODS.items():
         table.add_row(name, " or ".join(method.commands), method.source, method.title)
-    Console().print(table)
+    plain_console().print(table)
     print("\nFields and differences of one: opd-trl methods NAME   Recipes: opd-trl recipes show methods/NAME")
 
 

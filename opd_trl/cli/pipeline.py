@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..credentials import without_secrets
+from ..scripts.consoles import plain_console
 from .pipelines.arguments import command_lines
 from .pipelines.child import Ended, locked, signals_end_the_pipeline
 from .pipelines.document import read_pipeline
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Check the pipeline, then run it; raises ValueError, before anything is run, where that is not possible."""
-    console = Console()
+    console = plain_console()
     pipeline = read_pipeline(args.config, args.settings)
     first = pipeline.index(args.first, option="--from") if args.first else 0
     last = pipeline.index(args.last, option="--until") if args.last else len(pipeline.stages) - 1
@@ -135,15 +136,15 @@ def print_outcomes(console: Any, outcomes: list[Outcome]) -> None:
     console.print(table)
     for outcome in outcomes:
         if outcome.reason:
-            console.print(f"{outcome.stage.name}: {outcome.reason}", style="red", markup=False, highlight=False)
+            console.print(f"{outcome.stage.name}: {outcome.reason}", style="red")
 
 
 def print_plan(console: Any, run: Run, planned: list) -> None:
     """Print which stages would run, why, and with which command lines."""
     for number, (stage, reason) in enumerate(planned, 1):
         state = f"runs: {reason}" if reason else "is skipped: command, inputs and outputs are unchanged"
-        console.print(f"[{number}/{len(planned)}] {stage.name} {state}", markup=False, highlight=False)
-        print(f"    {shlex.join(run.command(stage))}")
+        console.print(f"[{number}/{len(planned)}] {stage.name} {state}")
+        print(f"    {shlex.join(without_secrets(run.command(stage)))}")
 
 
 def figures(outcome: Outcome) -> list[str]:

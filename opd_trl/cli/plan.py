@@ -5,11 +5,11 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from ..durable import write_json
 from ..planning.component import gib
+from ..scripts.consoles import plain_console
 from .terminal import command_parser, refused
 
 
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 
 def show(figures: dict[str, Any]) -> None:
     """Print the figures: components, total, engines, advice, what is not counted."""
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = plain_console(soft_wrap=True)
     console.print(heading(figures))
     console.print(component_table(figures))
     for note in figures["notes"]:

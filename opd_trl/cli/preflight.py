@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..data.files import DataError
 from ..evaluation import parse_rule
@@ -133,14 +133,14 @@ def show(figures: dict[str, Any], console: Console) -> None:
     for section in dict.fromkeys(x.section for x in findings if x.section not in known):
         show_section(section, None, [x for x in findings if x.section == section], console)
     show_changes(findings, console)
-    console.print(f"\n{verdict(figures['verdict'])}: {WORDS[figures['verdict']]}", highlight=False)
+    console.print(Text.assemble("\n", verdict(figures["verdict"]), f": {WORDS[figures['verdict']]}"))
 
 
 def show_section(title: str, table: Any, findings: Sequence[Finding], console: Console) -> None:
     """Print a title, what stands above the findings, and the findings; nothing where there is neither."""
     if table is None and not findings:
         return
-    console.print(f"\n[bold]{escape(title)}[/]")
+    console.print(f"\n{title}", style="bold")
     if table is not None:
         console.print(table)
     if findings:
@@ -155,8 +155,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     grid.add_column(ratio=3)
     for finding in findings:
         figure = f"{finding.name}: {finding.figure}" if finding.figure else finding.name
-        threshold = f"\n[dim]{escape(finding.threshold)}[/]" if finding.threshold else ""
-        grid.add_row(verdict(finding.verdict), escape(figure) + threshold, escape(finding.sentence))
+        threshold = f"\n{finding.threshold}" if finding.threshold else ""
+        grid.add_row(verdict(finding.verdict), Text.assemble(figure, (threshold, "dim")), finding.sentence)
     return grid
 
 
@@ -164,7 +164,7 @@ def show_changes(findings: Sequence[Finding], console: Console) -> None:
     """Print what to change, the worst first."""
     changes = [finding for word in ("stop", "fix") for finding in findings if finding.verdict == word]
     if changes:
-        console.print("\n[bold]What to change[/]")
+        console.print("\nWhat to change", style="bold")
     for finding in changes:
         line = finding.change or finding.sentence
-        console.print(f"  {verdict(finding.verdict)} {escape(finding.name)}: {escape(line)}", highlight=False)
+        console.print(Text.assemble("  ", verdict(finding.verdict), f" {finding.name}: {line}"))

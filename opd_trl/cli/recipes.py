@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 from rich.table import Table
 
 from ..durable import apart, atomically
+from ..scripts.consoles import plain_console
 from ..scripts.recipe_files import (
     EXTENDS,
     FILE_KEYS,
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
 
 def print_list() -> None:
     """Print the recipes and pipelines with their first lines, and the names for `--accelerate_config`."""
-    console = Console()
+    console = plain_console()
     for title, names in (("recipe", recipe_names()), ("pipeline", pipeline_names())):
         table = Table(title, "what it is", box=None, pad_edge=False)
         for name in names:
@@ -64,11 +64,10 @@ def print_list() -> None:
         if names:
             console.print(table)
             console.print()
-    console.print(f"--accelerate_config: {', '.join(accelerate_names())}", highlight=False)
+    console.print(f"--accelerate_config: {', '.join(accelerate_names())}")
     console.print(
         "Train: opd-trl opd|opsd --config NAME   Pipelines: opd-trl pipeline --config NAME   "
         "Read: opd-trl recipes show NAME",
-        highlight=False,
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from ..reproduce.settings import SettingsError, read_settings
 from ..reproduce.study import all_jobs, key_of, matching, read_lines, run
 from ..reproduce.tables import summary
+from ..scripts.consoles import plain_console
 from ..scripts.recipe_files import find_recipe
 from .terminal import command_parser, progress, refused
 
@@ -79,14 +80,14 @@ def reproduce(args: argparse.Namespace) -> int:
             raise SettingsError(f"{flag} must be 1 to {most}, got {value}.")
     jobs = all_jobs(settings, range(seeds), settings.chosen(args.only))
     home = args.output or Path("runs") / (args.study + "_quick" * args.quick)
-    console = Console()
+    console = plain_console()
     failed = 0 if args.table else run_open(jobs, settings, home, workers, console)
     lines = matching(read_lines(home), jobs)
     if not any(line["kind"] == "arm" for line in lines):
         raise SettingsError(f"{home} holds no result of these arms and settings yet. Leave --table away to run them.")
     console.print(summary(settings, lines))
     for path in write_report(settings, lines, home):
-        console.print(f"wrote {path}", highlight=False)
+        console.print(f"wrote {path}")
     return int(failed > 0)
 
 
@@ -95,7 +96,7 @@ def run_open(jobs, settings, home: Path, workers: int, console) -> int:
     done = {key_of(line) for line in read_lines(home)}
     total = sum(job.key not in done for job in jobs)
     if total < len(jobs):
-        console.print(f"{len(jobs) - total} of {len(jobs)} steps are done already in {home}.", highlight=False)
+        console.print(f"{len(jobs) - total} of {len(jobs)} steps are done already in {home}.")
     if total == 0:
         return 0
     with callbacks(console, total) as hooks:
@@ -106,7 +107,6 @@ def run_open(jobs, settings, home: Path, workers: int, console) -> int:
             f"{len(failed)} steps have no result: {names}. Their output is in {home}/SEED/logs. The same command "
             "tries them again.",
             style="red",
-            highlight=False,
         )
     return len(failed)
 
@@ -131,7 +131,7 @@ def callbacks(console: Console, total: int) -> Iterator[dict[str, Any]]:
             done += 1
             show(done)
             if error is not None:
-                console.print(f"{job.kind} {job.name}, seed {job.seed}: {error}", style="red", highlight=False)
+                console.print(f"{job.kind} {job.name}, seed {job.seed}: {error}", style="red")
             elif not console.is_terminal:
                 print(f"{job.kind} {job.name}, seed {job.seed}: {seconds:.0f} s", flush=True)
 

@@ -10,8 +10,10 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from ..durable import in_a_line, write_json
+from ..scripts.consoles import plain_console
 
 
 def command_parser(prog: str, description: str, epilog: str | None = None, **options: Any) -> argparse.ArgumentParser:
@@ -58,9 +60,9 @@ def refused(prog: str, error: Exception) -> int:
 STYLES = {"ok": "green", "fix": "yellow", "stop": "bold red", "not run": "dim"}
 
 
-def verdict(word: str) -> str:
+def verdict(word: str) -> Text:
     """A verdict with its colour, for rich."""
-    return f"[{STYLES[word]}]{word}[/]"
+    return Text(word, STYLES[word])
 
 
 def run_check(
@@ -75,7 +77,7 @@ def run_check(
     """
     from ..teachers import TeacherServerError
 
-    console = Console()
+    console = plain_console()
     try:
         figures, path = check(argv, console)
         show(figures, console)
@@ -93,11 +95,12 @@ def progress(title: str, total: int | None, console: Console | None = None) -> I
     `total` is None where it is not known how many steps are to come. `advance()` counts one step more;
     `advance(done)` sets how many are done; `note` stands behind the bar.
     """
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+    columns = (TextColumn("{task.fields[title]}", markup=False), BarColumn(), MofNCompleteColumn())
+    columns += (TextColumn("{task.description}", markup=False),)
     columns += (TimeElapsedColumn(), TimeRemainingColumn())
-    console = console or Console(stderr=True)
+    console = console or plain_console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total)
+        task = bar.add_task("", total=total, title=title)
 
         def advance(done: int | None = None, note: str | None = None) -> None:
             bar.update(task, completed=done, advance=1 if done is None else None, description=note)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from .terminal import progress, run_check, verdict
 
@@ -76,18 +77,16 @@ def show(figures: dict[str, Any], console: Console) -> None:
     """Print heading, table, the student as its own teacher, and the advice."""
     from ..preflight.loss import heading, rows_table
 
-    console.print(heading(figures), highlight=False)
+    console.print(heading(figures))
     console.print(rows_table(figures["rows"]))
     console.print(
         "\ncosine, norm: of the gradient against the exact one. bias: what is left of it where the teacher equals the "
         "student (the '+1' of a dropped tail), over the exact norm; a right loss has 0. outside: probability off the "
         "support.",
         style="dim",
-        highlight=False,
     )
     console.print(
         f"\nThe student as its own teacher, through the code that trains: loss {figures['twin_loss']:.1e}, largest "
-        f"gradient {figures['twin_gradient']:.1e}.",
-        highlight=False,
+        f"gradient {figures['twin_gradient']:.1e}."
     )
-    console.print(f"\n{verdict(figures['verdict'])}: {figures['advice']}", highlight=False)
+    console.print(Text.assemble("\n", verdict(figures["verdict"]), f": {figures['advice']}"))

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..trainers.input_checks import check_teacher
 from ..trainers.placement import model_teacher
@@ -45,7 +45,7 @@ def table(figures: dict[str, Any]) -> Table | None:
     for row in figures["ranking"]:
         grid.add_row(row["name"], *(number(row[name]) for name in FIGURES))
         if row["refused"]:
-            grid.add_row(f"[dim]refused: {escape(row['refused'])}[/]")
+            grid.add_row(Text(f"refused: {row['refused']}", "dim"))
     return grid
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 from transformers import PrinterCallback, TrainerCallback
 
 from .. import OPSDTrainer
@@ -151,13 +152,12 @@ def report(console, result: dict[str, Any], rows: list[dict[str, str]], output: 
     for column in ("", "sees the system prompt", "follows it"):
         table.add_column(column)
     table.add_row("student before", "no", f"{result['compliance_before']:.0%}")
-    table.add_row("student after", "no", f"[bold]{result['compliance_after']:.0%}")
+    table.add_row("student after", "no", Text(f"{result['compliance_after']:.0%}", "bold"))
     table.add_row("teacher", "yes", f"{result['compliance_teacher']:.0%}")
     console.print(table)
     for entry in rows[:4]:
-        console.print(entry["question"], style="dim", markup=False)
-        # An answer may hold anything, square brackets included.
-        console.print(f"  before  {entry['before']!r}\n  after   {entry['after']!r}", markup=False)
+        console.print(entry["question"], style="dim")
+        console.print(f"  before  {entry['before']!r}\n  after   {entry['after']!r}")
     console.print(
         f"{result['steps']} steps, {result['wall_seconds']:.0f} s. Wrote {output}/result.json, curves.png, "
         "answers.json and adapter/."

@@ -12,11 +12,13 @@ from typing import Any
 from trl import DatasetMixtureConfig, ModelConfig, get_peft_config, get_quantization_config
 from trl.scripts.grpo import GRPOScriptArguments
 
+from ..addresses import is_url
+from ..credentials import api_key
 from ..data.prompts import RowError
 from ..durable import in_a_line
 from ..privileged import get_builder, read_shared_context
+from ..screen import guarded_screen
 from ..teachers import TeacherServerError
-from ..trainers.config_checks import is_url
 from ..trainers.resume import CheckpointError, save_model, way_on
 from .checkpoints import check_output, how_to_go_on, remove_checkpoints, wanted_checkpoint
 from .data_files import DataError, check_data_arguments, load_splits, looks_local
@@ -55,8 +57,9 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     """Check what needs no model and no data to be read.
 
     Raises:
-        ValueError: no student or no data set; a local model or data set, a file of the privileged context, a builder,
-            a reward function or a checkpoint to resume from that does not exist.
+        ValueError: no student or no data set; a key that cannot be sent to the teacher's server; a local model or data
+            set, a file of the privileged context, a builder, a reward function or a checkpoint to resume from that
+            does not exist.
     """
     if os.getcwd() not in sys.path:  # for builders and reward functions of the user's own
         sys.path.insert(0, os.getcwd())
@@ -73,6 +76,8 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
                 f"{name}={model!r} does not exist (looked in {Path.cwd()}). Give a folder with a saved model or "
                 "a hub id such as Qwen/Qwen3-1.7B. A recipe's header says how to make its model."
             )
+    if any(map(is_url, (training_args.teacher_server_url, *(model for _, model in models)))):
+        api_key()
     check_data_arguments(script_args, dataset_args)
     read_shared_context(training_args.privileged_context, training_args.privileged_context_file)
     get_builder(training_args.privileged_builder, template=training_args.privileged_template)
@@ -143,6 +148,12 @@ def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
 
     So is what the disk refuses. Ctrl-C is one line too, of the first process, that says how to go on; status 130.
     """
+    with guarded_screen():
+        guarded_run(parser, check, main)
+
+
+def guarded_run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
+    """What `run` does, behind the screen."""
     parsed = ()
     try:
         parsed = parser.parse_args_and_config()

@@ -13,7 +13,8 @@ accelerate launch -m opd_trl.scripts.opd \
 
 import argparse
 
-from ..trainers.config_checks import SEPARATE_TEACHERS, is_url
+from ..addresses import is_url
+from ..trainers.config_checks import SEPARATE_TEACHERS
 from . import common
 
 

@@ -182,7 +182,7 @@ def connect(
     check_tokenizer(server, tokenizer, local_copy)
     head, num_rows = None, student_rows
     if server.is_ours:
-        head = served_head(server, device)
+        head = server.head(num_rows=max(student_rows, len(vocab))).to(device)
         num_rows = shared_rows(student_rows, head.weight.size(0), vocab)
     probe = probe_ids(tokenizer, num_rows)[: (server.max_length or PROBE_LENGTH + 1) - 1]
     top_k = 1 if server.is_ours else min(needs.top_k, num_rows)
@@ -247,19 +247,6 @@ def check_tokenizer(server: TeacherServer, tokenizer, local_copy: LocalCopy | No
             f"the tokenizer of the teacher server {server.url} ({server.model}) is not the student's: a test text of "
             f"{len(expected)} tokens differs {place}. Serve a teacher of the student's tokenizer family."
         )
-
-
-def served_head(server: TeacherServer, device: torch.device) -> Head:
-    """The LM head of `opd-trl serve-teacher`, on the student's device."""
-    tensors, conventions = server.head()
-    cap = conventions["final_logit_softcapping"]
-    bias = tensors.get("bias")
-    return Head(
-        weight=tensors["weight"].to(device),
-        bias=None if bias is None else bias.to(device),
-        logit_scale=float(conventions["logit_scale"]),
-        final_logit_softcapping=float(cap) if cap else None,
-    )
 
 
 def probe_ids(tokenizer, num_rows: int) -> list[int]:

@@ -1,12 +1,22 @@
 """A teacher behind HTTP: `opd-trl serve-teacher`, or any server with vLLM's completions endpoint."""
 
-import json
 import logging
 from typing import Any
 
 from torch import Tensor
 
-from .server_answers import SequenceLogProbs, json_of, read_completions, read_tensors
+from ..losses.head import Head
+from .connections import SMALL
+from .server_answers import (
+    SequenceLogProbs,
+    json_of,
+    read_completions,
+    read_head,
+    read_models,
+    read_tensors,
+    read_tokens,
+    read_vocabulary,
+)
 from .transport import TeacherServerError, Transport
 
 
@@ -21,6 +31,14 @@ PROBE_TEXT = (
 #: Mean difference in nats between two log-probabilities of one token up to which it counts as the same model. Noise
 #: of bfloat16 was measured at 0.05 to 0.08, another model's difference is above 1.
 SAME_MODEL = 0.3
+#: Bytes of a float32, the widest number that a server sends.
+FLOAT = 4
+#: Bytes of the largest vocabulary that is taken: 2^18 tokens of 256.
+VOCABULARY = 1 << 26
+#: Hidden size of the widest model that is taken; Llama 3.1 405B has 16384.
+WIDEST = 1 << 14
+#: Bytes of JSON for one id at one position: two numbers and the text of a token, which can be a long run of spaces.
+ENTRY = 512
 
 
 class TeacherServer:
@@ -47,12 +65,9 @@ class TeacherServer:
         self._probe: tuple[list[int], int, Tensor] | None = None
         self.transport = Transport(url, on_return=self._check_same_model, **options)
         self.url = self.transport.url
-        models = self._get("/v1/models", "the list of its models").get("data")
-        if not models:
-            raise TeacherServerError(f"teacher server {self.url} lists no model. Start it with one.")
-        self.model: str = models[0]["id"]
-        self.max_length: int | None = models[0].get("max_model_len")
-        self.is_ours = models[0].get("owned_by") == OURS
+        what = "the list of its models"
+        self.model, self.max_length, owner = self.transport.call("/v1/models", read_models, what=what, most=SMALL)
+        self.is_ours = owner == OURS
 
     # Scores
 
@@ -80,12 +95,13 @@ class TeacherServer:
             "prompt_logprobs": top_k,
         }
 
-        def check(response) -> list[SequenceLogProbs]:
+        def check(content: bytes) -> list[SequenceLogProbs]:
             return read_completions(
-                json_of(response), sequences, num_scored, model=self.model, top_k=top_k, vocab_size=vocab_size
+                json_of(content), sequences, num_scored, model=self.model, top_k=top_k, vocab_size=vocab_size
             )
 
-        return self.transport.call("/v1/completions", check, what=what, body=body, verify=verify)
+        most = SMALL + sum(map(len, sequences)) * (top_k + 2) * ENTRY
+        return self.transport.call("/v1/completions", check, what=what, most=most, body=body, verify=verify)
 
     def hidden_states(
         self, sequences: list[list[int]], num_scored: list[int], *, hidden_size: int, what: str = "a request"
@@ -94,26 +110,28 @@ class TeacherServer:
         body = {"model": self.model, "sequences": sequences, "num_scored": num_scored}
         shapes = {"hidden_states": (sum(num_scored), hidden_size)}
 
-        def check(response) -> list[Tensor]:
-            return list(read_tensors(response, shapes)["hidden_states"].split(num_scored))
+        def check(content: bytes) -> list[Tensor]:
+            return list(read_tensors(content, shapes)["hidden_states"].split(num_scored))
 
-        return self.transport.call("/v1/hidden_states", check, what=what, body=body)
+        most = SMALL + sum(num_scored) * hidden_size * FLOAT
+        return self.transport.call("/v1/hidden_states", check, what=what, most=most, body=body)
 
-    def head(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The LM head, `weight` (V, H) and perhaps `bias` (V,), and the model's logit conventions as text."""
-        return self.transport.call("/v1/head", read_head, what="its LM head")
+    def head(self, *, num_rows: int) -> Head:
+        """The LM head, which may have a quarter more rows than the student's `num_rows`: padding."""
+        most = SMALL + 5 * num_rows // 4 * (WIDEST + 1) * FLOAT
+        return self.transport.call("/v1/head", read_head, what="its LM head", most=most)
 
     # What it serves
 
     def vocabulary(self) -> dict[str, int]:
         """Token -> id, of `opd-trl serve-teacher`."""
-        return self._get("/v1/vocabulary", "its vocabulary")["vocab"]
+        return self.transport.call("/v1/vocabulary", read_vocabulary, what="its vocabulary", most=VOCABULARY)
 
     def tokenize(self, text: str) -> list[int] | None:
         """Ids of a text without special tokens, or None where the server has no such endpoint."""
         body = {"model": self.model, "prompt": text, "add_special_tokens": False}
         try:
-            return self.transport.call("/tokenize", json_of, what="tokens of a text", body=body)["tokens"]
+            return self.transport.call("/tokenize", read_tokens, what="tokens of a text", most=SMALL, body=body)
         except TeacherServerError as error:
             if error.status in (404, 405):
                 return None
@@ -139,19 +157,9 @@ class TeacherServer:
             [sequence], [len(expected)], top_k=1, vocab_size=vocab_size, what="the probe again", verify=False
         )
         difference = (scores.sampled_log_probs - expected).abs().mean().item()
-        if difference > SAME_MODEL:
+        if not difference <= SAME_MODEL:
             raise TeacherServerError(
                 f"teacher server {self.url} came back with another model: its log-probabilities of the probe differ "
                 f"by {difference:.2f} nats a token from those at start. Serve {self.model} again, as it was."
             )
         logger.warning(f"teacher server {self.url} is back, with the same model ({difference:.3f} nats a token).")
-
-    def _get(self, path: str, what: str) -> dict[str, Any]:
-        return self.transport.call(path, json_of, what=what)
-
-
-def read_head(response) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the answer of `/v1/head`: the tensors of the LM head, and its logit conventions as text."""
-    tensors = read_tensors(response, {"weight": (None, None)})
-    header = response.content[8 : 8 + int.from_bytes(response.content[:8], "little")]
-    return tensors, json.loads(header)["__metadata__"]

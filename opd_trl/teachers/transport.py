@@ -1,14 +1,21 @@
 """Requests to a teacher server: bounded in number and time, tried again with back-off, then a stop that says which."""
 
+import json
 import logging
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from typing import Any, TypeVar
 
-import requests
-from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError
+
+from ..addresses import Address
+from ..credentials import usable_key
+from ..screen import one_line, printable
+from .connections import CA_VARIABLES, BadAnswerError, connection_pool, headers, read, read_refusal
 
 
 logger = logging.getLogger(__name__)
@@ -17,7 +24,9 @@ T = TypeVar("T")
 #: Statuses of a server that is starting, full or broken for the moment.
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 #: Ends of a connection after which another server may answer.
-LOST = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
+LOST = (HTTPError, HTTPException, OSError)
+#: Reasons of OpenSSL for what is no TLS at all.
+NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 #: What is in a refusal -> what to do about it.
 HINTS = {
     "HTTP 401": "Set OPD_TRL_API_KEY to the server's key.",
@@ -39,25 +48,28 @@ class TeacherServerError(RuntimeError):
     """
 
     def __init__(self, message: str, *, status: int | None = None):
-        super().__init__(message)
+        super().__init__(printable(message))
         self.status = status
-
-
-class BadAnswerError(ValueError):
-    """An answer that is not what was asked for; the request is tried again."""
 
 
 class Transport:
     """One server's HTTP: `call` tries a request until its answer passes a check.
 
     Args:
-        url: root of the server; a trailing `/v1` is dropped.
+        url: root of the server; a trailing `/v1` is dropped. Its user and password, where it has them, are sent in
+            place of the key.
         api_key: sent as `Authorization: Bearer`.
-        timeout: seconds that a server may be silent during one request.
+        timeout: seconds for one request: to connect, to send it, and until its answer is whole; each.
         retries: attempts after the first.
         backoff: seconds before the second attempt; doubles every time up to `LONGEST_PAUSE`.
         concurrency: requests in flight.
         on_return: called when an answer comes after a connection was lost, for the server may be another one.
+
+    Attributes:
+        url: the address, without user and password.
+
+    Raises:
+        ValueError: a malformed address, a key that no header can carry, or CA certificates that cannot be read.
     """
 
     def __init__(
@@ -71,30 +83,36 @@ class Transport:
         concurrency: int = 8,
         on_return: Callable[[], None] = lambda: None,
     ):
-        self.url = url.rstrip("/").removesuffix("/v1")
+        address = Address.parse(url)
+        self.url, self._path = str(address), address.path
         self.timeout, self.retries, self.backoff = timeout, retries, backoff
         self.concurrency, self.on_return = concurrency, on_return
         self._stopped = threading.Event()
-        self._session = requests.Session()
-        self._session.trust_env = False  # a proxy of the environment is not meant for a server of one's own
-        self._session.mount(self.url, HTTPAdapter(pool_maxsize=concurrency))
-        if api_key:
-            self._session.headers["Authorization"] = f"Bearer {api_key}"
+        self._pool = connection_pool(address, timeout=timeout, most=concurrency)
+        self._headers = headers(address, usable_key(api_key))
 
     def call(
-        self, path: str, check: Callable[[requests.Response], T], *, what: str, body: Any = None, verify: bool = True
+        self,
+        path: str,
+        check: Callable[[bytes], T],
+        *,
+        what: str,
+        most: int,
+        body: Any = None,
+        verify: bool = True,
     ) -> T:
         """Send one request (POST where there is a `body`) and return what `check` makes of its answer.
 
         Args:
             path: below the root.
-            check: turns the answer into a value; raises `BadAnswerError` where it cannot be right.
+            check: turns the answer into a value; whatever it raises means that the answer cannot be right.
             what: names the request in errors, e.g. "rows 4-7 of this batch".
+            most: bytes that the answer can have.
             body: sent as JSON.
             verify: call `on_return` after a lost connection.
 
         Raises:
-            TeacherServerError: refused (status 4xx), or the last attempt failed too.
+            TeacherServerError: refused (status 4xx), a certificate that is not trusted, or the last attempt failed.
         """
         start, lost, fault = time.monotonic(), False, ""
         for attempt in range(self.retries + 1):
@@ -107,10 +125,11 @@ class Transport:
                 if self._stopped.wait(pause):
                     raise TeacherServerError(f"{what}: given up, since another request failed.")
             try:
-                value = check(self._send(path, body, what))
+                value = checked(check, self._send(path, body, what, most))
             except LOST as error:
-                lost, fault = True, f"{type(error).__name__}: {innermost(error)}."
-            except (requests.RequestException, BadAnswerError) as error:
+                self._check_trust(error)
+                lost, fault = True, one_line(f"{type(error).__name__}: {innermost(error)}.", 500)
+            except BadAnswerError as error:
                 fault = f"{error}"
             else:
                 if lost and verify:
@@ -122,20 +141,40 @@ class Transport:
             "teacher_server_timeout wait longer. A run that was under way goes on from its last checkpoint."
         )
 
-    def _send(self, path: str, body: Any, what: str) -> requests.Response:
+    def _send(self, path: str, body: Any, what: str, most: int) -> bytes:
         """One attempt; a status that time can cure is a `BadAnswerError`, any other one ends the run."""
-        method = "GET" if body is None else "POST"
-        response = self._session.request(
-            method, self.url + path, json=body, timeout=self.timeout, allow_redirects=False
+        response = self._pool.urlopen(
+            "GET" if body is None else "POST",
+            self._path + path,
+            body=None if body is None else json.dumps(body).encode(),
+            headers=self._headers,
+            redirect=False,
+            preload_content=False,
         )
-        if response.status_code == 200:
-            return response
-        fault = f"HTTP {response.status_code}: {error_message(response)}"
-        if response.status_code in PASSING:
+        try:
+            if response.status == 200:
+                return read(response, most)
+            fault = f"HTTP {response.status}: {read_refusal(response)}"
+        finally:
+            response.close()
+        if response.status in PASSING:
             raise BadAnswerError(fault)
         hint = next((hint for sign, hint in HINTS.items() if sign in fault), "")
         message = f"teacher server {self.url}{path} refuses {what}. {fault} {hint}".rstrip()
-        raise TeacherServerError(message, status=response.status_code)
+        raise TeacherServerError(message, status=response.status)
+
+    def _check_trust(self, error: BaseException) -> None:
+        """Raise TeacherServerError for an end of a connection that no second attempt can cure."""
+        cause = innermost(error)
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            raise TeacherServerError(
+                f"teacher server {self.url}: its certificate is not trusted ({cause.verify_message}). Name the file "
+                f"of the CA that signed it in {CA_VARIABLES[1]}, or correct the host in the address."
+            ) from error
+        if isinstance(cause, ssl.SSLError) and cause.reason in NO_TLS:
+            raise TeacherServerError(
+                f"teacher server {self.url} does not answer in TLS ({cause.reason}). Write http:// where it has none."
+            ) from error
 
     def map(self, send: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
         """`send` for each item, at most `concurrency` at a time, in order; the first failure ends the others."""
@@ -150,19 +189,18 @@ class Transport:
                 raise
 
 
-def error_message(response: requests.Response) -> str:
-    """The text of an error: OpenAI's and FastAPI's shapes, else the start of the body."""
+def checked(check: Callable[[bytes], T], content: bytes) -> T:
+    """What `check` makes of an answer; whatever it raises is a `BadAnswerError`, for the answer is another's."""
     try:
-        body = response.json()
-        error = body.get("error", body.get("detail", body.get("message", body)))
-        return str(error.get("message", error) if isinstance(error, dict) else error)[:500]
-    except (ValueError, AttributeError):
-        return response.text[:200] or "(no text)"
+        return check(content)
+    except BadAnswerError:
+        raise
+    except Exception as error:
+        raise BadAnswerError(f"the answer cannot be read ({type(error).__name__}: {error}).") from error
 
 
 def innermost(error: BaseException) -> BaseException:
     """The cause at the bottom of a chain of exceptions, which says what happened to the connection."""
-    reason = getattr(error.args[0], "reason", None) if error.args else None
-    while reason is not None or error.__cause__ is not None:
-        error, reason = reason or error.__cause__, None
-    return error
+    held = (argument for argument in reversed(error.args) if isinstance(argument, BaseException))
+    inner = error.__cause__ or next(held, None)
+    return error if inner is None else innermost(inner)

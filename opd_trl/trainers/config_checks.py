@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..addresses import Address, is_url, shown
 from ..given import default_of
 from ..losses.divergences import DIVERGENCES
 from ..losses.objective import BASELINES
@@ -52,11 +54,6 @@ class SingleGeneration(int):
 
     def __lt__(self, other: int) -> bool:
         return False
-
-
-def is_url(teacher: Any) -> bool:
-    """Does a teacher's name mean a server?"""
-    return isinstance(teacher, str) and teacher.startswith(("http://", "https://"))
 
 
 def choose_device(config, given: frozenset[str]) -> None:
@@ -166,18 +163,32 @@ def check_teachers(config) -> None:
         raise ValueError(f"teachers together with {' and '.join(given)}. Put every teacher into the mapping.")
     if config.teachers is not None and not (isinstance(config.teachers, dict) and config.teachers):
         raise ValueError(
-            f"teachers must map at least one name to a model or a URL, got {config.teachers!r}. In YAML: "
+            "teachers must map at least one name to a model or a URL, got "
+            f"{type(config.teachers).__name__}. In YAML: "
             "`teachers: {math: Qwen/Qwen3-8B, code: 'http://127.0.0.1:8001'}`."
         )
-    if config.teacher_server_url is not None and not is_url(config.teacher_server_url):
-        raise ValueError(
-            f"teacher_server_url must start with http:// or https://, got {config.teacher_server_url!r}. "
-            "A model on this machine is teacher_model_name_or_path."
-        )
+    check_addresses(config)
     if config.teacher_server_url is not None and config.teacher_offload is not None:
         raise ValueError("teacher_offload with teacher_server_url: a served teacher has no weights here. Drop one.")
     if config.teacher_server_timeout <= 0:
         raise ValueError(f"teacher_server_timeout must be > 0 seconds, got {config.teacher_server_timeout}.")
+
+
+def check_addresses(config) -> None:
+    """Raise ValueError for a malformed address; a text like `host:8001` among the teachers is one too."""
+    if config.teacher_server_url is not None and not is_url(config.teacher_server_url):
+        raise ValueError(
+            f"teacher_server_url must start with http:// or https://, got {shown(str(config.teacher_server_url))!r}. "
+            "A model on this machine is teacher_model_name_or_path."
+        )
+    named = {f"teachers: {name}": teacher for name, teacher in (config.teachers or {}).items()}
+    named |= {name: getattr(config, name) for name in SEPARATE_TEACHERS[:-1]}
+    for name, teacher in named.items():
+        if is_url(teacher) or re.match(r"[^/]+:\d+(/|$)", str(teacher)):
+            try:
+                Address.parse(teacher)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
 
 
 def check_loss(config) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
+from ..addresses import is_url
 from ..data.row_checks import IMAGE_COLUMNS
-from .config_checks import is_url
 from .input_checks import column_names, model_config
 from .opd_config import OPDConfig
 

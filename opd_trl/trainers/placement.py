@@ -8,13 +8,13 @@ from accelerate.utils import set_seed
 from torch import nn
 from trl.trainer.utils import get_config_model_id
 
+from ..addresses import is_url
 from ..credentials import api_key
 from ..models.forward import vocabulary_rows
 from ..models.loading import load_whole, plain_models
 from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
 from ..teachers.served import LocalCopy, LossNeeds, connect
-from .config_checks import is_url
 from .input_checks import check_teacher, text_config
 from .opd_config import OPDConfig
 

@@ -10,12 +10,12 @@ from datasets import IterableDataset
 from torch import Tensor
 from transformers import AutoConfig, TrainingArguments
 
+from ..addresses import is_url
 from ..data.prompts import RowError
 from ..evaluation import graded_text, math_accuracy
 from ..evaluation.notation import plain_answer
 from ..privileged import Context, is_empty
 from ..teachers.routing import named_datasets
-from .config_checks import is_url
 from .opd_config import OPDConfig
 
 

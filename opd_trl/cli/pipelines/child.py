@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import fcntl
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -104,7 +105,8 @@ def copy(source: BinaryIO, screen: TextIO, log: BinaryIO) -> None:
         whole, rest = whole_lines(rest + block)
         keep(whole, log)
         with contextlib.suppress(OSError, ValueError):  # a closed terminal ends no stage
-            screen.write(decoder.decode(block))
+            # A progress bar's returns pass a `Screen` at the start of a write.
+            screen.writelines(re.split(r"(?=\r)", decoder.decode(block)))
             screen.flush()
     keep(rest, log)
 

@@ -1,0 +1,17 @@
+"""Consoles of rich that show a text as it is: no markup or emoji in it, its control characters spelt out."""
+
+from typing import Any
+
+from rich import control
+from rich.console import Console
+
+from ..screen import SPELT
+
+
+# Of every text that rich shows in this process, also on the consoles of other libraries.
+control._CONTROL_STRIP_TRANSLATE.update(SPELT)
+
+
+def plain_console(**options: Any) -> Console:
+    """A console for texts of anybody; styles are given beside a text, or as a `Text`."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
