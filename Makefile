@@ -79,12 +79,13 @@ docs: install
 matrix: install
 	$(BIN)/python -m tests.distributed.matrix
 
-# Loss step and whole steps against TRL, dense autograd and Liger: tables, and JSON in runs/bench. About 20 minutes.
+# Loss step, whole steps, monitor and served teacher: tables, and JSON in runs/bench. About 20 minutes.
 bench: install
 	-$(BIN)/python -m pip install --quiet --no-deps liger-kernel  # left out where it does not install
 	$(BIN)/python benchmarks/loss.py --chunk-size 256
 	$(BIN)/python benchmarks/steps.py
 	$(BIN)/python benchmarks/monitor.py
+	$(BIN)/python benchmarks/serving.py
 
 # Everything worth measuring on one GPU of 80 GB: the lines of docs/gpu.md. Under 24 minutes; run again, it goes on.
 bench-gpu: install

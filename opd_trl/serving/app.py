@@ -58,9 +58,9 @@ def build_app(scorer: Scorer, *, name: str, limits: Limits, api_key: str | None)
     async def vocab() -> Response:
         return await service.whole(vocabulary)
 
-    app.add_api_route("/v1/head", service.head, methods=["GET"], response_model=None)
-    app.add_api_route("/v1/hidden_states", service.hidden_states, methods=["POST"], response_model=None)
-    app.add_api_route("/v1/completions", service.completions, methods=["POST"], response_model=None)
+    app.add_route("/v1/head", service.head, methods=["GET"])
+    app.add_route("/v1/hidden_states", service.hidden_states, methods=["POST"])
+    app.add_route("/v1/completions", service.completions, methods=["POST"])
     return app
 
 

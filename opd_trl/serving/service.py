@@ -88,7 +88,7 @@ class Service:
         # More threads that run Python would keep the event loop waiting for its turn.
         self.aside = ThreadPoolExecutor(2)
 
-    async def head(self) -> Response:
+    async def head(self, _: Request) -> Response:
         """GET /v1/head: safetensors of the LM head, straight from the model, with no copy in a file."""
         size, pieces = self.scorer.head_file({"model": self.name})
         return Answer(self.in_pieces(pieces), BINARY, size=size)
@@ -181,13 +181,15 @@ class Service:
         """
         order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
         results: list[Any] = [None] * len(sequences)
+        may_have_left = self.one_at_a_time.locked()
         async with self.one_at_a_time:
             await self.room.take(size)
             try:
                 for start in range(0, len(order), self.limits.batch_size):
                     rows = order[start : start + self.limits.batch_size]
-                    if await request.is_disconnected():
+                    if may_have_left and await request.is_disconnected():
                         raise Refusal(499, "the client went away.")
+                    may_have_left = True
                     for i, result in zip(rows, await self.run(self.forward, score, rows), strict=True):
                         results[i] = result
             except BaseException as error:
