@@ -5,12 +5,13 @@ import ipaddress
 import re
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from .credentials import LEFT_OUT
 
 
 SCHEMES = ("http", "https")
+HOST_AND_PORT = re.compile(r"(?:\[(?P<ip>[^\[\]]+)\]|(?P<name>[^:\[\]]+))(?::(?P<port>[0-9]{0,5}))?")
 
 
 def is_url(teacher: Any) -> bool:
@@ -62,24 +63,27 @@ class Address:
             raise ValueError("it must start with http:// or https://")
         if "?" in text or "#" in text:
             raise ValueError("a ? or # does not belong there, and a key belongs into OPD_TRL_API_KEY")
-        try:
-            parts = urlsplit(text)
-            port = parts.port
-        except ValueError:  # its text holds the address
-            raise ValueError("its port is no number from 1 to 65535, or a bracket is missing") from None
-        host = parts.hostname or ""
-        if port == 0 or not is_host(host):
-            raise ValueError("the port 0 is nobody's" if port == 0 else "it has no host, or one that cannot be")
-        path = parts.path.rstrip("/").removesuffix("/v1").rstrip("/")
-        user = parts.netloc.rpartition("@")[0] or None
-        if user is not None:
-            name, _, password = user.partition(":")
-            user = base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
-        return cls(parts.scheme, host, port, path, user)
+        scheme, _, rest = text.partition("://")
+        authority, slash, path = rest.partition("/")
+        user, _, place = authority.rpartition("@")
+        found = HOST_AND_PORT.fullmatch(place)
+        if found is None or not is_host(found["ip"] or found["name"].lower()):
+            raise ValueError("its host or its port is malformed")
+        port = int(found["port"]) if found["port"] else None
+        if port is not None and not 0 < port < 65536:
+            raise ValueError("its port is not from 1 to 65535")
+        path = (slash + path).rstrip("/").removesuffix("/v1").rstrip("/")
+        return cls(scheme, found["ip"] or found["name"].lower(), port, path, basic(user) if user else None)
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}{'' if self.port is None else f':{self.port}'}{self.path}"
+
+
+def basic(user: str) -> str:
+    """What `Authorization: Basic` carries for `USER:PASSWORD` of an address."""
+    name, _, password = user.partition(":")
+    return base64.b64encode(f"{unquote(name)}:{unquote(password)}".encode()).decode()
 
 
 def is_host(text: str) -> bool:
@@ -104,6 +108,7 @@ def shown(text: str) -> str:
     ('http://(left out)@host:99999?(left out)', '(left out)@host')
     """
     scheme, divider, rest = text.rpartition("://") if "@" not in text.partition("://")[0] else ("", "", text)
+    user, at, rest = rest.rpartition("@")  # a password can hold every other sign
     rest, query, _ = rest.partition("?")
-    rest = f"{LEFT_OUT}@{rest.rpartition('@')[2]}" if "@" in rest else rest
+    rest = (user and LEFT_OUT) + at + rest
     return scheme + divider + rest + (query and f"?{LEFT_OUT}")

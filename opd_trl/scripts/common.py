@@ -21,6 +21,7 @@ from ..screen import guarded_screen
 from ..teachers import TeacherServerError
 from ..trainers.resume import CheckpointError, save_model, way_on
 from .checkpoints import check_output, how_to_go_on, remove_checkpoints, wanted_checkpoint
+from .consoles import spell_out_controls
 from .data_files import DataError, check_data_arguments, load_splits, looks_local
 from .launching import INTERRUPTED
 from .parser import StrictParser
@@ -148,6 +149,7 @@ def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
 
     So is what the disk refuses. Ctrl-C is one line too, of the first process, that says how to go on; status 130.
     """
+    spell_out_controls()  # in the tables of completions that TRL prints
     with guarded_screen():
         guarded_run(parser, check, main)
 

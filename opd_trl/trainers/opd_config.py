@@ -72,7 +72,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
         },
     )
     teacher_server_timeout: float = field(
-        default=300.0, metadata={"help": "Seconds that a teacher server may take for one request."}
+        default=300.0, metadata={"help": "Seconds until the answer of a teacher server must be whole."}
     )
     teacher_server_retries: int = field(
         default=8, metadata={"help": "Further attempts of a failed request, after 1, 2, 4, ... at most 30 seconds."}

@@ -217,11 +217,11 @@ def test_a_name_that_is_not_in_the_cache_is_refused_unless_the_hub_may_be_asked(
 
 
 def test_an_answer_that_looks_like_markup_is_printed_as_it_is(capsys, tmp_path):
-    from rich.console import Console
+    from opd_trl.scripts.consoles import plain_console
 
     result = {f"compliance_{who}": 0.5 for who in ("before", "after", "teacher")}
     result |= {"held_out_questions": 1, "steps": 1, "wall_seconds": 1.0}
     row = {"question": "[b]What?", "before": "[/INST] [/]", "after": "[red]Arr, x.", "teacher": "t"}
-    demo_run.report(Console(width=200), result, [row], tmp_path)
+    demo_run.report(plain_console(width=200), result, [row], tmp_path)
     printed = capsys.readouterr().out
     assert all(text in printed for text in ("[b]What?", "[/INST] [/]", "[red]Arr, x."))

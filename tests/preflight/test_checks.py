@@ -6,18 +6,18 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from rich.console import Console
 
 from opd_trl.cli.preflight import help_text, show
 from opd_trl.preflight import checks, ranking
 from opd_trl.preflight.checks import CHECKS, Check
 from opd_trl.preflight.findings import Finding
 from opd_trl.preflight.inspection import refusal, report
+from opd_trl.scripts.consoles import plain_console
 
 
 def card(figures):
     """What is printed of a pre-flight, one space between words."""
-    console = Console(file=io.StringIO(), width=200)
+    console = plain_console(file=io.StringIO(), width=200)
     show(figures, console)
     return " ".join(console.file.getvalue().split())
 

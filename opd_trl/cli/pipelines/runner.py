@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from ...credentials import as_json as shown
+from ...credentials import without_secrets
 from ...durable import atomically
 from ...models.provenance import versions
 from .child import Ended, run_child
@@ -64,10 +66,11 @@ class Run:
         """How a stage differs from the one that was recorded: its command, arguments, recipe or inputs."""
         if entry["run"] != stage.command.name:
             return f"run was {entry['run']}"
-        before, now = entry["arguments"], as_json(stage.args)
-        if entry["arguments_sha256"] != sha256(now):
+        before, now = entry["arguments"], shown(as_json(stage.args))
+        if entry["arguments_sha256"] != sha256(as_json(stage.args)):
             names = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-            return "; ".join(f"{key}: {before.get(key)!r} is {now.get(key)!r} now" for key in names)
+            changes = "; ".join(f"{key}: {before.get(key)!r} is {now.get(key)!r} now" for key in names)
+            return changes or "an argument that is not shown is another"
         if entry["config_sha256"] != sha256(as_json(stage.config)):
             return "the recipe of its config has changed"
         if entry["output_paths"] != list(stage.outputs):
@@ -155,8 +158,8 @@ class Run:
         start = datetime.now().astimezone()
         entry = {
             "run": stage.command.name,
-            "command": argv,
-            "arguments": as_json(stage.args),
+            "command": without_secrets(argv),
+            "arguments": shown(as_json(stage.args)),
             "arguments_sha256": sha256(as_json(stage.args)),
             "config": str(stage.recipe.path) if stage.recipe else None,
             "config_sha256": sha256(as_json(stage.config)),
@@ -177,7 +180,7 @@ class Run:
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file:
-                file.write(f"=== {entry['start']} {' '.join(argv)}\n")
+                file.write(f"=== {entry['start']} {' '.join(without_secrets(argv))}\n")
             status = run_child(argv, log, lock)
         finally:
             seconds = round(time.monotonic() - begin, 3)
