@@ -1,6 +1,7 @@
 r"""`opd-trl data`: from data sets, generators and teachers to the rows that training and evaluation read."""
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from rich.table import Table
 from ..data import jobs
 from ..data.adapters import ADAPTERS
 from ..data.procedural import task_names
+from ..locks import writing
 from ..scripts.consoles import plain_console
 from .terminal import columns, command_parser, json_object, progress, refused
 
@@ -218,7 +220,8 @@ def main(argv: list[str]) -> int:
         "filter": lambda: show(*jobs.filter_traces(args, progress)),
     }
     try:
-        work[args.command]()
+        with contextlib.nullcontext() if args.command == "list" else writing(args.output, folder=False):
+            work[args.command]()
     except ValueError as error:  # DataError among them
         return refused(f"opd-trl data {args.command}", error)
     return 0

@@ -5,9 +5,10 @@ import os
 from functools import partial
 from pathlib import Path
 
+from ..locks import LockError, writing
 from ..scripts.consoles import plain_console
 from ..scripts.quiet import quiet_libraries
-from .terminal import progress
+from .terminal import progress, refused
 
 
 DESCRIPTION = """\
@@ -29,19 +30,21 @@ def main(argv: list[str]) -> int:
     from ..reproduce import demo_model, demo_run
 
     console = plain_console()
-    with quiet_libraries(ours_too=False):
-        try:
+    try:
+        with quiet_libraries(ours_too=False), writing(args.output):
             with console.status("Preparing SmolLM2-135M-Instruct (93 MB, once)"):
                 model = demo_model.choose_model(args.model, Path(args.output) / "model")
-        except demo_model.DemoError as error:
-            console.print(str(error), style="red")
-            return 1
-        if args.prepare_only:
-            train = f"opd-trl opsd --config {demo_run.RECIPE} --model_name_or_path {model}"
-            console.print(f"Model in {model}. Train with: {train}")
-            return 0
-        bar = partial(progress, console=console)
-        demo_run.run(console, bar, model, Path(args.output), steps=args.steps, seed=args.seed)
+            if args.prepare_only:
+                train = f"opd-trl opsd --config {demo_run.RECIPE} --model_name_or_path {model}"
+                console.print(f"Model in {model}. Train with: {train}")
+                return 0
+            bar = partial(progress, console=console)
+            demo_run.run(console, bar, model, Path(args.output), steps=args.steps, seed=args.seed)
+    except demo_model.DemoError as error:
+        console.print(str(error), style="red")
+        return 1
+    except LockError as error:
+        return refused("opd-trl demo", error)
     return 0
 
 

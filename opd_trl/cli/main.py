@@ -1,12 +1,14 @@
 """`opd-trl`: dispatch to the commands. Each is imported when it is called, so that `--help` costs nothing."""
 
 import importlib
+import signal
 import sys
 
 import opd_trl
 
 from ..durable import in_a_line
 from ..screen import guarded_screen
+from ..scripts.processes import signals_end
 from ..spelling import did_you_mean
 
 
@@ -72,11 +74,12 @@ def dispatch(argv: list[str]) -> int:
         print(f"opd-trl: error: {unknown_command(name)}", file=sys.stderr)
         return 2
     try:
-        return run(name, rest)
-    except KeyboardInterrupt:
+        with signals_end():
+            return run(name, rest)
+    except KeyboardInterrupt as ended:
         again = KEPT if name in GO_ON else "The same command begins anew."
         print(f"\nopd-trl {name}: interrupted. {again}", file=sys.stderr)
-        return 130
+        return 128 + getattr(ended, "number", signal.SIGINT)
     except Exception as error:
         if (line := in_a_line(error)) is None:
             raise

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..credentials import without_secrets
+from ..locks import locked
 from ..scripts.consoles import plain_console
+from ..scripts.processes import Ended
 from .pipelines.arguments import command_lines
-from .pipelines.child import Ended, locked, signals_end_the_pipeline
 from .pipelines.document import read_pipeline
 from .pipelines.record import read_record
 from .pipelines.runner import Outcome, Run, execute
@@ -75,8 +76,7 @@ def main(argv: list[str]) -> int:
     """Run `opd-trl pipeline` and return its exit status."""
     args = make_parser().parse_args(argv)
     try:
-        with signals_end_the_pipeline():
-            return run(args)
+        return run(args)
     except ValueError as error:
         return refused(NAME, error)
     except Ended as ended:
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         print_plan(console, *started)
         return 0
     pipeline.folder.mkdir(parents=True, exist_ok=True)
-    with locked(pipeline.folder) as lock:
+    with locked(pipeline.folder / LOCK, str(pipeline.folder), IN_USE) as lock:
         # Read again: the run that held the lock until now may have changed it.
         run, planned = start()
         outcomes, status = execute(run, planned, lock)
@@ -115,6 +115,8 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
+LOCK = "pipeline.lock"
+IN_USE = "runs this pipeline. Wait for it, end it, or take another folder with --set output_dir=PATH."
 RESULT = "result.json"
 COLOURS = {"ran": "green", "skipped": "cyan", "failed": "red", "killed": "red", "not run": "dim"}
 # Figures of a result that are shown.

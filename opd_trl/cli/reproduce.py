@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ..locks import LockError, writing
 from ..reproduce.settings import SettingsError, read_settings
 from ..reproduce.study import all_jobs, key_of, matching, read_lines, run
 from ..reproduce.tables import summary
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
     try:
         return reproduce(args)
-    except (SettingsError, OSError) as error:
+    except (SettingsError, LockError, OSError) as error:
         return refused("opd-trl reproduce", error)
 
 
@@ -81,17 +82,20 @@ def reproduce(args: argparse.Namespace) -> int:
     jobs = all_jobs(settings, range(seeds), settings.chosen(args.only))
     home = args.output or Path("runs") / (args.study + "_quick" * args.quick)
     console = plain_console()
-    failed = 0 if args.table else run_open(jobs, settings, home, workers, console)
-    lines = matching(read_lines(home), jobs)
-    if not any(line["kind"] == "arm" for line in lines):
-        raise SettingsError(f"{home} holds no result of these arms and settings yet. Leave --table away to run them.")
-    console.print(summary(settings, lines))
-    for path in write_report(settings, lines, home):
-        console.print(f"wrote {path}")
+    with writing(home) as lock:
+        failed = 0 if args.table else run_open(jobs, settings, home, workers, console, lock)
+        lines = matching(read_lines(home), jobs)
+        if not any(line["kind"] == "arm" for line in lines):
+            raise SettingsError(
+                f"{home} holds no result of these arms and settings yet. Leave --table away to run them."
+            )
+        console.print(summary(settings, lines))
+        for path in write_report(settings, lines, home):
+            console.print(f"wrote {path}")
     return int(failed > 0)
 
 
-def run_open(jobs, settings, home: Path, workers: int, console) -> int:
+def run_open(jobs, settings, home: Path, workers: int, console, lock: int | None) -> int:
     """Run jobs behind a progress bar; the number of those that failed."""
     done = {key_of(line) for line in read_lines(home)}
     total = sum(job.key not in done for job in jobs)
@@ -100,7 +104,7 @@ def run_open(jobs, settings, home: Path, workers: int, console) -> int:
     if total == 0:
         return 0
     with callbacks(console, total) as hooks:
-        failed = run(jobs, settings=settings, home=home, workers=workers, **hooks)
+        failed = run(jobs, settings=settings, home=home, workers=workers, lock=lock, **hooks)
     if failed:
         names = ", ".join(f"{job.name} (seed {job.seed})" for job in failed[:5])
         console.print(

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from ..data.files import DataError
 from ..data.toy_task import write
+from ..locks import writing
 from .terminal import command_parser, refused
 
 
@@ -47,7 +47,8 @@ def main(argv: list[str]) -> int:
     """Run `opd-trl toy` and return its exit status."""
     args = make_parser().parse_args(argv)
     try:
-        print(write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite))
-    except DataError as error:
+        with writing(args.output):
+            print(write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite))
+    except ValueError as error:  # DataError among them
         return refused("opd-trl toy", error)
     return 0

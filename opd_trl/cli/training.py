@@ -5,15 +5,19 @@ from the source of `opd_trl/trainers/`; the comment above a run of fields is the
 """
 
 import ast
+import contextlib
 import importlib
 import re
 import shutil
+import signal
+import sys
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
 import opd_trl
 
+from ..locks import writing
 from ..scripts.quiet import quiet_libraries
 
 
@@ -198,15 +202,24 @@ def main(name: str, argv: list[str]) -> int:
         *parsed, from_recipe, from_command_line = parser.parse_args_and_config(
             argv, return_remaining_strings=True, separate_remaining_strings=True
         )
-    from ..scripts.launching import launch  # 0.1 s, which the short help must not wait for
+    from ..scripts import checkpoints, launching  # 0.1 s, which the short help must not wait for
 
+    training_args, flags = parsed[1], from_recipe + from_command_line
+    # A checkpoint that is asked for at SIGTERM needs the rest of a step and its saving.
+    grace = launching.grace_seconds(300 if training_args.enable_jit_checkpoint else 20)
     try:
         script.check_arguments(*parsed)
-        return launch(
-            f"opd_trl.scripts.{name}", from_recipe + from_command_line, without(argv, flags=from_command_line)
-        )
+        with contextlib.ExitStack() as stack:
+            lock = None
+            if training_args.save_on_each_node or not launching.launch_setting(flags, "machine_rank"):
+                lock = stack.enter_context(writing(training_args.output_dir, option="output_dir"))
+            rest = without(argv, flags=from_command_line)
+            status = launching.launch(f"opd_trl.scripts.{name}", flags, rest, grace=grace, hold=[lock])
     except (ValueError, ImportError) as error:  # ImportError: DeepSpeed is asked for and not installed
         parser.error(str(error))
+    if status - 128 in (signal.SIGHUP, signal.SIGKILL, signal.SIGTERM):  # of Ctrl-C the training itself speaks
+        print(f"{parser.prog}: {checkpoints.how_to_go_on(training_args.output_dir)}", file=sys.stderr)
+    return status
 
 
 def without(argv: list[str], *, flags: list[str]) -> list[str]:

@@ -9,11 +9,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 from ..durable import append_lines, cut_unfinished_line
 from ..models.provenance import conditions
+from ..scripts.processes import owned
 from .settings import MAKERS, Settings, sha
 
 
@@ -104,13 +106,15 @@ def run(
     settings: Settings,
     home: Path,
     workers: int,
+    lock: int | None = None,
     started: Callable[[Job], None] = lambda job: None,
     ended: Callable[[Job, str | None], None] = lambda job, error: None,
 ) -> list[Job]:
     """Run the jobs that have no line yet in `results.jsonl` of the folder `home`, to which results are appended.
 
     `workers` is the number of processes, each of one thread; `started` and `ended` are called for each job, the latter
-    with the error where it failed. Returns the jobs that failed, or that need one that did.
+    with the error where it failed. `lock` is a descriptor that stays open until the processes have ended: they end
+    with this one. Returns the jobs that failed, or that need one that did.
     """
     done, made_by = {key_of(line) for line in read_lines(home)}, conditions()
     is_open = [job for job in jobs if job.key not in done]
@@ -119,7 +123,12 @@ def run(
     home.mkdir(parents=True, exist_ok=True)
     cut_unfinished_line(home / RESULTS)
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool:
+    resource_tracker.ensure_running()  # before what is owned: it ends by itself, as the last
+    with (
+        owned(hold=[lock]) as owner,
+        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context, initializer=prepare) as pool,
+        owner.killing(),
+    ):
         running: dict[concurrent.futures.Future, Job] = {}
         while is_open or running:
             for job in [x for x in is_open if all((need, x.seed) in made for need in x.needs)]:

@@ -16,15 +16,18 @@ from ..addresses import is_url
 from ..credentials import api_key
 from ..data.prompts import RowError
 from ..durable import in_a_line
+from ..locks import LockError
 from ..privileged import get_builder, read_shared_context
 from ..screen import guarded_screen
 from ..teachers import TeacherServerError
-from ..trainers.resume import CheckpointError, save_model, way_on
+from ..trainers.monitoring import is_told_to_end
+from ..trainers.resume import CheckpointError, only_training, save_model, way_on
 from .checkpoints import check_output, how_to_go_on, remove_checkpoints, wanted_checkpoint
 from .consoles import spell_out_controls
 from .data_files import DataError, check_data_arguments, load_splits, looks_local
-from .launching import INTERRUPTED
+from .launching import INTERRUPTED, TERMINATED
 from .parser import StrictParser
+from .processes import one_interrupt
 from .reward_names import reward_func
 
 
@@ -123,10 +126,19 @@ def build_trainer(trainer_class: type, script_args, training_args, model_args, d
 
 def train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
     """Train, save, push where asked, and end the trackers and the process group."""
+    with only_training(training_args):
+        _train(trainer_class, script_args, training_args, model_args, dataset_args)
+
+
+def _train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
     trainer = build_trainer(trainer_class, script_args, training_args, model_args, dataset_args)
     if script_args.overwrite_output_dir and trainer.accelerator.is_main_process:
         remove_checkpoints(training_args.output_dir)
     trainer.train(resume_from_checkpoint=wanted_checkpoint(training_args))
+    if is_told_to_end(trainer):
+        trainer.accelerator.print(f"Stopped by SIGTERM at step {trainer.state.global_step}, which is saved.")
+        trainer.accelerator.end_training()
+        sys.exit(TERMINATED)
     save_model(trainer, training_args.output_dir)
     trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
     if training_args.push_to_hub:
@@ -158,14 +170,15 @@ def guarded_run(parser, check: Callable[..., None], main: Callable[..., None]) -
     """What `run` does, behind the screen."""
     parsed = ()
     try:
-        parsed = parser.parse_args_and_config()
-        show_log()
-        try:
-            check(*parsed)
-        except ValueError as error:
-            parser.error(str(error))
-        main(*parsed)
-    except (DataError, RowError, TeacherServerError, CheckpointError) as error:
+        with one_interrupt():
+            parsed = parser.parse_args_and_config()
+            show_log()
+            try:
+                check(*parsed)
+            except ValueError as error:
+                parser.error(str(error))
+            main(*parsed)
+    except (DataError, RowError, TeacherServerError, CheckpointError, LockError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

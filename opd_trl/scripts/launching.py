@@ -1,20 +1,23 @@
 """What belongs to `accelerate launch`: its flags, its configuration files, and the launch itself."""
 
 import argparse
+import math
 import signal
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ..spelling import did_you_mean
+from .processes import SIGNALS, Ended, grace_seconds, owned, signals_end
 from .recipe_files import ACCELERATE, accelerate_names, nearest, recipes_dir
 
 
 CONFIG = "accelerate_config"
-#: The exit status of a command that Ctrl-C has ended.
-INTERRUPTED = 130
+#: The exit status of a command that Ctrl-C has ended, and of one that SIGTERM has.
+INTERRUPTED, TERMINATED = 130, 143
 # Flags of `accelerate launch` that are ours to set, or no business of a training command.
 RESERVED = {"help", "module", "no_python", "training_script", "training_script_args"}
 
@@ -106,26 +109,50 @@ def resolve_accelerate_config(flags: list[str]) -> list[str]:
         ) from None
 
 
-def launch(module: str, launch_flags: list[str], arguments: list[str]) -> int:
+def launch(
+    module: str,
+    launch_flags: list[str],
+    arguments: list[str],
+    *,
+    grace: float | None = None,
+    hold: Sequence[int | None] = (),
+) -> int:
     """Run a training module, as `python -m` does, under `accelerate launch`; return its exit status.
 
-    Ctrl-C reaches the training processes by itself: they say how to go on, and are waited for. Raises ValueError
-    where accelerate refuses a flag or a combination of them.
+    A signal that ends this process is passed on to the training processes, which end before this returns. Where this
+    process is killed they end as well. Raises ValueError where accelerate refuses a flag or a combination of them.
+
+    Args:
+        module: of the training.
+        launch_flags: of `accelerate launch`.
+        arguments: of the module.
+        grace: seconds between the signal and SIGKILL.
+        hold: descriptors of locks, which stay locked until all has ended.
     """
-    from accelerate.commands.launch import launch_command
+    from accelerate.commands.launch import launch_command, patch_environment
     from torch.distributed.elastic.multiprocessing import SignalException
 
     args = launch_arguments(launch_flags, "--module", module, *arguments)
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # a handler is not inherited; "ignore" would be
-    try:
-        launch_command(args)
-    except subprocess.CalledProcessError as error:  # the training process has printed its own error
-        return error.returncode if error.returncode >= 0 else 128 - error.returncode
-    except SignalException as error:  # of torch's own launcher, for several processes
-        return 128 + error.sigval
-    finally:
-        signal.signal(signal.SIGINT, before)
+    grace = grace_seconds() if grace is None else grace
+    with owned(grace=grace, hold=hold) as owner, signals_end(), patch_environment(**for_torch(grace)):
+        try:
+            launch_command(args)
+        except subprocess.CalledProcessError as error:  # the training process has printed its own error
+            return error.returncode if error.returncode >= 0 else 128 - error.returncode
+        except (Ended, SignalException) as error:  # the second: of torch's launcher, which has asked its processes
+            number = error.number if isinstance(error, Ended) else error.sigval
+            owner.end(number)
+            return 128 + number
     return 0
+
+
+def for_torch(grace: float) -> dict[str, str]:
+    """What torch's launcher of several processes reads: how long they have to end, and which signals it passes on.
+
+    One that is ignored (`nohup`) stays ignored.
+    """
+    passed = [number.name for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    return {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(math.ceil(grace)), "PET_SIGNALS_TO_HANDLE": ",".join(passed)}
 
 
 def launch_arguments(launch_flags: list[str], *rest: str) -> argparse.Namespace:
@@ -144,13 +171,18 @@ def num_processes(launch_flags: list[str]) -> int:
     """
     from torch.cuda import device_count
 
+    return launch_setting(launch_flags, "num_processes") or max(1, device_count())
+
+
+def launch_setting(launch_flags: list[str], name: str) -> Any:
+    """A number as `accelerate launch` would take it from its flags or its configuration; None where neither has it."""
     args = launch_arguments(launch_flags, "script")
-    if args.num_processes:
-        return args.num_processes
+    if getattr(args, name):
+        return getattr(args, name)
     config = yaml.safe_load(Path(args.config_file).read_text(encoding="utf-8")) if args.config_file else {}
     if not isinstance(config, dict):
         raise ValueError(f"{args.config_file} is not a configuration of `accelerate config`: it holds no mapping.")
-    return config.get("num_processes") or max(1, device_count())
+    return config.get(name)
 
 
 def _refuse(message: str):

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from ..durable import atomically
+from ..locks import writing
 from ..models.forward import window_of
 from ..models.loading import load_engine, load_tokenizer
 from ..models.lora_folders import base_of, is_adapter, tokenizer_of_path
@@ -47,13 +48,14 @@ def evaluate(args: argparse.Namespace, *, bar: Bar, say: Callable[[str], None]) 
             check_comparable(Path(folder), identity)
         tokenizer = load_tokenizer(tokenizer_of_path(args.adapter or args.model, base=args.model))
         tasks = plan(suite, protocol, tokenizer, context, window_of(AutoConfig.from_pretrained(args.model)))
-        store = Store(output_folder(args), identity)
-        drawn = fill(args, protocol, suite, tokenizer, tasks, store, bar, say)
-        result = describe(args, path.stem, protocol, suite, identity, store, drawn)
+        with writing(output_folder(args)):
+            store = Store(output_folder(args), identity)
+            drawn = fill(args, protocol, suite, tokenizer, tasks, store, bar, say)
+            result = describe(args, path.stem, protocol, suite, identity, store, drawn)
+            with atomically(store.folder / "result.json") as file:
+                json.dump(result, file, indent=2, ensure_ascii=False)
     finally:
         suite.close()
-    with atomically(store.folder / "result.json") as file:
-        json.dump(result, file, indent=2, ensure_ascii=False)
     return result
 
 

@@ -9,6 +9,7 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor
 from transformers import TrainerCallback
+from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from ..credentials import as_json, is_secret, without_secrets
 from ..diagnostics import Monitor, MonitorWarning
@@ -68,13 +69,15 @@ def differences(args: OPDConfig) -> dict[str, dict[str, Any]]:
 
 
 def add_monitor(trainer, *, privileged: bool) -> "MonitorCallback | None":
-    """Add what watches a run to a trainer's callbacks: its size, and the monitor where its arguments want one.
+    """Add what watches a run to a trainer's callbacks: its size; the monitor and SIGTERM where its arguments say.
 
     Args:
         trainer: of `opd_trl`.
         privileged: does the teacher read a privileged context?
     """
     trainer.add_callback(RunSize())
+    if trainer.args.enable_jit_checkpoint:
+        CheckpointAtSigterm(trainer)
     if not trainer.args.monitor:
         return None
     callback = MonitorCallback(trainer, rule_settings(trainer.args, privileged=privileged))
@@ -153,7 +156,8 @@ class MonitorCallback(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         if self._run_log is not None:
-            self._run_log.end("stopped by the monitor" if self.is_stopping else "finished")
+            by = "SIGTERM" if is_told_to_end(self.trainer) else "the monitor" if self.is_stopping else None
+            self._run_log.end(f"stopped by {by}" if by else "finished")
             self._run_log = None
 
     def _warn(self, warning: MonitorWarning) -> None:
@@ -175,3 +179,41 @@ class MonitorCallback(TrainerCallback):
         if steps:
             for phase, seconds in self.clock.seconds().items():
                 self.trainer.train_metrics[f"time/{phase}"].append(seconds / steps)
+
+
+class CheckpointAtSigterm(JITCheckpointCallback):
+    """Save a checkpoint and stop at the end of the step in which SIGTERM comes (`enable_jit_checkpoint`).
+
+    transformers' own saves wherever a process sees the signal: in the middle of a step, whose gradients no checkpoint
+    holds, and each process for itself, so that several wait for each other for ever. Its handler is used as it is.
+
+    Args:
+        trainer: to whose callbacks this one is added, in the place of transformers' own.
+    """
+
+    def __init__(self, trainer):
+        super().__init__()
+        self.trainer = trainer
+        self.jit_manager = trainer.pop_callback(JITCheckpointCallback).jit_manager
+        self.jit_manager.kill_wait = 0
+        self.is_stopping = False
+        trainer.add_callback(self)
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.is_stopping = False
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        pass
+
+    on_pre_optimizer_step = on_epoch_end = on_step_begin
+
+    def on_step_end(self, args, state, control, **kwargs):
+        accelerator = self.trainer.accelerator
+        asked = torch.tensor(float(self.jit_manager.is_checkpoint_requested), device=accelerator.device)
+        if accelerator.reduce(asked, reduction="sum").item() > 0:  # all stop at one step
+            self.is_stopping = control.should_save = control.should_training_stop = True
+
+
+def is_told_to_end(trainer) -> bool:
+    """Has SIGTERM stopped the training?"""
+    return any(isinstance(x, CheckpointAtSigterm) and x.is_stopping for x in trainer.callback_handler.callbacks)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import Sampler
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..durable import in_a_line, naming, settle, take_place, take_places
+from ..locks import writing
 from ..manifest import MANIFEST, TRAINER_STATE, checkpoints, fault_of, is_sealed, newest_whole, seal, step_of
 
 
@@ -74,6 +76,11 @@ def load_generation_buffer(trainer, folder: str) -> None:
 
 def buffer_file(trainer, folder: str) -> Path:
     return Path(folder) / f"generation_buffer_{trainer.accelerator.process_index}.pt"
+
+
+def only_training(args) -> AbstractContextManager:
+    """Be the only training that writes to `output_dir`, on the process that writes there; LockError if not."""
+    return writing(args.output_dir, option="output_dir") if args.should_save else nullcontext()
 
 
 class CheckpointError(ValueError):
@@ -146,10 +153,11 @@ class Checkpoints:
     _writes_apart = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        checkpoint = checkpoint_to_load(self, resume_from_checkpoint)
-        if self.accelerator.is_local_main_process:  # what a kill has left
-            shutil.rmtree(Path(self.args.output_dir, APART), ignore_errors=True)
-        return super().train(checkpoint, *args, **kwargs)
+        with only_training(self.args):
+            checkpoint = checkpoint_to_load(self, resume_from_checkpoint)
+            if self.accelerator.is_local_main_process:  # what a kill has left
+                shutil.rmtree(Path(self.args.output_dir, APART), ignore_errors=True)
+            return super().train(checkpoint, *args, **kwargs)
 
     def _get_train_sampler(self, dataset=None):
         return EpochSampler(super()._get_train_sampler(dataset), self)

@@ -124,6 +124,17 @@ class SpoilLine(TrainerCallback):
             logs["loss"] = math.nan
 
 
+class SigtermIn(TrainerCallback):
+    """SIGTERM to rank 1 alone in the middle of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1 and not state.is_world_process_zero:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main_into_file(setting: dict, environment: dict[str, str], output: Path) -> None:
     """`main` of a forked process: with the environment of a launcher, its output into a file."""
     os.environ |= environment
@@ -142,6 +153,8 @@ def main(setting: dict) -> None:
         check_units(trainer)
     if "kill_after" in setting:
         trainer.add_callback(KillAfter(setting["kill_after"]))
+    if "sigterm_in" in setting:
+        trainer.add_callback(SigtermIn(setting["sigterm_in"]))
     if "spoil_line" in setting:
         trainer.callback_handler.callbacks.insert(0, SpoilLine(setting["spoil_line"]))  # before the monitor reads it
     trainer.train(resume_from_checkpoint=setting.get("resume", False))

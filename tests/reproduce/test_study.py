@@ -1,15 +1,21 @@
 """A study of a few steps, run by its command: real models and trainers, in processes of their own."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import yaml
 
 from opd_trl import OPDConfig
 from opd_trl.cli import reproduce as command
+from opd_trl.locks import writing
 from opd_trl.reproduce.arms import first_warnings
 from opd_trl.reproduce.settings import read_settings
 from opd_trl.reproduce.study import RESULTS, all_jobs, key_of, matching, read_lines
@@ -97,6 +103,25 @@ def test_called_again_it_runs_what_is_missing_alone(study, tmp_path, capsys):
     # Nothing but time differs: the seeds decide.
     for name, line in arm_lines(again).items():
         assert line | {"seconds": 0} == arm_lines(home)[name] | {"seconds": 0}
+
+
+@pytest.mark.attack("processes", "SIGKILL to `opd-trl reproduce`", "its workers end, and its lock is free")
+def test_a_killed_study_takes_its_workers_along(tmp_path):
+    settings = tiny_settings(tmp_path / "settings.yaml", ["plain_5"])
+    argv = ["reproduce", "mechanisms", "--settings", str(settings), "--seeds", "1", "--jobs", "1", "--output"]
+    command = [sys.executable, "-m", "opd_trl.cli.main", *argv, str(tmp_path / "out")]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}) as study:
+        end = time.monotonic() + 200
+        while not (tmp_path / "out" / "0" / "logs").is_dir():  # a worker makes it
+            assert study.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        workers = psutil.Process(study.pid).children(recursive=True)
+        study.kill()
+    assert len(workers) >= 2  # and the guardian
+    assert psutil.wait_procs(workers, timeout=120)[1] == []
+    with writing(tmp_path / "out"):
+        pass
 
 
 def test_results_of_other_settings_are_not_mixed_in(study, tmp_path):

@@ -1,5 +1,6 @@
 """Folders that hold checkpoints, checkpoints that lack something, and Ctrl-C."""
 
+import json
 import os
 import signal
 import subprocess
@@ -8,9 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import TrainerCallback
 
-from opd_trl.manifest import MANIFEST
+from opd_trl.manifest import MANIFEST, newest_whole
 from opd_trl.scripts import common, opd
+from opd_trl.trainers.monitoring import is_told_to_end
 from opd_trl.trainers.resume import CheckpointError
 from tests import tiny
 from tests.trainers.build import opd_trainer, opsd_trainer
@@ -152,6 +156,43 @@ def test_a_script_that_begins_anew_over_checkpoints_is_warned(tmp_path, student_
     caplog.clear()
     opd_trainer(tmp_path, student_path, teacher_path, **options, max_steps=2).train(resume_from_checkpoint=True)
     assert "begins anew" not in caplog.text
+
+
+class SigtermIn(TrainerCallback):
+    """SIGTERM to this process in the middle of a step."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == self.step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)  # transformers notes it in a thread
+
+
+@pytest.mark.attack(
+    "processes",
+    "SIGTERM with `enable_jit_checkpoint`",
+    "the step ends and is saved; the resumed run is the same",
+)
+def test_a_checkpoint_at_sigterm_is_whole_and_goes_on_as_if_nothing_had_happened(tmp_path, student_path, teacher_path):
+    options = {"max_steps": 4, "steps_per_generation": 2, "enable_jit_checkpoint": True, "dataset": tiny.questions(16)}
+    handler = signal.getsignal(signal.SIGTERM)
+    unbroken = opd_trainer(tmp_path / "unbroken", student_path, teacher_path, **options)
+    unbroken.train()
+    broken = opd_trainer(tmp_path, student_path, teacher_path, **options)
+    broken.add_callback(SigtermIn(3))
+    broken.train()
+    assert (broken.state.global_step, is_told_to_end(broken), is_told_to_end(unbroken)) == (3, True, False)
+    assert newest_whole(str(tmp_path / "out")).name == "checkpoint-3"
+    (session,) = json.loads((tmp_path / "out" / "run_log" / "run.json").read_text())["sessions"]
+    assert session["outcome"] == "stopped by SIGTERM"
+    resumed = opd_trainer(tmp_path, student_path, teacher_path, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert not is_told_to_end(resumed)
+    weights = unbroken.model.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in resumed.model.state_dict().items())
+    assert signal.getsignal(signal.SIGTERM) == handler
 
 
 WAITS = """

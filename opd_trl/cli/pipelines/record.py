@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...durable import atomically
+from ...locks import IN_FOLDER
 
 
 RECORD = "pipeline.json"
@@ -24,7 +25,7 @@ class Hasher:
     def digest(self, path: Path) -> Digest | None:
         """Return the hash of a file, or those of a folder file by file; None where there is neither.
 
-        Hidden files and `checkpoint-*` folders of a folder are left out.
+        Hidden files, `checkpoint-*` folders and locks of a folder are left out.
         """
         if path.is_file():
             return {"sha256": self._file(path), "bytes": path.stat().st_size}
@@ -55,7 +56,7 @@ def left_out(name: str) -> bool:
     (True, True, False)
     """
     parts = Path(name).parts
-    return parts[0].startswith(CHECKPOINTS) or any(part.startswith(".") for part in parts)
+    return parts[0].startswith(CHECKPOINTS) or parts[-1] == IN_FOLDER or any(part.startswith(".") for part in parts)
 
 
 def sha256(content: Any) -> str:

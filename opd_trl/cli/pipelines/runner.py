@@ -16,7 +16,8 @@ from ...credentials import as_json as shown
 from ...credentials import without_secrets
 from ...durable import atomically
 from ...models.provenance import versions
-from .child import Ended, run_child
+from ...scripts.processes import Ended
+from .child import run_child
 from .document import Pipeline, Stage
 from .record import Digest, Hasher, difference, sha256, write_record
 
@@ -144,7 +145,7 @@ class Run:
                 self.say(f"  {output} of an earlier run is kept as {aside}")
         return [], None
 
-    def run_stage(self, stage: Stage, lock: int) -> Outcome:
+    def run_stage(self, stage: Stage, lock: int | None) -> Outcome:
         """Run one stage and record it; raises Ended, recorded too, where the pipeline was told to end."""
         inputs = self.digests(stage.inputs)
         if missing := [path for path, digest in inputs.items() if digest is None]:
@@ -214,7 +215,7 @@ class Run:
         write_record(self.pipeline.folder, self.pipeline.path, self.record)
 
 
-def execute(run: Run, planned: list[tuple[Stage, str | None]], lock: int) -> tuple[list[Outcome], int]:
+def execute(run: Run, planned: list[tuple[Stage, str | None]], lock: int | None) -> tuple[list[Outcome], int]:
     """Run what is planned until a stage fails; return what became of each, and the exit status."""
     outcomes: list[Outcome] = []
     status = 0
