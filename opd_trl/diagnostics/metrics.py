@@ -22,13 +22,14 @@ FIGURES = (
     "teacher/sampled_rank",
     "teacher/sampled_outside",
     "completions/repetition",
+    "tokens/computed_per_real",
 )
 
 
 def token_sums(
     stats: dict[str, Tensor], *, quartile: Tensor, repeated: Tensor, repetition: Tensor, top_k: int
 ) -> Tensor:
-    """Sum and count of each of `FIGURES`, `(len(FIGURES), 2)`.
+    """Sum and count of each of `FIGURES` but the last, which is of the step and not of its tokens: `(..., 2)`.
 
     Sums and counts of several ranks and teachers add up, so that the means weigh every token (every completion, for
     its repetition) alike. What is NaN counts nowhere.

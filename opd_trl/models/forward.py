@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..losses.head import Head
 from ..losses.next_token import NextToken
 from .own_forward import logit_transform, name_of, run_to_head
-from .sequences import completion_positions, left_padding, turn
+from .prefix_cache import PrefixCache
+from .sequences import completion_positions, left_padding, longest_row, turn
 
 
 # Batch entries that a vision-language backbone takes besides ids and mask.
@@ -66,11 +67,12 @@ def completion_hidden_states(
     *,
     router_loss: bool = False,
     multimodal: dict[str, Any],
+    prefix: PrefixCache | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the model once, without its head.
 
     Rows with padding at the left are turned: a causal model never sees what stands behind a token, so the numbers are
-    those of each row alone, whatever the model knows of positions and masks.
+    those of each row alone, whatever the model knows of positions and masks. What is padding in all rows is cut off.
 
     Args:
         model: unwrapped model (PEFT or plain).
@@ -78,6 +80,7 @@ def completion_hidden_states(
         num_completion_tokens: T.
         router_loss: also return the load-balancing loss of a mixture of experts.
         multimodal: entries of `MULTIMODAL_KEYS` in the batch.
+        prefix: of the text that all rows begin with, which is not read again; text alone, without gradients.
 
     Returns:
         hidden states `(B, T, H)` as the head takes them, at the positions that predict the completion tokens, and the
@@ -94,17 +97,19 @@ def completion_hidden_states(
         )
     per_token = {"input_ids": input_ids, "attention_mask": attention_mask}
     per_token |= {key: multimodal[key] for key in PER_TOKEN_KEYS if key in multimodal}
-    padding = left_padding(attention_mask)
-    if padding.any():
-        per_token = {key: turn(x, padding) for key, x in per_token.items()}
-    else:
-        padding = None
-    router = {"output_router_logits": True} if router_loss else {}
-    hidden_states, outputs = run_to_head(model, use_cache=False, **router, **{**multimodal, **per_token})
+    padding, width = left_padding(attention_mask), longest_row(attention_mask).item()
+    per_token = {key: turn(x, padding)[:, :width] for key, x in per_token.items()}
+    options = {"use_cache": False} if prefix is None else prefix.inputs(len(input_ids))
+    if prefix is not None:
+        per_token["input_ids"] = per_token["input_ids"][:, prefix.num_tokens :]
+    if router_loss:
+        options["output_router_logits"] = True
+    hidden_states, outputs = run_to_head(model, **options, **{**multimodal, **per_token})
     aux_loss = getattr(outputs, "aux_loss", None) if router_loss else None
     if router_loss and not isinstance(aux_loss, Tensor):
         raise ValueError(f"{name_of(model)} has no router loss. Set router_aux_loss_coef: 0.")
-    return completion_positions(hidden_states, num_completion_tokens, padding), aux_loss
+    first = attention_mask.size(1) - num_completion_tokens - 1 - padding - (0 if prefix is None else prefix.num_tokens)
+    return completion_positions(hidden_states, first, num_completion_tokens), aux_loss
 
 
 def has_router_loss(model: nn.Module) -> bool:

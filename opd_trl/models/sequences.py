@@ -54,14 +54,29 @@ def turn(values: Tensor, padding: Tensor) -> Tensor:
     return values.gather(1, (torch.arange(length, device=values.device) + padding) % length)
 
 
-def completion_positions(hidden_states: Tensor, num_completion_tokens: int, padding: Tensor | None = None) -> Tensor:
-    """Hidden states `(B, P + T, H)` that predict the T completion tokens: `(B, T, H)`, one position earlier.
+def longest_row(mask: Tensor) -> Tensor:
+    """Tokens of the longest row of a mask `(B, L)`, from its first one to its last one: what a forward must read.
 
-    `padding` is that of rows which were turned.
+    >>> longest_row(torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 0, 1]])).item()
+    4
     """
-    if padding is None:
-        return hidden_states[:, -num_completion_tokens - 1 : -1]
-    length = hidden_states.size(1)
-    place = torch.arange(length - num_completion_tokens - 1, length - 1, device=hidden_states.device)
-    place = (place - padding.to(place.device)) % length
-    return hidden_states.gather(1, place.unsqueeze(-1).expand(-1, -1, hidden_states.size(-1)))
+    return (mask.size(1) - left_padding(mask) - left_padding(mask.flip(-1))).max()
+
+
+def computed_and_real(batch: dict[str, Tensor]) -> Tensor:
+    """Tokens `(2,)` that a forward of the student over a micro-batch computes, and how many of them are no padding."""
+    mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+    return torch.stack([len(mask) * longest_row(mask), mask.sum()])
+
+
+def completion_positions(hidden_states: Tensor, first: Tensor, num_tokens: int) -> Tensor:
+    """Hidden states `(B, L, H)` that predict the T completion tokens of each row: `(B, T, H)`.
+
+    Args:
+        hidden_states: of rows without padding at their left, cut behind the longest one.
+        first: `(B, 1)` int64, the position that predicts the first completion token of each row.
+        num_tokens: T. What stands in front of a row or behind its end has no meaning.
+    """
+    places = first.to(hidden_states.device) + torch.arange(num_tokens, device=hidden_states.device)
+    places = places.clamp(0, hidden_states.size(1) - 1).unsqueeze(-1)
+    return hidden_states.gather(1, places.expand(-1, -1, hidden_states.size(-1)))

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from ..data.template_checks import FAILURES
 from ..models.sequences import unpadded
 from ..models.transformers_engine import end_ids
-from ..trainers.windows import limit_of
+from ..trainers.readable import limit_of
 from .findings import OURS, Finding
 from .prompt_panels import PromptPanels, first_prompts
 from .rollouts import Rollout

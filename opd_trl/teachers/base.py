@@ -17,9 +17,11 @@ from ..models.forward import (
     vocabulary_rows,
     window_of,
 )
+from ..models.prefix_cache import PrefixCache
 from ..models.sequences import join
 from ..models.sharding import is_sharded
 from .scores import HIDDEN, HiddenStates, Scores, select
+from .shared_prefix import SHARED, SharedPrefix, reads_shared_prefix
 
 
 class Host(Protocol):
@@ -52,6 +54,7 @@ class Teacher:
         can_write: can it write answers of its own in this process?
         num_rows: rows of its LM head that are compared with the student's; set by `prepare`.
         window: longest prompt and completion together, in tokens; None where it has no limit. Set by `prepare`.
+        prefix: what it has read of the text that all prompts share; None where they share none yet.
     """
 
     model: nn.Module | None = None
@@ -60,6 +63,7 @@ class Teacher:
     can_write: bool = True
     num_rows: int = 0
     window: int | None = None
+    prefix: SharedPrefix | None = None
 
     def check_placement(self, host: Host) -> None:
         """Raise ValueError for what this kind of teacher cannot do under the engine and the settings of the host."""
@@ -141,7 +145,13 @@ class Teacher:
 
     def _forward(self, host: Host, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Head]:
         """Hidden states `(b, T, H)` of the completions, inside the engine's forward, and the head that reads them."""
-        return host.run_inside(module, teacher_pass, batch), read_head(host.accelerator.unwrap_model(module))
+        options = {}
+        if reads_shared_prefix(batch) and not is_sharded(host):
+            self.prefix = self.prefix or SharedPrefix()
+            moment = None if self.is_frozen else (host.state.global_step, sum(x._version for x in module.parameters()))
+            options = {"shared": self.prefix, "moment": moment}
+        hidden_states = host.run_inside(module, teacher_pass, batch, **options)
+        return hidden_states, read_head(host.accelerator.unwrap_model(module))
 
     def _refuse_scoring_ahead(self, host: Host, why: str) -> None:
         fields = "teacher_offload" if host.args.teacher_offload else "teacher_batch_size"
@@ -151,27 +161,38 @@ class Teacher:
         )
 
 
-def teacher_pass(teacher: nn.Module, inputs: dict[str, Any]) -> Tensor:
+def teacher_pass(
+    teacher: nn.Module, inputs: dict[str, Any], *, shared: SharedPrefix | None = None, moment: Any = None
+) -> Tensor:
     """Hidden states `(B, T, H)` of the completion after the teacher's own prompt, or else after the student's.
 
     Runs in `Teacher.scoring`, inside the engine's forward of `teacher` (unwrapped).
+
+    Args:
+        teacher: scores.
+        inputs: the micro-batch.
+        shared: keeps what all prompts begin with. The first batch is read both ways, to see whether that is right.
+        moment: the same as long as the teacher says the same of a text.
     """
     own_prompt = "teacher_prompt_ids" in inputs
     prefix = "teacher_" if own_prompt else ""
-    input_ids, attention_mask = join(
-        inputs[f"{prefix}prompt_ids"],
-        inputs[f"{prefix}prompt_mask"],
-        inputs["completion_ids"],
-        inputs["completion_mask"],
-    )
-    hidden_states, _ = completion_hidden_states(
-        teacher,
-        input_ids,
-        attention_mask,
-        inputs["completion_ids"].size(1),
-        multimodal=multimodal_inputs(inputs) | (own_token_types(inputs) if own_prompt else {}),
-    )
-    return hidden_states
+    prompt = inputs[f"{prefix}prompt_ids"], inputs[f"{prefix}prompt_mask"]
+    input_ids, attention_mask = join(*prompt, inputs["completion_ids"], inputs["completion_mask"])
+    multimodal = multimodal_inputs(inputs) | (own_token_types(inputs) if own_prompt else {})
+
+    def read(cache: PrefixCache | None) -> Tensor:
+        num_tokens = inputs["completion_ids"].size(1)
+        return completion_hidden_states(
+            teacher, input_ids, attention_mask, num_tokens, multimodal=multimodal, prefix=cache
+        )[0]
+
+    cache = None if shared is None else shared.cache(teacher, *prompt, int(inputs[SHARED]), moment)
+    hidden_states = read(cache)
+    if cache is None or shared.works:
+        return hidden_states
+    whole = read(None)
+    shared.compare(teacher, hidden_states, whole, inputs["completion_mask"].bool())
+    return whole
 
 
 def own_token_types(inputs: dict[str, Any]) -> dict[str, Tensor]:

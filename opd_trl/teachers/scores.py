@@ -9,6 +9,7 @@ from torch import Tensor
 from ..losses.head import Head
 from ..losses.next_token import NextToken, TeacherTopK
 from ..models.forward import MULTIMODAL_KEYS
+from .shared_prefix import SHARED
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class LogProbs(Scores):
 # Batch entries with the scores of a teacher that scores ahead: its hidden states, or a server's log-probabilities.
 HIDDEN = "teacher_hidden_states"
 LOG_PROBS = ("teacher_ids", "teacher_log_probs", "teacher_sampled_log_probs")
-# Batch entries that a teacher's forward reads, one row per completion.
+# Batch entries that a teacher's forward reads: one row per completion, or one number for all.
 TEACHER_KEYS = (
     "prompt_ids",
     "prompt_mask",
@@ -86,6 +87,7 @@ TEACHER_KEYS = (
     "completion_mask",
     "teacher_prompt_ids",
     "teacher_prompt_mask",
+    SHARED,
 )
 
 
@@ -96,7 +98,8 @@ def rows_of(batch: dict[str, Any], index: int) -> Tensor | None:
 
 def select(batch: dict[str, Any], rows) -> dict[str, Any]:
     """What a teacher's forward reads, for some rows; None for all."""
-    return {key: batch[key] if rows is None else batch[key][rows] for key in TEACHER_KEYS if key in batch}
+    found = {key: batch[key] for key in TEACHER_KEYS if key in batch}
+    return {key: x if rows is None or x.ndim == 0 else x[rows] for key, x in found.items()}
 
 
 def check_no_images(batch: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a micro-batch, over all processes, into TRL's metrics."""
+"""The figures of a step, over all its tokens, and the samples of a run."""
 
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..diagnostics import (
     token_means,
     token_sums,
 )
+from ..models.sequences import computed_and_real
 from ..teachers.routing import is_routed
 from ..teachers.scores import Scores
 
@@ -24,38 +25,62 @@ from ..teachers.scores import Scores
 logger = get_logger(__name__)
 
 
-def log_distillation(trainer, stats: dict[str, dict[str, Tensor]], inputs, scores: dict[str, Scores]) -> None:
-    """Log the means over tokens, keep a sample for the run log, and warn once of a dropped tail that is heavy.
+class StepFigures:
+    """The figures of each optimizer step, over all tokens of its micro-batches, into TRL's metrics.
 
     Args:
         trainer: whose metrics they become.
-        stats: of each teacher, from the loss.
-        inputs, scores: the micro-batch and what the teachers say of it; named where a teacher is broken.
-
-    Raises:
-        FloatingPointError: a teacher's figures are not finite.
     """
-    if not all(figures["teacher_mass"].isfinite().all() for figures in stats.values()):
-        stop_at_broken_teacher(trainer, inputs, scores)
-    sums = trainer.accelerator.reduce(sums_by_teacher(trainer, stats, inputs, scores), reduction="sum")
-    means = token_means(sums.sum(0))
-    if trainer.policy_is_active:
-        means.pop("entropy", None)  # GRPO logs it
-    if is_routed(trainer.teachers):
-        means |= divergence_by_teacher(list(trainer.teachers), sums)
-    for name, value in means.items():
-        trainer.running_metrics[name].append(value)
-    if trainer.monitor is not None:
-        trainer.monitor.take_sample(stats, inputs, scores)
-    if trainer.may_warn_of_dropped_tail and "support/student_mass" in means:
-        advice = dropped_tail_advice(means["support/student_mass"])
-        if advice is not None:
-            trainer.may_warn_of_dropped_tail = False
-            logger.warning(advice)
+
+    def __init__(self, trainer):
+        self.trainer = trainer
+        self._step, self._sums = -1, None  # of the micro-batches of this step so far, on this process
+        self._may_warn = trainer.objective.drops_tail
+
+    def add(self, stats: dict[str, dict[str, Tensor]], inputs: dict[str, Any], scores: dict[str, Scores]) -> None:
+        """Count a micro-batch in, log the step behind its last one, and keep a sample for the run log.
+
+        Micro-batches are cut by length: a mean of their means would weigh the tokens of short completions more.
+
+        Args:
+            stats: of each teacher, from the loss.
+            inputs, scores: the micro-batch and what the teachers say of it; named where a teacher is broken.
+
+        Raises:
+            FloatingPointError: a teacher's figures are not finite.
+        """
+        trainer = self.trainer
+        if not all(figures["teacher_mass"].isfinite().all() for figures in stats.values()):
+            stop_at_broken_teacher(trainer, inputs, scores)
+        if trainer.monitor is not None:
+            trainer.monitor.take_sample(stats, inputs, scores)
+        sums = sums_by_teacher(trainer, stats, inputs, scores)
+        if trainer.model.training:
+            is_first = self._sums is None or self._step != trainer.state.global_step
+            self._step, self._sums = trainer.state.global_step, sums if is_first else self._sums + sums
+            if not trainer.accelerator.sync_gradients:
+                return
+            sums, self._sums = self._sums, None
+        self._log(trainer.accelerator.reduce(sums, reduction="sum"))
+
+    def _log(self, sums: Tensor) -> None:
+        """Log the means of the sums of all processes, and warn once of a dropped tail that is heavy."""
+        trainer, means = self.trainer, token_means(sums.sum(0))
+        if trainer.policy_is_active:
+            means.pop("entropy", None)  # GRPO logs it
+        if is_routed(trainer.teachers):
+            means |= divergence_by_teacher(list(trainer.teachers), sums)
+        for name, value in means.items():
+            trainer.running_metrics[name].append(value)
+        if self._may_warn and "support/student_mass" in means:
+            advice = dropped_tail_advice(means["support/student_mass"])
+            if advice is not None:
+                self._may_warn = False
+                logger.warning(advice)
 
 
 def sums_by_teacher(trainer, stats: dict[str, dict[str, Tensor]], inputs, scores: dict[str, Scores]) -> Tensor:
-    """`token_sums` of each teacher `(teachers, figures, 2)`; zeros for one that has no row on this rank."""
+    """Sum and count of `FIGURES` by teacher `(teachers, figures, 2)`; zeros for one that has no row on this rank."""
     ids, mask, kept = inputs["completion_ids"], inputs["completion_mask"], inputs["loss_mask"].bool()
     repeated = repeated_trigrams(ids, mask)
     by_completion = repetition(repeated, mask)
@@ -66,13 +91,14 @@ def sums_by_teacher(trainer, stats: dict[str, dict[str, Tensor]], inputs, scores
         if name in stats:
             select = scores[name].select
             quartile, is_repeated = select(by_token)[select(kept)].unbind(-1)
-            row += token_sums(
+            row[:-1] += token_sums(
                 stats[name],
                 quartile=quartile,
                 repeated=is_repeated,
                 repetition=select(by_completion),
                 top_k=top_k,
             )
+    sums[0, -1] = computed_and_real(inputs)
     return sums
 
 

@@ -108,7 +108,7 @@ class MonitorCallback(TrainerCallback):
         self.is_stopping = False
         self._rules = Monitor(settings=settings)
         self._run_log: RunLog | None = None
-        self._sampled_step = 0
+        self._sampled_step = self._seen = 0  # how many micro-batches of that step have been seen
         self._timed_since = 0
 
     def on_train_begin(self, args, state, control, **kwargs):
@@ -127,12 +127,17 @@ class MonitorCallback(TrainerCallback):
             self._run_log = RunLog(args.output_dir, session)
 
     def take_sample(self, stats: dict[str, dict[str, Tensor]], inputs, scores: dict[str, Scores]) -> None:
-        """Write down the first completions of a step's first micro-batch, where the step is one of those recorded."""
+        """Write down the first completions of one micro-batch of a step, where the step is one of those recorded.
+
+        The longest completions are in the first micro-batch, so that each step takes the next one.
+        """
         state, step = self.trainer.state, self.trainer.state.global_step + 1
-        if self._run_log is None or not self.trainer.model.training or step == self._sampled_step:
+        if self._run_log is None or not self.trainer.model.training:
             return
-        self._sampled_step = step
-        if is_recorded(step, state.max_steps):
+        if step != self._sampled_step:
+            self._sampled_step, self._seen = step, 0
+        self._seen += 1
+        if is_recorded(step, state.max_steps) and self._seen == 1 + (step - 1) % self.trainer.num_micro_batches:
             for line in sample_lines(self.trainer.tokenizer, stats, inputs, scores):
                 self._run_log.write("samples", step, line)
 

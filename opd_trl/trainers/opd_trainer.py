@@ -1,36 +1,38 @@
 """OPDTrainer: TRL's GRPOTrainer with a teacher and the distillation loss."""
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.grpo_trainer import RewardFunc
 
 from ..given import FullSignature, all_parameters
 from ..losses.fused import distillation_loss
-from ..models.loading import ProcessingClass, Tokenizer, copy_student
+from ..models.loading import ProcessingClass, copy_student
+from ..models.micro_batches import by_length
 from ..teachers import Teacher, own_logits, routing
 from ..teachers.scores import Scores
-from .figures import log_distillation
-from .image_checks import check_images
+from ..teachers.shared_prefix import SHARED
+from .figures import StepFigures
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
 from .monitoring import add_monitor
 from .opd_config import OPDConfig
+from .open_trainer import OpenTrainer
 from .passes import build_objective, loss_mask, student_pass
 from .phases import STUDENT, timed
 from .placement import find_teachers, load_student
 from .published_methods import PAPER
+from .readable import check_batch_lengths, check_images, check_windows
 from .resume import Checkpoints
 from .rewards import check_rewards, distillation_coef, distilled_rows, drop_stand_in, no_reward, sibling_contexts
 from .scoring import as_fused_model, build_reference, needs_student_at_start, token_logps
 from .teacher_prompts import TeacherPrompts, row_checks
-from .windows import check_batch_lengths, check_windows
 
 
-class OPDTrainer(Checkpoints, GRPOTrainer):
+class OPDTrainer(Checkpoints, OpenTrainer):
     r"""On-policy distillation: the student samples completions, a teacher scores them token by token.
 
     Everything of [`~trl.GRPOTrainer`] stays: vLLM, tools, several generations, a KL anchor (`beta`), rewards to mix
@@ -113,13 +115,12 @@ class OPDTrainer(Checkpoints, GRPOTrainer):
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self.policy_is_active = self.has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
         self.vllm_importance_sampling_correction &= self.policy_is_active  # it corrects the policy loss alone
-        self._forward_redirection = _ForwardRedirection()
         self.teachers = self._build_teachers(teachers, initial_copy)
         self.num_rows = routing.prepare(self, self.teachers)
         own_logits.prepare_student(self)
         self.reference = build_reference(self, initial_copy)
         self.objective = build_objective(args, self.temperature, self.num_rows, self.accelerator.device)
-        self.may_warn_of_dropped_tail = self.objective.drops_tail
+        self.figures = StepFigures(self)
         self.teacher_prompts = TeacherPrompts(self, self.row_checks.view)
         check_windows(self)
 
@@ -145,50 +146,7 @@ class OPDTrainer(Checkpoints, GRPOTrainer):
         """The teacher, or the first of several."""
         return next(iter(self.teachers.values()))
 
-    # What the rest of the package reads of a trainer: nobody else knows TRL's private names
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The student's tokenizer, also where a processor wraps it."""
-        return self._tokenizer
-
-    @property
-    def last_completions(self) -> list[Any]:
-        """The completions that TRL keeps for its log, the newest last."""
-        return list(self._logs["completion"])
-
-    def tokenize(self, prompts: list) -> list[list[int]]:
-        """Token ids of prompts as the student reads them: its chat template, its tools."""
-        return self._tokenize_prompts(prompts)[0]
-
-    def given_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Rows of the last batch with the prompts that the student was given: images, what an environment added."""
-        return [{**row, "prompt": prompt} for row, prompt in zip(rows, self._prompts, strict=True)]
-
-    def answer(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """Let the student answer rows of a data set, and the teachers that score ahead score them: a batch."""
-        return self._generate_and_score_completions(rows)
-
-    def batch_loss(self, batch: dict[str, Any]) -> Tensor:
-        """The loss of a micro-batch, to be differentiated."""
-        return self._compute_loss(self.model, batch)
-
-    def run_inside(self, wrapped: nn.Module, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call `function(plain model, ...)` inside the engine's forward, which makes sharded weights whole."""
-        plain = self.accelerator.unwrap_model(wrapped)
-        return self._forward_redirection(wrapped, plain, function, plain, *args, **kwargs)
-
     # The batch
-
-    @property
-    def running_metrics(self) -> dict[str, list[float]]:
-        """TRL's metrics of training or of evaluation, whichever runs."""
-        return self._metrics["train"] if self.model.training else self._metrics["eval"]
-
-    @property
-    def train_metrics(self) -> dict[str, list[float]]:
-        """TRL's metrics of training, whatever runs."""
-        return self._metrics["train"]
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
@@ -215,9 +173,26 @@ class OPDTrainer(Checkpoints, GRPOTrainer):
         output["loss_mask"] = mask
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         output |= self.teacher_prompts.entries(self.given_rows(inputs), output, contexts=contexts)
+        output[SHARED] = self.teacher_prompts.shared_tokens(output)
         if routing.is_routed(self.teachers):
             output["teacher_index"] = routing.teacher_index(inputs, list(self.teachers), self.accelerator.device)
         return output | token_logps(self, output) | self.score_ahead(output)
+
+    def _prepare_inputs(self, generation_batch):
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._buffered_inputs is before or not self.rows_may_move:
+            return inputs
+        every = math.gcd(len(self._buffered_inputs), self.args.gradient_accumulation_steps)  # one optimizer step's
+        parts = (self._buffered_inputs[i : i + every] for i in range(0, len(self._buffered_inputs), every))
+        self._buffered_inputs = [batch for part in parts for batch in by_length(part)]
+        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+
+    @property
+    def rows_may_move(self) -> bool:
+        """Is the loss of a step the same whichever of its rows share a micro-batch?"""
+        shares = self.loss_type == "bnpo" or self.top_entropy_quantile < 1.0 or self._entropy_bonus_enabled
+        return not (self.aux_loss_enabled or (self.policy_is_active and shares))
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         """The old log-probs of a policy loss; where there is none, that forward is spared."""
@@ -226,6 +201,11 @@ class OPDTrainer(Checkpoints, GRPOTrainer):
         return super()._get_per_token_logps_and_entropies(as_fused_model(self, model), *args, **kwargs)
 
     # The loss
+
+    def run_inside(self, wrapped: nn.Module, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call `function(plain model, ...)` inside the engine's forward, which makes sharded weights whole."""
+        plain = self.accelerator.unwrap_model(wrapped)
+        return _ForwardRedirection()(wrapped, plain, function, plain, *args, **kwargs)
 
     @timed("teacher")
     def score_ahead(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -256,7 +236,7 @@ class OPDTrainer(Checkpoints, GRPOTrainer):
                 policy_temperature=self.temperature if self.policy_is_active else None,
                 distillation_loss=self.distillation_loss,
             )
-        log_distillation(self, result.stats, inputs, scores)
+        self.figures.add(result.stats, inputs, scores)
         loss = distillation_coef(self.args, self.state) * result.loss
         if self.policy_is_active:
             out = SimpleNamespace(log_probs=result.per_token_logps, entropy=result.entropies, aux_loss=result.aux_loss)
@@ -264,12 +244,8 @@ class OPDTrainer(Checkpoints, GRPOTrainer):
             return loss + super()._compute_loss(lambda **_: out, inputs)
         if self.aux_loss_enabled:
             self.running_metrics["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())
-            loss = loss + self.router_aux_loss_coef * result.aux_loss / self._num_micro_batches()
+            loss = loss + self.router_aux_loss_coef * result.aux_loss / self.num_micro_batches
         return loss
-
-    def _num_micro_batches(self) -> int:
-        """How many micro-batches add up to one step."""
-        return self.current_gradient_accumulation_steps if self.model.training else 1
 
     def _num_loss_tokens(self, inputs) -> Tensor:
         """Kept tokens of the whole global batch, per process since engines average over processes.
@@ -278,5 +254,5 @@ class OPDTrainer(Checkpoints, GRPOTrainer):
         """
         tokens = inputs["num_loss_tokens"].clamp(min=1) / self.accelerator.num_processes
         if self.model.training:
-            tokens = tokens * self._num_micro_batches() / self.args.steps_per_generation
+            tokens = tokens * self.num_micro_batches / self.args.steps_per_generation
         return tokens

@@ -10,9 +10,10 @@ from ..data.row_checks import RowChecks, in_batch
 from ..data.template_checks import Template
 from ..models.sequences import left_pad, unpadded
 from ..privileged import Context, Prompt, TeacherView
-from .image_checks import other_parts
+from ..teachers.shared_prefix import shared_tokens
 from .input_checks import tokenizer_of
 from .opd_config import OPDConfig
+from .readable import other_parts
 
 
 def teacher_view(args: OPDConfig) -> TeacherView:
@@ -94,6 +95,11 @@ class TeacherPrompts:
             device=batch["prompt_ids"].device,
         )
         return {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask}
+
+    def shared_tokens(self, batch: dict[str, Tensor]) -> Tensor:
+        """How many tokens all prompts that the teacher reads begin with, as an entry for all rows of a batch."""
+        name = "teacher_prompt" if self.differ else "prompt"
+        return shared_tokens(batch[f"{name}_ids"], batch[f"{name}_mask"])
 
     def token_ids(
         self, rows: list[dict[str, Any]], names: list[str], *, contexts: list[Context | None] | None = None

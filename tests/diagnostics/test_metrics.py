@@ -8,18 +8,19 @@ NAN = float("nan")
 
 
 def sums(divergence=(), *, quartile=None, repeated=None, ratio=None, rank=None, repetition=(0.5,), top_k=4):
-    """`token_sums` of tokens of which some figures matter; the others count up."""
+    """`token_sums` of tokens of which some figures matter, the others count up; 2 of 3 tokens of the step are real."""
     n = len(divergence)
     stats = {name: torch.tensor(divergence) * (i + 1) for i, name in enumerate(METRICS)}
     stats["sampled_log_ratio"] = torch.zeros(n) if ratio is None else torch.tensor(ratio)
     stats["teacher_rank"] = torch.zeros(n) if rank is None else torch.tensor(rank)
-    return token_sums(
+    of_tokens = token_sums(
         stats,
         quartile=torch.zeros(n, dtype=int) if quartile is None else torch.tensor(quartile),
         repeated=torch.zeros(n, dtype=int) if repeated is None else torch.tensor(repeated),
         repetition=torch.tensor(repetition),
         top_k=top_k,
     )
+    return torch.cat([of_tokens, torch.tensor([[3.0, 2.0] if n else [0.0, 0.0]])])
 
 
 def test_every_token_weighs_alike_however_ranks_share_them():
@@ -61,6 +62,7 @@ def test_the_figures_of_positions_repetition_and_ranks_are_those_worked_by_hand(
         "teacher/sampled_rank": 2.4,
         "teacher/sampled_outside": 0.4,
         "completions/repetition": 0.5,  # nor does a completion without a 3-gram
+        "tokens/computed_per_real": 1.5,
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     assert set(FIGURES) == figures.keys()

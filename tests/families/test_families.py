@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from accelerate import PartialState
 from packaging.version import Version
 from peft import LoraConfig, get_peft_model
 
@@ -11,6 +12,7 @@ from opd_trl.models.agreement import check_agreement
 from opd_trl.models.forward import has_router_loss, read_head, vocabulary_rows
 from opd_trl.teachers.base import teacher_pass
 from opd_trl.teachers.scores import HiddenStates
+from opd_trl.teachers.shared_prefix import SHARED, SharedPrefix
 from opd_trl.trainers.passes import student_pass
 from tests.families import zoo
 
@@ -22,13 +24,15 @@ KINDS = ("dense", "experts", "recurrent", "text of models that read images")
 WITH_ROUTER, READS_AHEAD = "with their router loss", "a row's logits depend on what stands behind it"
 # Their models give no router loss with transformers 5.8 and 5.17, and give one with 5.23.
 ROUTER_LOSS_CAME_LATER, PROVEN_WITH = ("granitemoe", "granitemoehybrid", "granitemoeshared"), Version("5.23")
+HEAD = list(range(3, 23))
 IDS = [5, 17, 30, 44, 9, 61, 72, 8]
 
 
-def batch() -> dict[str, torch.Tensor]:
-    """The rows as a micro-batch of a trainer holds them."""
+def batch(head: list[int] | None = None) -> dict[str, torch.Tensor]:
+    """The rows as a micro-batch of a trainer holds them; `head` stands before each prompt."""
+    head = head or []
     width, length = max(map(len, PROMPTS)), max(map(len, ANSWERS))
-    prompts = [[0] * (width - len(x)) + x for x in PROMPTS]
+    prompts = [[0] * (width - len(x)) + head + x for x in PROMPTS]
     answers = [x + [0] * (length - len(x)) for x in ANSWERS]
     inputs = {"prompt_ids": torch.tensor(prompts), "completion_ids": torch.tensor(answers)}
     inputs["prompt_mask"] = (inputs["prompt_ids"] != 0).long()
@@ -71,8 +75,10 @@ def by_own_logits(student, teacher) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", [family for kind in KINDS for family in zoo.named(f"| {kind}")])
-def test_loss_and_gradients_are_those_of_the_models_own_logits(family):
+def test_loss_and_gradients_are_those_of_the_models_own_logits(family, monkeypatch):
     """All weights trained, then LoRA with adapters that are not zero. The check at start lets the family pass."""
+    monkeypatch.setattr("opd_trl.teachers.shared_prefix.FEWEST", len(HEAD))
+    PartialState()  # a line of the log asks it which process this is
     teacher, student = zoo.build(family, seed=1), zoo.build(family)
     num_rows = vocabulary_rows(teacher.config.get_text_config())
     has_experts = family in zoo.named(WITH_ROUTER)
@@ -85,11 +91,23 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(family):
     if family not in ROUTER_LOSS_CAME_LATER:
         assert has_router_loss(teacher) if has_experts else not by_default
     assert_equal_gradients(student, teacher, num_rows, router_loss=has_experts)
+    assert_a_shared_text_is_read_once(teacher, from_a_cache=family not in zoo.named("read with each row"))
     student = get_peft_model(student, LoraConfig(r=2, target_modules=linear_layers(student))).eval()
     for name, parameter in student.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     assert_equal_gradients(student, teacher, num_rows, router_loss=has_experts)
+
+
+def assert_a_shared_text_is_read_once(teacher, *, from_a_cache: bool) -> None:
+    """The hidden states behind the cache of a text that both rows begin with are those of whole rows, twice."""
+    inputs = batch(HEAD) | {SHARED: torch.tensor(len(HEAD))}
+    kept, shared = inputs["completion_mask"].bool(), SharedPrefix()
+    with torch.no_grad():
+        whole = teacher_pass(teacher, inputs)[kept]
+        for _ in range(2):  # the first time both are computed and compared
+            torch.testing.assert_close(teacher_pass(teacher, inputs, shared=shared)[kept], whole, rtol=1e-4, atol=1e-5)
+            assert shared.works is from_a_cache
 
 
 def linear_layers(model) -> list[str]:

@@ -39,7 +39,7 @@ def test_logits_that_are_read_wrong_are_refused_with_the_size_of_the_difference(
 
 def test_absolute_positions_that_count_padding_are_refused(monkeypatch):
     """Where rows are not turned, a learned position belongs to another token."""
-    monkeypatch.setattr("opd_trl.models.forward.left_padding", lambda mask: torch.zeros(len(mask), 1))
+    monkeypatch.setattr("opd_trl.models.forward.left_padding", lambda mask: torch.zeros(len(mask), 1, dtype=int))
     with pytest.raises(ValueError, match=r"gpt2 \(GPT2LMHeadModel\): a row's logits depend on"):
         check_agreement(gpt2(), IDS, 103, pad_id=0)
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd_trl.models.sequences import completion_positions, join, left_pad
+from opd_trl.models.sequences import completion_positions, computed_and_real, join, left_pad, longest_row
 from opd_trl.trainers.teacher_prompts import check_lengths
 
 
@@ -29,8 +29,20 @@ def test_the_completion_is_appended_unchanged_to_prompts_of_unequal_length():
 
 @pytest.mark.parametrize("length", [1, 3])
 def test_hidden_states_are_taken_one_position_before_the_token_that_they_predict(length):
-    positions = torch.arange(7).view(1, 7, 1)
-    assert completion_positions(positions, length).flatten().tolist() == list(range(7 - length - 1, 6))
+    positions, first = torch.arange(7).view(1, 7, 1), torch.tensor([[7 - length - 1]])
+    assert completion_positions(positions, first, length).flatten().tolist() == list(range(7 - length - 1, 6))
+
+
+@given(prompts=sequences, answers=sequences)
+def test_a_forward_reads_as_many_positions_as_the_longest_row_has_tokens(prompts, answers):
+    rows = list(zip(prompts, answers, strict=False))
+    _, prompt_mask = left_pad([prompt for prompt, _ in rows], pad_token_id=0)
+    width = max(len(answer) for _, answer in rows)
+    mask = torch.tensor([[1] * len(answer) + [0] * (width - len(answer)) for _, answer in rows])
+    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
+    assert longest_row(torch.cat([prompt_mask, mask], dim=1)).item() == longest
+    computed, real = computed_and_real({"prompt_mask": prompt_mask, "completion_mask": mask}).tolist()
+    assert (computed, real) == (longest * len(rows), sum(len(p) + len(a) for p, a in rows))
 
 
 def test_an_over_long_teacher_prompt_is_an_error_with_row_and_length():

@@ -107,7 +107,7 @@ def test_several_teachers_share_figures_in_one_reduction(tmp_path, student_path,
     assert together["teacher/sampled_rank"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_samples_hold_two_completions_of_the_first_micro_batch_with_their_divergence(tmp_path, student_path):
+def test_samples_hold_two_completions_of_one_micro_batch_with_their_divergence(tmp_path, student_path):
     trainer = opsd_trainer(
         tmp_path, student_path, max_steps=12, gradient_accumulation_steps=2, num_loss_tokens_to_skip=1
     )

@@ -27,7 +27,7 @@ def test_scoring_ahead_gives_the_loss_of_scoring_with_the_micro_batch(
     monkeypatch.setattr(
         base,
         "teacher_pass",
-        lambda teacher, rows: forwards.append(len(rows["prompt_ids"])) or teacher_pass(teacher, rows),
+        lambda teacher, rows, **_: forwards.append(len(rows["prompt_ids"])) or teacher_pass(teacher, rows),
     )
     options = {"gradient_accumulation_steps": 2, "teacher_batch_size": rows_at_once}
     context = {"trainer_options": {}, "dataset": tiny.questions(privileged_context="Answer with b.")}
@@ -47,8 +47,8 @@ def test_a_run_that_scores_ahead_ends_with_the_same_weights(tmp_path, student_pa
         trainer = opd_trainer(tmp_path, student_path, teacher_path, dataset=tiny.questions(16), **steps, **options)
         trainer.train()
         trained.append(trainer.model.lm_head.weight.detach())
-    for weight in trained[1:]:
-        torch.testing.assert_close(weight, trained[0], rtol=1e-4, atol=1e-5)
+    for weight in trained[1:]:  # Adam makes some of a step of 1e-2 of the rounding of a gradient that is nearly 0
+        torch.testing.assert_close(weight, trained[0], rtol=1e-4, atol=3e-4)
 
 
 def test_an_offloaded_teacher_is_moved_for_every_generation_batch_and_moved_back(

@@ -1,0 +1,55 @@
+"""GRPOTrainer with what the rest of the package reads of it: nobody else knows TRL's private names."""
+
+from typing import Any
+
+from torch import Tensor
+from trl import GRPOTrainer
+
+from ..models.loading import Tokenizer
+
+
+class OpenTrainer(GRPOTrainer):
+    """A GRPOTrainer whose state and steps have public names."""
+
+    _prompts: list[Any]  # what the student was given last
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The student's tokenizer, also where a processor wraps it."""
+        return self._tokenizer
+
+    @property
+    def last_completions(self) -> list[Any]:
+        """The completions that TRL keeps for its log, the newest last."""
+        return list(self._logs["completion"])
+
+    def tokenize(self, prompts: list) -> list[list[int]]:
+        """Token ids of prompts as the student reads them: its chat template, its tools."""
+        return self._tokenize_prompts(prompts)[0]
+
+    def given_rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Rows of the last batch with the prompts that the student was given: images, what an environment added."""
+        return [{**row, "prompt": prompt} for row, prompt in zip(rows, self._prompts, strict=True)]
+
+    def answer(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Let the student answer rows of a data set, and the teachers that score ahead score them: a batch."""
+        return self._generate_and_score_completions(rows)
+
+    def batch_loss(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of a micro-batch, to be differentiated."""
+        return self._compute_loss(self.model, batch)
+
+    @property
+    def running_metrics(self) -> dict[str, list[float]]:
+        """TRL's metrics of training or of evaluation, whichever runs."""
+        return self._metrics["train"] if self.model.training else self._metrics["eval"]
+
+    @property
+    def train_metrics(self) -> dict[str, list[float]]:
+        """TRL's metrics of training, whatever runs."""
+        return self._metrics["train"]
+
+    @property
+    def num_micro_batches(self) -> int:
+        """How many micro-batches add up to one step."""
+        return self.current_gradient_accumulation_steps if self.model.training else 1

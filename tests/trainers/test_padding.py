@@ -1,0 +1,128 @@
+"""Micro-batches by length, cut to their longest row, a shared context read once: the same loss and gradient."""
+
+import pytest
+import torch
+
+from opd_trl.teachers import shared_prefix
+from opd_trl.trainers import opd_trainer as trainer_module
+from tests import tiny
+from tests.trainers.build import opd_trainer, opsd_trainer
+
+
+LENGTHS = [1, 30, 2, 12, 3, 7, 25, 5, 2, 16, 4, 9, 1, 20, 6, 3]
+
+
+def step(trainer, monkeypatch, *, sort=True):
+    """Gradient, logged figures and computed tokens of one optimizer step over completions of given lengths."""
+    with monkeypatch.context() as patch:
+        if not sort:
+            patch.setattr(trainer_module, "by_length", lambda batches: batches)
+        computed, seen = [], []
+        trainer.model.base_model.register_forward_pre_hook(
+            lambda _, args, kwargs: computed.append(kwargs["input_ids"].numel()) if torch.is_grad_enabled() else None,
+            with_kwargs=True,
+        )
+        generate = trainer._generate_and_score_completions
+
+        def with_lengths(rows):
+            batch = generate(rows)
+            wanted = torch.tensor(LENGTHS)[:, None]
+            generator = torch.Generator().manual_seed(len(seen))
+            batch["completion_ids"] = torch.randint(3, 100, (len(rows), max(LENGTHS)), generator=generator)
+            batch["completion_mask"] = (torch.arange(max(LENGTHS)) < wanted).long()
+            batch["loss_mask"] = batch["completion_mask"].clone()
+            batch["num_loss_tokens"] = batch["num_items_in_batch"] = batch["loss_mask"].sum()
+            seen.append(batch)
+            return batch
+
+        patch.setattr(trainer, "_generate_and_score_completions", with_lengths)
+        gradients = []
+        norm = trainer.accelerator.clip_grad_norm_
+
+        def keep(parameters, *args):
+            gradients.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+            return norm(parameters, *args)
+
+        patch.setattr(trainer.accelerator, "clip_grad_norm_", keep)
+        trainer.train()
+    return gradients, trainer.state.log_history[:-1], computed, seen
+
+
+SIZES = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 8, "max_completion_length": 30, "seed": 3}
+
+
+def test_sorted_rows_give_the_gradient_and_the_figures_of_unsorted_ones(
+    tmp_path, student_path, teacher_path, monkeypatch
+):
+    options = SIZES | {"dataset": tiny.questions(16)}
+    one, figures, computed, seen = step(opd_trainer(tmp_path, student_path, teacher_path, **options), monkeypatch)
+    two, others, _, _ = step(opd_trainer(tmp_path, student_path, teacher_path, **options), monkeypatch, sort=False)
+    assert (one[0] - two[0]).norm() <= 1e-6 * two[0].norm()
+    figures, others = figures[0], others[0]
+    names = [name for name in figures if name.split("/")[0] in ("distillation", "support", "teacher", "loss")]
+    assert len(names) >= 8
+    assert {name: figures[name] for name in names} == pytest.approx({name: others[name] for name in names}, rel=1e-4)
+    real = sum(seen[0][name].sum().item() for name in ("prompt_mask", "completion_mask"))
+    assert sum(computed) <= 1.1 * real
+    assert figures["tokens/computed_per_real"] == pytest.approx(sum(computed) / real, rel=1e-5)
+    assert others["tokens/computed_per_real"] > 1.1
+
+
+def test_rows_stay_in_their_optimizer_step(tmp_path, student_path, teacher_path, monkeypatch):
+    """One generation batch for two steps: sorted over both, the first step would take all long rows."""
+    options = SIZES | {"gradient_accumulation_steps": 4, "steps_per_generation": 8, "max_steps": 2}
+    options["dataset"] = tiny.questions(16)
+    one, *_ = step(opd_trainer(tmp_path, student_path, teacher_path, **options), monkeypatch)
+    two, *_ = step(opd_trainer(tmp_path, student_path, teacher_path, **options), monkeypatch, sort=False)
+    assert len(one) == len(two) == 2
+    assert (one[0] - two[0]).norm() <= 1e-6 * two[0].norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "may_move"),
+    [
+        ({}, True),
+        ({"loss_type": "dapo"}, True),
+        ({"loss_type": "bnpo"}, False),
+        ({"top_entropy_quantile": 0.5}, False),
+        ({"entropy_coef": 0.1}, False),
+    ],
+)
+def test_rows_stay_where_grpos_own_loss_depends_on_the_micro_batch(
+    tmp_path, student_path, teacher_path, options, may_move
+):
+    rewards = {"reward_funcs": lambda completions, **_: [float(i) for i in range(len(completions))]}
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, num_generations=2, trainer_options=rewards, **options)
+    assert trainer.rows_may_move is may_move
+    trainer.aux_loss_enabled = True
+    assert trainer.rows_may_move is False
+
+
+CONTEXT = "Answer with the letter b. " * 12  # 312 tokens
+
+
+@pytest.mark.parametrize(
+    ("options", "times_read"),
+    [({"teacher_model_kind": "base"}, 1), ({"teacher_model_kind": "live"}, 3), ({"teacher_model_kind": "ema"}, 3)],
+)
+def test_a_shared_context_is_read_once_and_gives_the_same_gradient(
+    tmp_path, student_path, monkeypatch, options, times_read
+):
+    """Once a run where the teacher is frozen, and anew where it has moved: the student moves far in each step."""
+    options = SIZES | options | {"max_steps": 3, "max_grad_norm": 100.0, "learning_rate": 0.03}
+    options |= {"dataset": tiny.questions(16, privileged_context=CONTEXT), "lora": False}
+    if options["teacher_model_kind"] == "ema":
+        options["teacher_update_rate"] = 0.5
+    made, cache = [], shared_prefix.PrefixCache
+    monkeypatch.setattr(shared_prefix, "PrefixCache", lambda *args: made.append(args) or cache(*args))
+    trainer = opsd_trainer(tmp_path, student_path, **options)
+    one, *_, seen = step(trainer, monkeypatch)
+    assert trainer.teacher.prefix.works
+    assert len(made) == times_read
+    assert all(len(CONTEXT) <= batch["shared_tokens"] < len(CONTEXT) + 60 for batch in seen)
+    monkeypatch.setattr(shared_prefix, "FEWEST", 10**6)
+    trainer = opsd_trainer(tmp_path, student_path, **options)
+    two, *_ = step(trainer, monkeypatch)
+    assert trainer.teacher.prefix is None
+    for a, b in zip(one, two, strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()
