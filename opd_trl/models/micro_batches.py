@@ -14,6 +14,11 @@ def row_lengths(batch: dict[str, Any]) -> Tensor:
     return sum(prompt + completion for prompt in prompts)
 
 
+def longest_first(batch: dict[str, Any]) -> Tensor:
+    """The places `(B,)` of the rows in the order of their lengths."""
+    return row_lengths(batch).argsort(descending=True, stable=True)
+
+
 def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of these micro-batches in as many others, each of rows that are about equally long, the longest first.
 
@@ -24,7 +29,7 @@ def by_length(batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     split = [split_pixel_values_by_grid(batch) for batch in batches]  # images in lists, by rows
     merged = {name: joined([batch[name] for batch in split]) for name in split[0]}
-    order = row_lengths(merged).argsort(descending=True, stable=True)
+    order = longest_first(merged)
     ordered = {name: picked(value, order) for name, value in merged.items()}
     return [unsplit_pixel_values_by_grid(batch) for batch in split_tensor_dict(ordered, len(batches))]
 

@@ -213,6 +213,24 @@ def teacher_forward(work: Workload, engine: Engine) -> Component:
     return max(runs, key=lambda run: run.bytes, default=Component("teacher's forward", 0, "", (TEACHER,)))
 
 
+def shared_context(work: Workload, engine: Engine) -> list[Component]:
+    """Keys and values of a text that all prompts of a teacher begin with, at most the whole prompt.
+
+    They are kept between the forwards of a step, once; in a forward there is a copy for each row, with those of its
+    own tokens. Engines that shard weights read the text with each row.
+    """
+    if engine.stage == 3 or not work.models_scoring_here:
+        return []
+    kept = max(2 * x.num_layers * x.num_kv_heads * x.head_dim * work.compute_width for x in work.models_scoring_here)
+    rows = work.teacher_batch_size or work.batch_size
+    tokens = rows * (work.teacher_prompt_length + work.completion_length)
+    name, once = "shared context", work.teacher_prompt_length
+    return [
+        Component(name, once * kept, f"its keys and values, {once:,} tokens x {kept:,} B"),
+        Component(f"{name}, rows", tokens * kept, f"for {rows} rows, {tokens:,} tokens x {kept:,} B", (TEACHER,)),
+    ]
+
+
 def forward(work: Workload, engine: Engine, model: ModelSize) -> Component:
     """One layer at work, without a graph: per token the residual stream and four tensors of the MLP's width.
 

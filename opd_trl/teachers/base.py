@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from ..losses.head import Head
@@ -17,11 +18,15 @@ from ..models.forward import (
     vocabulary_rows,
     window_of,
 )
+from ..models.micro_batches import longest_first
 from ..models.prefix_cache import PrefixCache
 from ..models.sequences import join
 from ..models.sharding import is_sharded
 from .scores import HIDDEN, HiddenStates, Scores, select
 from .shared_prefix import SHARED, SharedPrefix, reads_shared_prefix
+
+
+logger = get_logger(__name__)
 
 
 class Host(Protocol):
@@ -116,18 +121,18 @@ class Teacher:
     def score_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> dict[str, Tensor]:
         """Scores of its rows of a generation batch, as entries `(b, T, ...)` of that batch.
 
-        `teacher_rows_ahead` rows go into a forward. A sharded teacher runs equally often on all ranks: with a row of
-        another teacher where it has none.
+        `teacher_rows_ahead` rows of about one length go into a forward. A sharded teacher runs equally often on all
+        ranks: with a row of another teacher where it has none.
         """
-        parts = []
-        everything = torch.arange(len(batch["completion_ids"]), device=batch["completion_ids"].device)
+        parts, scored = [], []
         with self.scoring(host.model_wrapped) as module, host.accelerator.autocast():
-            for part in everything.split(host.args.teacher_rows_ahead):
+            for part in longest_first(batch).split(host.args.teacher_rows_ahead):
                 own = part if rows is None else part[rows[part]]
                 if len(own) or is_sharded(host):
                     hidden_states, _ = self._forward(host, module, select(batch, own if len(own) else part[:1]))
                     parts.append(hidden_states[: len(own)])
-        return {HIDDEN: torch.cat(parts)}
+                    scored.append(own)
+        return {HIDDEN: torch.cat(parts)[torch.cat(scored).argsort()]}
 
     def read_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> Scores:
         """What `score_ahead` left in the batch for its rows."""
@@ -146,7 +151,11 @@ class Teacher:
     def _forward(self, host: Host, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Head]:
         """Hidden states `(b, T, H)` of the completions, inside the engine's forward, and the head that reads them."""
         options = {}
-        if reads_shared_prefix(batch) and not is_sharded(host):
+        if reads_shared_prefix(batch) and is_sharded(host):
+            logger.warning_once(
+                "The text that all prompts share is read with each row: this engine shards the teacher."
+            )
+        elif reads_shared_prefix(batch):
             self.prefix = self.prefix or SharedPrefix()
             moment = None if self.is_frozen else (host.state.global_step, sum(x._version for x in module.parameters()))
             options = {"shared": self.prefix, "moment": moment}

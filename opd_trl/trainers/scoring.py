@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.micro_batches import longest_first
 from ..teachers import LiveTeacher, ModelTeacher, Teacher
 from ..teachers.scores import check_no_images
 from .opd_config import OPDConfig
@@ -75,9 +76,9 @@ def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
     """Log-probabilities `(B, T)` of the completions after the student's own prompt, zero behind their end."""
     check_no_images(batch)
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-    parts = []
+    parts, order = [], longest_first(batch)
     with model.scoring(trainer.model_wrapped) as module, trainer.accelerator.autocast():
-        for rows in torch.arange(len(batch["completion_ids"])).split(trainer.args.per_device_train_batch_size):
+        for rows in order.split(trainer.args.per_device_train_batch_size):
             inputs = {name: batch[name][rows] for name in names}
             parts.append(trainer.run_inside(module, logps_pass, inputs, trainer.num_rows, trainer.objective))
-    return torch.cat(parts)
+    return torch.cat(parts)[order.argsort()]

@@ -60,7 +60,20 @@ def test_fsdp2_gathers_a_layer_with_the_head_and_zero3_up_to_its_limit(work, stu
 def test_a_longer_teacher_prompt_costs_the_teacher_alone(work):
     longer = by_name(replace(work, teacher_prompt_length=4096), ZERO2)
     parts = by_name(work, ZERO2)
-    assert {name for name in parts if longer[name] != parts[name]} == {"teacher's forward"}
+    assert {name for name in parts if longer[name] != parts[name]} == {
+        "teacher's forward",
+        "shared context",
+        "shared context, rows",
+    }
+
+
+def test_a_shared_context_is_kept_once_and_repeated_for_the_rows_of_a_forward(work, teacher):
+    """A text of 4,096 tokens: keys and values of each layer, in bfloat16; sharded engines keep none."""
+    parts = by_name(replace(work, teacher_prompt_length=4096), ZERO2)
+    per_token = 2 * teacher.num_layers * teacher.num_kv_heads * teacher.head_dim * 2
+    assert parts["shared context"] == 4096 * per_token
+    assert parts["shared context, rows"] == work.batch_size * (4096 + work.completion_length) * per_token
+    assert not {"shared context", "shared context, rows"} & by_name(work, ZERO3).keys()
 
 
 @pytest.mark.parametrize("kind", ["base", "live", "ema"])
