@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any
 
+from .foreign import parse_json
+
 
 #: Environment variable with the key of a served teacher, on both sides.
 API_KEY_VARIABLE = "OPD_TRL_API_KEY"
@@ -116,7 +118,7 @@ def mapping_without_secrets(argument: str) -> str:
     """A JSON mapping without its secrets; any other argument without those of an address."""
     name, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     try:
-        content = json.loads(value)
+        content = parse_json(value)
     except (ValueError, RecursionError):
         content = None
     if isinstance(content, dict):

@@ -6,7 +6,7 @@ import inspect
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from numbers import Integral, Real
 from typing import Any, get_args, get_type_hints
@@ -166,6 +166,37 @@ class SharedField(dataclasses.Field):
         return shared
 
 
+#: Limits that an infinity takes away.
+MAY_BE_INFINITE = (
+    *("max_grad_norm", "delta", "epsilon_high", "off_policy_mask_threshold"),
+    *("vllm_importance_sampling_cap", "vllm_importance_sampling_clip_max"),
+    *("loss_importance_cap", "loss_pointwise_clip"),
+)
+
+
+def check_finite(values: Any, where: str = "") -> None:
+    """Raise ValueError that names the first number which is NaN, or infinite and not in `MAY_BE_INFINITE`.
+
+    `values` is a configuration or a mapping; lists, mappings and dataclasses in it are looked into. `where` stands
+    before the names.
+
+    Example:
+        >>> check_finite({"max_grad_norm": math.inf, "rates": {"low": 0.1, "high": math.nan}})
+        Traceback (most recent call last):
+        ValueError: rates.high must be a finite number, got nan.
+    """
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = {field.name: getattr(values, field.name, None) for field in dataclasses.fields(values)}
+    elif isinstance(values, list | tuple):
+        values = dict(enumerate(values))
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            if not (name in MAY_BE_INFINITE and value == math.inf):
+                check_finite(value, f"{where}.{name}" if where else str(name))
+    elif isinstance(values, Real) and not isinstance(values, Integral) and not math.isfinite(values):
+        raise ValueError(f"{where} must be a finite number, got {values}.")
+
+
 WORDS = {
     int: "a whole number",
     float: "a number",
@@ -175,7 +206,7 @@ WORDS = {
 }
 FITS = {
     int: lambda value: isinstance(value, Integral) and not isinstance(value, bool),
-    float: lambda value: isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value),
+    float: lambda value: isinstance(value, Real) and not isinstance(value, bool),
     bool: lambda value: value in (True, False),
     str: lambda value: isinstance(value, str),
     list[str]: lambda value: isinstance(value, list | tuple) and all(isinstance(x, str) for x in value),
@@ -192,13 +223,16 @@ def kinds_of(config_class: type) -> dict[str, set[Any]]:
 
 
 def check_types(config: Any, parent: type) -> None:
-    """Raise TypeError for a value of another type than its field's; a path becomes text, 5.0 the whole number 5.
+    """Raise TypeError for a value of another type than its field's, ValueError for a number that is not finite.
+
+    A path becomes text, 5.0 the whole number 5.
 
     Args:
         config: a configuration.
         parent: TRL's class that it extends. Of its fields only numbers and switches are checked: their texts take
             other types too.
     """
+    check_finite(config)
     for name, kinds in kinds_of(type(config)).items():
         value = getattr(config, name)
         if value is None or (name in parent.__dataclass_fields__ and kinds & {str, list[str]}):

@@ -11,6 +11,7 @@ from rich.table import Table
 from ..data import jobs
 from ..data.adapters import ADAPTERS
 from ..data.procedural import task_names
+from ..foreign import number
 from ..locks import writing
 from ..scripts.consoles import plain_console
 from .terminal import columns, command_parser, json_object, progress, refused
@@ -179,8 +180,8 @@ def add_traces(add: Add) -> None:
     add("--revision", help="of the model (default: the newest)")
     add("--dtype", default="auto", help="of the weights (default: %(default)s)")
     add("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    add("--temperature", type=float, default=0.3, help="0 is greedy (default: %(default)s)")
-    add("--top-p", type=float, default=0.95, help="mass that is sampled from (default: %(default)s)")
+    add("--temperature", type=number, default=0.3, help="0 is greedy (default: %(default)s)")
+    add("--top-p", type=number, default=0.95, help="mass that is sampled from (default: %(default)s)")
     add("--max-new-tokens", type=int, default=4096, help="longest trace (default: %(default)s)")
     add("--samples", type=int, default=1, help="traces per prompt (default: %(default)s)")
     add("--batch-size", type=int, default=16, help="traces written together (default: %(default)s)")

@@ -1,7 +1,6 @@
 """`opd-trl pipeline`: the stages of a file, each a process of its own, resumable and recorded."""
 
 import argparse
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..credentials import without_secrets
+from ..foreign import parse_json
 from ..locks import locked
+from ..scripts.code_of_others import code_of_stages, name_code
 from ..scripts.consoles import plain_console
 from ..scripts.processes import Ended
 from .pipelines.arguments import command_lines
@@ -59,6 +60,12 @@ def make_parser() -> argparse.ArgumentParser:
         "stage that has changed)",
     )
     parser.add_argument("--until", dest="last", metavar="STAGE", help="stop after this stage (default: the last one)")
+    parser.add_argument(
+        "--no-code",
+        action="store_true",
+        help="refuse stages that run code of others: scripts, import paths, trust_remote_code, variables of `env` "
+        "(default: name it, and run)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="check, print what would run and why (default: run)")
     parser.add_argument(
         "--set",
@@ -93,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
     if first > last:
         raise ValueError(f"--until {args.last} comes before --from {args.first}.")
     stages = pipeline.stages[first : last + 1]
+    told = {stage.name: (stage.command.name, stage.values) for stage in stages}
+    name_code(code_of_stages(told), prog=NAME, refuse=args.no_code)
     lines = command_lines(stages, without_gpu=args.dry_run)
 
     def start() -> tuple[Run, list]:
@@ -156,7 +165,7 @@ def figures(outcome: Outcome) -> list[str]:
         path = Path(output) / RESULT
         if path.is_file():
             try:
-                found = json.loads(path.read_text(encoding="utf-8")).get("figures", {})
+                found = parse_json(path.read_bytes()).get("figures", {})
                 lines += [as_line(name, figure) for name, figure in list(found.items())[:SHOWN]]
             except (ValueError, AttributeError, TypeError, KeyError):  # another program's result.json
                 continue

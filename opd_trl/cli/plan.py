@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from ..durable import write_json
+from ..foreign import number
 from ..planning.component import gib
 from ..scripts.consoles import plain_console
 from .terminal import command_parser, refused
@@ -46,7 +47,7 @@ asked"""
 # The flags of the command itself, beside those of the training commands.
 OWN_FLAGS: dict[str, dict[str, Any]] = {
     "gpus": {"type": int, "metavar": "N", "help": GPUS},
-    "gpu_memory": {"type": float, "default": 80.0, "metavar": "GIB", "help": "memory of one GPU; default 80"},
+    "gpu_memory": {"type": number, "default": 80.0, "metavar": "GIB", "help": "memory of one GPU; default 80"},
     "prompt_length": {"type": int, "default": 512, "metavar": "N", "help": PROMPT_LENGTH},
     "student_config": {"metavar": "DIR", "help": STUDENT},
     "teacher_config": {"nargs": "+", "metavar": "DIR", "help": TEACHER},

@@ -10,6 +10,7 @@ import yaml
 from rich.table import Table
 
 from ..durable import apart, atomically
+from ..scripts.code_of_others import code_in, code_of_stages, name_code
 from ..scripts.consoles import plain_console
 from ..scripts.recipe_files import (
     EXTENDS,
@@ -80,7 +81,12 @@ def summary(recipe: Path) -> str:
 def print_recipe(name: str, *, resolved: bool) -> None:
     """Print a recipe as it is written, or with all that it extends."""
     path = find_recipe(name)
-    print(resolved_text(read_recipe(path)) if resolved else path.read_text(encoding="utf-8"), end="")
+    recipe = read_recipe(path)
+    stages = recipe.values.get("stages")
+    told = stages.items() if isinstance(stages, dict) else ()
+    told = {key: (str(x.get("run")), x.get("args") or {}) for key, x in told if isinstance(x, dict)}
+    name_code(code_of_stages(told) or code_in(recipe.resolved_values()), prog="opd-trl recipes", refuse=False)
+    print(resolved_text(recipe) if resolved else path.read_text(encoding="utf-8"), end="")
 
 
 def resolved_text(recipe: Recipe) -> str:

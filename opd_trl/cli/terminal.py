@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from ..durable import in_a_line, write_json
+from ..foreign import parse_json
+from ..given import check_finite
 from ..scripts.consoles import plain_console
 
 
@@ -27,11 +28,15 @@ def command_parser(prog: str, description: str, epilog: str | None = None, **opt
 def json_object(text: str) -> dict[str, Any]:
     """Read a JSON object; raises ArgumentTypeError where the text is something else."""
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not JSON: {error}") from error
+        raise argparse.ArgumentTypeError(f"{text[:200]!r} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object, such as " + '{"enable_thinking": false}')
+    try:
+        check_finite(value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return value
 
 

@@ -71,6 +71,7 @@ START = (
     ("dataset_name", "Hub id, or a .jsonl, .json, .parquet or .csv file, or a folder with train.* and test.*."),
     ("model_name_or_path", "The student: hub id or path."),
     ("output_dir", "Where checkpoints and the trained model go."),
+    ("no_code", "Refuse a recipe that runs code of others; without it such code is named before it runs."),
 )
 
 TRL_FLAGS = {

@@ -8,9 +8,11 @@ and splits are those that the hub's cards state.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ..evaluation.boxes import single_boxed_answer
 from ..evaluation.notation import plain_answer
+from ..foreign import is_missing
 from .files import Row
 from .prompts import RowError, look_at, plain
 
@@ -47,8 +49,25 @@ def chat(question: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": question.strip()}]
 
 
+def filled(row: Row, column: str) -> Any:
+    """The value of a column; raises RejectedRow where it is missing: None, NaN, a blank text or a list of nothing.
+
+    >>> filled({"answer": float("nan")}, "answer")
+    Traceback (most recent call last):
+    opd_trl.data.prompts.RowError: no answer. Fill it, or leave the column out.
+    """
+    value = row[column]
+    if is_missing(value) or value == [] or (isinstance(value, str) and not value.strip()):
+        raise RejectedRow(f"no {column}", "Fill it, or leave the column out.")
+    if isinstance(value, bytes):
+        raise RejectedRow(f"{column} of type bytes", "Make a text of it.")
+    return value
+
+
 def mapped(columns: dict[str, str]) -> Callable[[Row], Row]:
     """A `to_row` that renames columns, from our names to those of the rows. Lists of text parts become one text.
+
+    A row whose answer is missing is rejected: None, NaN and blank texts.
 
     Args:
         columns: e.g. `{"prompt": "question", "answer": "label"}`; `prompt` is needed. Others keep their values.
@@ -65,8 +84,8 @@ def mapped(columns: dict[str, str]) -> Callable[[Row], Row]:
         made["prompt"] = chat(prompt) if isinstance(prompt, str) else plain(prompt)
         if all(turn["role"] != "user" for turn in made["prompt"]):
             raise RejectedRow("the prompt has no user turn")
-        if made.get("answer") is not None:
-            answer = made["answer"]
+        if "answer" in made:
+            answer = filled(made, "answer")
             made["answer"] = plain_answer(answer) if isinstance(answer, list) else str(answer).strip()
         return made
 
@@ -79,7 +98,7 @@ def gsm8k(row: Row) -> Row:
     >>> gsm8k({"question": "2 + 2?", "answer": "2 + 2 = <<2+2=4>>4\\n#### 4"})["solution"]
     '2 + 2 = 4\\n\\\\boxed{4}'
     """
-    solution, mark, answer = row["answer"].rpartition("####")
+    solution, mark, answer = str(filled(row, "answer")).rpartition("####")
     if not mark:
         raise RejectedRow("no answer after ####")
     solution = re.sub(r"<<[^>]*>>", "", solution).strip()
@@ -95,8 +114,8 @@ def problem_with_solution(row: Row) -> Row:
     """MATH-500 and AIME 2024, whose columns are problem, solution and answer."""
     return {
         "prompt": chat(row["problem"]),
-        "solution": row["solution"].strip(),
-        "answer": str(row["answer"]).strip(),
+        "solution": str(filled(row, "solution")).strip(),
+        "answer": str(filled(row, "answer")).strip(),
     }
 
 
@@ -124,7 +143,7 @@ def dapo_math_original(row: Row) -> Row:
     {'prompt': [{'role': 'user', 'content': '1 + 1?'}], 'answer': '2'}
     """
     text = _DAPO_TAIL.sub("", _DAPO_HEAD.sub("", row["prompt"][0]["content"], count=1), count=1)
-    return {"prompt": chat(text), "answer": str(row["reward_model"]["ground_truth"]).strip()}
+    return {"prompt": chat(text), "answer": str(filled(row["reward_model"], "ground_truth")).strip()}
 
 
 def wildguardmix(row: Row) -> Row:
@@ -141,10 +160,10 @@ def wildguardmix(row: Row) -> Row:
 
 def svamp(row: Row) -> Row:
     """SVAMP: a story and a question about it; answers such as 145.0 become 145."""
-    answer = float(row["Answer"])
+    answer = float(filled(row, "Answer"))
     return {
-        "prompt": chat(f"{row['Body'].strip().rstrip('.')}. {row['Question'].strip()}"),
-        "solution": str(row["Equation"]).strip(),
+        "prompt": chat(f"{filled(row, 'Body').strip().rstrip('.')}. {filled(row, 'Question').strip()}"),
+        "solution": str(filled(row, "Equation")).strip(),
         "answer": f"{answer:g}" if answer.is_integer() else str(answer),
     }
 

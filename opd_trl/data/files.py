@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..durable import atomically
+from ..foreign import first_too_deep, is_missing, parse_json
 
 
 Row = dict[str, Any]
@@ -42,7 +43,7 @@ def read_jsonl(path: Path) -> Iterator[Row]:
     """
     for number, line in _lines(path):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise DataError(
                 f"{path}, line {number} is not JSON: {error}. Expected one object per line; repair or remove the line."
@@ -52,7 +53,26 @@ def read_jsonl(path: Path) -> Iterator[Row]:
                 f"{path}, line {number} holds a {type(row).__name__}, expected one object per line, such as "
                 '{"prompt": ...}. A JSON list over several lines is not JSONL.'
             )
-        yield row
+        yield without_nan(row)
+
+
+def without_nan(row: Row) -> Row:
+    """The row with None where a column has NaN, which is how tables write what is missing.
+
+    >>> without_nan({"prompt": "1+1?", "answer": float("nan")})
+    {'prompt': '1+1?', 'answer': None}
+    """
+    return {name: None if is_missing(value) else value for name, value in row.items()}
+
+
+def check_depth(path: Path) -> None:
+    """Raise DataError where a `.json` or `.jsonl` file nests deeper than its reader, in C++, survives."""
+    if path.suffix not in (".json", ".jsonl"):
+        return
+    with path.open("rb") as file:
+        line = first_too_deep(file)
+    if line is not None:
+        raise DataError(f"{path}, line {line}: lists and mappings are nested too deep. Repair or remove the row.")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -84,6 +104,21 @@ def write_jsonl(path: Path, rows: Iterable[Row]) -> None:
     """Write rows as JSONL, atomically: another process sees the old file or the whole of what replaces it."""
     with atomically(path) as file:
         file.writelines(f"{to_line(row)}\n" for row in rows)
+
+
+def unwritable(row: Row) -> str | None:
+    """The first column that JSON cannot hold and what it holds, in words; None where there is none.
+
+    >>> unwritable({"prompt": "1+1?", "image": [b"..."]}), unwritable({"prompt": "1+1?"})
+    ("column 'image' holds bytes, which JSON cannot", None)
+    """
+    for name, value in row.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            kind = str(error).removeprefix("Object of type ").partition(" is not")[0]
+            return f"column {name!r} holds {kind}, which JSON cannot"
+    return None
 
 
 def to_line(row: Row) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..evaluation.boxes import last_boxed_answer
 from ..evaluation.graded import graded_text
-from .files import DataError, Row
+from .files import DataError, Row, unwritable
 
 
 #: `(texts, right answers) -> 1.0, 0.0 or None` per row, e.g. `opd_trl.evaluation.math_accuracy`.
@@ -184,6 +184,8 @@ def completion_text(row: Row, number: int) -> str:
 
 def _reason(row: Row, rule: TraceFilter, number: int) -> str | None:
     text = completion_text(row, number)
+    if unfit := unwritable(row):
+        raise DataError(f"row {number}: {unfit}. Leave the column out of the file.")
     return "truncated" if row.get("truncated") else rule.reason(text)
 
 

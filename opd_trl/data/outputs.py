@@ -109,6 +109,26 @@ def report_file(output: Path) -> Path:
     return output.with_name(f"{output.stem}.report.json")
 
 
+def part_file(output: Path) -> Path:
+    """The file that holds traces until all of them are written."""
+    return output.with_name(f"{output.name}.part")
+
+
+def settings_file(output: Path) -> Path:
+    """The file that holds the settings of a run that writes traces, until it has ended."""
+    return output.with_name(f"{output.name}.part.json")
+
+
+def files_of(output: Path, parts: str | None) -> list[Path]:
+    """All that a command of `opd-trl data` may write for an `--output`: rows, parts, report, unfinished traces.
+
+    >>> [str(path) for path in files_of(Path("x.jsonl"), "a=0.5,b=0.5")][:3]
+    ['x.a.jsonl', 'x.b.jsonl', 'x.report.json']
+    """
+    rows = Output(output, parse_parts(parts) if parts else {}).files().values()
+    return [*rows, report_file(output), part_file(output), settings_file(output)]
+
+
 def write_report(output: Path, report: dict[str, Any]) -> None:
     """Write a report as `NAME.report.json` beside the output `NAME.jsonl`."""
     with atomically(report_file(output)) as file:

@@ -9,7 +9,7 @@ from ..evaluation.boxes import single_boxed_answer
 from ..evaluation.graded import graded_text
 from .adapters import RejectedRow
 from .decontaminate import Contamination
-from .files import DataError, Row
+from .files import DataError, Row, unwritable
 from .prompts import num_bytes
 from .splits import prompt_key
 
@@ -72,6 +72,8 @@ def prepare(
         try:
             shaped = to_row(row)
             num_bytes(shaped)  # refuses what no file can hold
+            if unfit := unwritable(shaped):
+                raise RejectedRow(unfit, "Leave it out of --columns.")
             if box_column is not None:
                 require_box(shaped, box_column)
             key = prompt_key(shaped["prompt"])

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..spelling import did_you_mean
 from .adapters import ADAPTERS, Adapter
-from .files import FORMATS, READERS, DataError, Row, read_jsonl
+from .files import FORMATS, READERS, DataError, Row, check_depth, read_jsonl, without_nan
 
 
 def load_named(
@@ -93,10 +93,24 @@ def read_file(path: Path) -> Iterable[Row]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
+    check_depth(path)
     try:
-        return load_dataset(READERS[path.suffix], data_files=str(path), split="train")
+        return Rows(load_dataset(READERS[path.suffix], data_files=str(path), split="train"))
     except (DatasetsError, OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {' '.join(str(error).split())}.") from error
+
+
+class Rows:
+    """The rows of a data set as often as they are asked for, what is missing as None, in tables of numbers too."""
+
+    def __init__(self, dataset: Any):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Row]:
+        return map(without_nan, self.dataset)
 
 
 def with_columns(rows: Iterable[Row], columns: Iterable[str], *, source: str, remedy: str) -> Iterator[Row]:
@@ -109,4 +123,4 @@ def with_columns(rows: Iterable[Row], columns: Iterable[str], *, source: str, re
                 f"{source}, row {number} has no column {', '.join(map(repr, missing))}; it has "
                 f"{', '.join(map(repr, row)) or 'none'}. {remedy}"
             )
-        yield row
+        yield without_nan(row)

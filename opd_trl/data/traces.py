@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..durable import append_lines, atomically
+from ..foreign import parse_json
 from ..models.sampling import Completion
 from ..privileged import TeacherView
-from .files import DataError, Row, read_jsonl, to_line
+from .files import DataError, Row, read_jsonl, to_line, unwritable
+from .outputs import part_file, settings_file
 from .prompts import RowError, look_at
 
 
@@ -60,6 +62,8 @@ def check_rows(rows: list[Row], settings: TraceSettings) -> list:
             look_at(row["prompt"])
         except RowError as error:
             raise DataError(f"row {number}: {error}") from error
+        if unfit := unwritable(row):
+            raise DataError(f"row {number}: {unfit}. Leave the column out of the file.")
     if settings.privileged is None:
         return [row["prompt"] for row in rows]
     try:
@@ -72,16 +76,6 @@ def check_rows(rows: list[Row], settings: TraceSettings) -> list:
 def digest(rows: list[Row]) -> str:
     """SHA-256 of rows as they would stand in a JSONL file, 64 hexadecimal digits."""
     return hashlib.sha256("\n".join(map(to_line, rows)).encode()).hexdigest()
-
-
-def part_file(output: Path) -> Path:
-    """The file that holds the traces until all of them are written."""
-    return output.with_name(f"{output.name}.part")
-
-
-def settings_file(output: Path) -> Path:
-    """The file that holds the settings of a run until it has ended."""
-    return output.with_name(f"{output.name}.part.json")
 
 
 def begin(output: Path, settings: TraceSettings, *, restart: bool) -> int:
@@ -98,7 +92,7 @@ def begin(output: Path, settings: TraceSettings, *, restart: bool) -> int:
     if part.exists() and not record.is_file():
         raise DataError(f"{part} is there without {record.name}: who wrote it is unknown. --overwrite begins again.")
     if record.is_file():
-        begun = json.loads(record.read_text(encoding="utf-8"))
+        begun = read_record(record)
         differ = [name for name in wanted if begun.get(name) != wanted[name]]
         if differ:
             changes = ", ".join(f"{name} ({begun.get(name)!r}, now {wanted[name]!r})" for name in differ)
@@ -110,6 +104,14 @@ def begin(output: Path, settings: TraceSettings, *, restart: bool) -> int:
     with atomically(record) as file:
         json.dump(wanted, file, indent=2)
     return _cut_to_whole_batches(part, settings.batch_size)
+
+
+def read_record(record: Path) -> dict[str, Any]:
+    """The settings that an earlier run left; DataError where the file holds none."""
+    try:
+        return dict(parse_json(record.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{record} holds no settings ({error}). --overwrite begins again.") from None
 
 
 def _cut_to_whole_batches(part: Path, batch_size: int) -> int:

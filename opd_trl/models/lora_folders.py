@@ -1,12 +1,13 @@
 """Folders of LoRA adapters, as `use_peft: true` leaves them: the base they name, and both loaded as one model."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 from torch import nn
 from trl.trainer.utils import create_model_from_path
+
+from ..foreign import parse_json
 
 
 ADAPTER_FILE = "adapter_config.json"
@@ -29,7 +30,7 @@ def base_of(model: str) -> str:
     if not is_adapter(model):
         return model
     file = Path(model).expanduser() / ADAPTER_FILE
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    base = parse_json(file.read_bytes()).get("base_model_name_or_path")
     if not base or ((base.startswith((".", "/", "~")) or base.count("/") != 1) and not Path(base).is_dir()):
         found = f"its base model {base!r}, which does not exist (looked in {Path.cwd()})" if base else "no base model"
         raise ValueError(

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, TemplateError
+from .sandbox import Template
 
 
 Message = dict[str, Any]
@@ -14,9 +14,6 @@ Context = str | list[Message]
 # Of a turn: text, or parts such as {"type": "text", "text": ...} and {"type": "image", ...}.
 Content = str | list[dict[str, Any]]
 Builder = Callable[[Prompt, Context], Prompt]
-
-# Jinja by itself drops a last line break, which the user may have meant.
-JINJA = Environment(undefined=StrictUndefined, autoescape=False, keep_trailing_newline=True)
 
 # What the teacher reads. `prompt` is the text of the last user turn (or the whole text prompt); its images stay.
 TEMPLATES = {
@@ -55,7 +52,7 @@ def get_builder(name: str, *, template: str | None = None) -> Builder:
         name: one of `TEMPLATES`, or the import path of your own function, `package.module:function`, called as
             `function(prompt, privileged_context)`.
         template: Jinja template in place of the builder's wording; variables `prompt` and `context`. For
-            `system_prompt` it words the system message.
+            `system_prompt` it words the system message. It is rendered in a sandbox.
 
     Returns:
         `builder(prompt, privileged_context) -> teacher prompt`. It never changes its arguments.
@@ -75,10 +72,7 @@ def get_builder(name: str, *, template: str | None = None) -> Builder:
         if template is not None:
             raise ValueError(f"privileged_template has no effect on your own builder {name!r}. Remove one of them.")
         return import_builder(name)
-    try:
-        compiled = JINJA.from_string(TEMPLATES[name] if template is None else template)
-    except TemplateError as error:
-        raise ValueError(f"privileged_template is not a valid Jinja template: {error}. Got {template!r}.") from error
+    compiled = Template(TEMPLATES[name] if template is None else template, key="privileged_template")
     if name == "system_prompt":
         return partial(_as_system_message, compiled)
     return partial(_as_demonstrations if name == "few_shot" else _around_last_user_turn, compiled)

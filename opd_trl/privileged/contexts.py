@@ -1,9 +1,9 @@
 """Where the privileged context comes from: one shared text, a file, or a data set column; checked once."""
 
-import json
 from pathlib import Path
 from typing import Any
 
+from ..foreign import parse_json
 from .builders import Context
 
 
@@ -26,8 +26,8 @@ def read_shared_context(text: str | None, file: str | None) -> Context | None:
             raise ValueError(f"privileged_context_file={file!r} does not exist (looked in {Path.cwd()}).")
         try:
             context = path.read_text(encoding="utf-8")
-            context = json.loads(context) if path.suffix == ".json" else context
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            context = parse_json(context) if path.suffix == ".json" else context
+        except ValueError as error:
             raise ValueError(
                 f"privileged_context_file={file!r} cannot be read: {error}. Expected UTF-8 text, or a .json file with "
                 "a list of chat messages."

@@ -1,7 +1,7 @@
 """Read `run_log/` of a training run: finished, in progress or crashed."""
 
-import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from rich.console import Console
 from rich.progress import open as open_with_bar
 
+from ..foreign import parse_json
 from .run_log import FOLDER, FORMAT
 from .runs import Column, Run, merged, surviving
 
@@ -120,7 +121,7 @@ def find_log(folder: Path) -> Path:
 def read_header(path: Path) -> dict[str, Any]:
     """Read `run.json`; raises RunLogError unless it is the header of a run log, in a format known here."""
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = parse_json(path.read_bytes())
         version, sessions = header["format"], header["sessions"]
     except (ValueError, KeyError, TypeError) as error:
         raise RunLogError(
@@ -134,6 +135,10 @@ def read_header(path: Path) -> dict[str, Any]:
         )
     if not isinstance(sessions, list) or not sessions or not all(isinstance(item, dict) for item in sessions):
         raise RunLogError(f"{path} lists no sessions. Expected one for each start of the training.")
+    for number, session in enumerate(sessions):
+        first = session.get("first_step") or 0
+        if not is_step(first):
+            raise RunLogError(f"{path}, session {number}: first_step must be a whole number, got {str(first)[:50]!r}.")
     return header
 
 
@@ -179,14 +184,18 @@ def as_line(raw: bytes) -> dict[str, Any] | None:
     True
     """
     try:
-        line = json.loads(raw)
+        line = parse_json(raw)
     except ValueError:
         return None
     if not isinstance(line, dict):
         return None
     line.setdefault("session", 0)
-    whole = all(isinstance(line.get(key), int) and line[key] >= 0 for key in ("step", "session"))
-    return line if whole else None
+    return line if is_step(line.get("step")) and is_step(line["session"]) else None
+
+
+def is_step(value: Any) -> bool:
+    """Is a value of JSON a whole number from 0 on that a step or a session can be?"""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
 
 
 def is_number(value: Any) -> bool:
@@ -195,7 +204,7 @@ def is_number(value: Any) -> bool:
     >>> is_number(0.5), is_number(True), is_number(None), is_number(float("nan"))
     (True, False, False, False)
     """
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def survives(line: dict[str, Any], limits: dict[int, float]) -> bool:

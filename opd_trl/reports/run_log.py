@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..durable import append_lines, atomically, cut_unfinished_line
+from ..foreign import parse_json
 
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = parse_json(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}, this version writes {FORMAT}")
         return content["sessions"]

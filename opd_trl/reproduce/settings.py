@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ..scripts.recipe_files import load_mapping
 
 
 #: Function of `models` that makes models -> the models that it makes, and the functions that must have run before.
@@ -143,7 +143,10 @@ def sha(content: Any) -> str:
 
 def read_settings(path: Path, *, quick: bool = False) -> Settings:
     """Read a settings file, its section `quick` over it where asked for; raises SettingsError for unknown names."""
-    content = yaml.safe_load(path.read_text("utf-8"))
+    try:
+        content = load_mapping(path)
+    except ValueError as error:
+        raise SettingsError(str(error)) from None
     over = content.pop("quick", {})
     if quick:
         content = merged(content, over)
@@ -152,7 +155,7 @@ def read_settings(path: Path, *, quick: bool = False) -> Settings:
         arms = {name: Arm(name=name, **spec) for name, spec in content.pop("arms").items()}
         claims = {name: Claim.from_yaml(name, spec) for name, spec in content.pop("claims").items()}
         settings = Settings(arms=arms, claims=claims, **content)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise SettingsError(f"{path}: {error}.") from error
     check(settings, path)
     return settings if kept is None else only(settings, kept)

@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import json
 import multiprocessing
 import os
 import sys
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..durable import append_lines, cut_unfinished_line
+from ..foreign import parse_json
 from ..models.provenance import conditions
 from ..scripts.processes import owned
 from .settings import MAKERS, Settings, sha
@@ -89,8 +89,8 @@ def read_lines(home: Path) -> list[Line]:
     if not path.exists():
         return []
     for text in path.read_text("utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(text))
+        with contextlib.suppress(ValueError):
+            lines.append(parse_json(text))
     return lines
 
 

@@ -41,11 +41,19 @@ class OPDScriptArguments(GRPOScriptArguments):
             paths. None: distillation alone.
         reward_model_name_or_path: a reward model, used beside them.
         overwrite_output_dir: begin anew in an `output_dir` that holds checkpoints of an earlier run, and remove them.
+        no_code: refuse what would run code of others; see `code_of_others`.
     """
 
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Begin anew in an output_dir with checkpoints of an earlier run, and remove those."},
+    )
+    no_code: bool = field(
+        default=False,
+        metadata={
+            "help": "Refuse code of others: import paths, trust_remote_code, hub kernels, pickles, and variables of "
+            "`env` that may load a program. Without it each is named before it runs."
+        },
     )
 
 
@@ -65,8 +73,8 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
             set, a file of the privileged context, a builder, a reward function or a checkpoint to resume from that
             does not exist.
     """
-    if os.getcwd() not in sys.path:  # for builders and reward functions of the user's own
-        sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path and not script_args.no_code:  # for builders and reward functions of the user's own
+        sys.path.append(os.getcwd())  # last: a file there takes the place of no package
     if not model_args.model_name_or_path:
         raise ValueError("no student is given. Set model_name_or_path to a hub id or a path, e.g. Qwen/Qwen3-1.7B.")
     models = [

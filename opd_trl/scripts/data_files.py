@@ -7,7 +7,7 @@ from datasets import load_dataset, load_from_disk
 from datasets.exceptions import DatasetsError
 from trl import get_dataset
 
-from ..data.files import FORMATS, READERS, DataError, looks_local
+from ..data.files import FORMATS, READERS, DataError, check_depth, looks_local
 
 
 def check_data_arguments(script_args, dataset_args) -> None:
@@ -82,6 +82,7 @@ def _load_local(path: Path, script_args):
     for file in (file for found in files.values() for file in found):
         if file.stat().st_size == 0:
             raise DataError(f"{file} is empty. Put one example into each line or row.")
+        check_depth(file)
     data_files = {split: [str(file) for file in found] for split, found in files.items()}
     return load_dataset(READERS[suffixes.pop()], data_files=data_files, streaming=script_args.dataset_streaming)
 

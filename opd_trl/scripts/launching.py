@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..spelling import did_you_mean
 from .processes import SIGNALS, Ended, grace_seconds, owned, signals_end
-from .recipe_files import ACCELERATE, accelerate_names, nearest, recipes_dir
+from .recipe_files import ACCELERATE, accelerate_names, load_mapping, nearest, recipes_dir
 
 
 CONFIG = "accelerate_config"
@@ -161,7 +159,10 @@ def launch_arguments(launch_flags: list[str], *rest: str) -> argparse.Namespace:
 
     parser = launch_command_parser()
     parser.error = _refuse
-    return parser.parse_args([*resolve_accelerate_config(launch_flags), *rest])
+    args = parser.parse_args([*resolve_accelerate_config(launch_flags), *rest])
+    if args.config_file:
+        load_mapping(Path(args.config_file))  # read strictly before accelerate reads it
+    return args
 
 
 def num_processes(launch_flags: list[str]) -> int:
@@ -179,9 +180,7 @@ def launch_setting(launch_flags: list[str], name: str) -> Any:
     args = launch_arguments(launch_flags, "script")
     if getattr(args, name):
         return getattr(args, name)
-    config = yaml.safe_load(Path(args.config_file).read_text(encoding="utf-8")) if args.config_file else {}
-    if not isinstance(config, dict):
-        raise ValueError(f"{args.config_file} is not a configuration of `accelerate config`: it holds no mapping.")
+    config = load_mapping(Path(args.config_file)) if args.config_file else {}
     return config.get(name)
 
 

@@ -10,7 +10,9 @@ from typing import Any
 from trl import TrlParser
 from trl.scripts.utils import DatasetConfig
 
+from ..given import check_finite
 from ..trainers.config_checks import PROCESSES
+from .code_of_others import code_in, name_code
 from .launching import as_flags, launch_arity, num_processes, suggest, unknown_tokens
 from .recipe_files import Recipe, find_recipe, read_recipe, stacked
 
@@ -52,7 +54,8 @@ class StrictParser(TrlParser):
         try:
             argv = self._take_recipe(list(sys.argv[1:] if args is None else args))
             output = self.parse_args_into_dataclasses(argv, return_remaining_strings=return_remaining_strings)
-        except (ValueError, TypeError, ImportError, OSError) as error:
+            self._name_code(output)
+        except (ValueError, TypeError, ImportError, OSError, RecursionError) as error:  # RecursionError: nested JSON
             self.error(str(error))
         if not return_remaining_strings:
             return output
@@ -60,6 +63,13 @@ class StrictParser(TrlParser):
         if separate_remaining_strings:
             return (*parsed, self._launch_flags, from_line)
         return (*parsed, self._launch_flags + from_line)
+
+    def _name_code(self, parsed: tuple) -> None:
+        """Name the code of others that the parsed arguments would run, before anything imports it."""
+        values = dict(self._recipe.resolved_values()) if self._recipe else {}
+        for arguments in filter(dataclasses.is_dataclass, parsed):
+            values |= vars(arguments)
+        name_code(code_in(values), prog=self.prog, refuse=values.get("no_code", False))
 
     def set_defaults_with_config(self, **kwargs) -> list[str]:
         """Take the values of a recipe as defaults; return the flags of `accelerate launch` among them."""
@@ -93,9 +103,12 @@ class StrictParser(TrlParser):
         processes = num_processes([*self._launch_flags, *rest]) if return_remaining_strings else None
         token = PROCESSES.set(processes)
         try:
-            return super().parse_args_into_dataclasses(args, return_remaining_strings, **kwargs)
+            parsed = super().parse_args_into_dataclasses(args, return_remaining_strings, **kwargs)
         finally:
             PROCESSES.reset(token)
+        for arguments in filter(dataclasses.is_dataclass, parsed):
+            check_finite(arguments)
+        return parsed
 
     def error(self, message: str):
         """Exit with status 2 and one line; argparse would print all 300 flags first."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import opd_trl
+
+from ..given import check_finite
+from .strict_yaml import read_yaml
 
 
 ACCELERATE = "accelerate_configs"
@@ -16,6 +17,8 @@ NO_RECIPES = (ACCELERATE, "protocols", "reproduce")
 # The keys of a recipe that may name files lying beside it.
 FILE_KEYS = ("dataset_name", "privileged_context_file", "accelerate_config")
 EXTENDS = "extends"
+#: Files that a recipe may consist of: itself, what it extends, what those extend.
+MOST_FILES = 20
 
 
 @dataclass(frozen=True)
@@ -109,26 +112,33 @@ def find_recipe(name: str, folder: Path | None = None) -> Path:
     )
 
 
-def read_recipe(path: Path, chain: tuple[Path, ...] = ()) -> Recipe:
+def read_recipe(path: Path, chain: tuple[Path, ...] = (), known: dict[Path, Recipe] | None = None) -> Recipe:
     """Read a recipe and what it extends.
 
     `extends: base.yaml` takes over the keys of another file: a path from the folder of the recipe, or a recipe's name;
     or a list of them, of which later ones win. Files that are extended may extend others. The recipe's own keys win
     over all. A key is taken or replaced as a whole: a mapping such as `env` is not merged into the inherited one.
 
-    `chain` are the files that extend this one. Raises ValueError, which names the file, where one is missing, is not a
-    YAML mapping of names, or extends itself.
+    `chain` are the files that extend this one, `known` those that have been read. Raises ValueError, which names the
+    file, where one is missing, is not a YAML mapping of names, or extends itself, and for more than `MOST_FILES`.
     """
+    known = {} if known is None else known
     if path.resolve() in (file.resolve() for file in chain):
         raise ValueError(f"a recipe extends itself: {' -> '.join(map(str, (*chain, path)))}. Take one link out.")
+    if path.resolve() in known:
+        return known[path.resolve()]
+    if len(known) + len(chain) >= MOST_FILES:
+        raise ValueError(f"{(*chain, path)[0]} extends more than {MOST_FILES - 1} files. Write some of them into one.")
     own = load_mapping(path)
-    bases = [read_recipe(found, (*chain, path)) for found in extended_files(path, own.pop(EXTENDS, None))]
+    bases = [read_recipe(found, (*chain, path), known) for found in extended_files(path, own.pop(EXTENDS, None))]
     values, origins = {}, {}
     for base in bases:
         values.update(base.values)
         origins.update(base.origins)
     files = (file for base in bases for file in (*base.bases, base.path))
-    return Recipe(path, {**values, **own}, {**origins, **dict.fromkeys(own, path)}, tuple(dict.fromkeys(files)))
+    bases = tuple(dict.fromkeys(files))
+    known[path.resolve()] = Recipe(path, {**values, **own}, {**origins, **dict.fromkeys(own, path)}, bases)
+    return known[path.resolve()]
 
 
 def stacked(recipes: list[Recipe]) -> Recipe:
@@ -145,15 +155,14 @@ def stacked(recipes: list[Recipe]) -> Recipe:
 
 
 def load_mapping(path: Path) -> dict[str, Any]:
-    """Return the content of a YAML file; raises ValueError unless it maps names to values."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}). Save it as UTF-8.") from None
+    """Return the content of a YAML file; ValueError unless it maps names to values, all numbers finite."""
+    content = read_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path} must contain a YAML mapping of names to values, such as `learning_rate: 1.0e-6`.")
+    try:
+        check_finite(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return content
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -87,7 +88,9 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
 
-def _number(low: float, high: float = float("inf"), kind: tuple[type, ...] = (int, float)) -> Callable[[Any], bool]:
+def _number(
+    low: float, high: float = sys.float_info.max, kind: tuple[type, ...] = (int, float)
+) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..durable import append_lines, atomically, cut_unfinished_line
+from ..foreign import parse_json
 from ..models.sampling import Engine, Sampling, derived_seed
 from .problems import Problem, encode, messages_of
 from .protocol import Protocol, differences
@@ -64,7 +65,7 @@ def read_samples(path: Path) -> list[Sample]:
     samples = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
-            sample = json.loads(line)
+            sample = parse_json(line)
             key(sample)
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
@@ -77,7 +78,7 @@ def read_samples(path: Path) -> list[Sample]:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object that a file holds; raises ValueError where it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}. Remove the folder, or give another.") from None
     if not isinstance(content, dict):

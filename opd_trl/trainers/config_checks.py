@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..addresses import Address, is_url, shown
-from ..given import default_of
+from ..given import check_finite, default_of
 from ..losses.divergences import DIVERGENCES
 from ..losses.objective import BASELINES
 from ..losses.support import SUPPORTS, TAILS, TOP_K_SUPPORTS
@@ -84,6 +84,7 @@ def check_config(config) -> None:
     Raises:
         ValueError: with the remedy.
     """
+    check_finite(config)  # again: TRL has read the mappings that were given as JSON texts
     check_choices(config)
     check_teachers(config)
     check_loss(config)

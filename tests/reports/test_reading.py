@@ -136,3 +136,30 @@ def test_a_header_that_cannot_be_read_is_refused(tmp_path, header, says):
 def test_a_line_of_an_unknown_session_is_kept(tmp_path):
     run = read_run(write_run(tmp_path / "run", lines=[log_line(1, session=7)]))
     assert run.series["loss"].steps.tolist() == [1]
+
+
+@pytest.mark.attack("data", "a forged run log: 400 digits, endless depth, steps of other types", "passed over")
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 2, "session": 0, "loss": ' + "9" * 400 + "}",
+        '{"step": 2, "session": 0, "loss": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"step": ' + "9" * 400 + ', "session": 0, "loss": 1}',
+        '{"step": true, "session": 0, "loss": 1}',
+        '{"step": 2, "session": [], "loss": 1}',
+        '{"step": 2, "session": 0, "seconds": ' + "9" * 400 + "}",
+    ],
+)
+def test_a_forged_line_ends_no_report(tmp_path, line):
+    folder = write_run(tmp_path / "run", lines=lines([1]), tail=line + "\n")
+    assert read_run(folder).series["loss"].steps.tolist() == [1]
+
+
+@pytest.mark.attack("data", "a forged run log: sessions of other types, endless depth", "one line, the file named")
+@pytest.mark.parametrize("first", [[1], "x", 10**400, -1, {"a": 1}, "deep"])
+def test_a_forged_header_is_named(tmp_path, first):
+    folder = write_run(tmp_path / "run", lines=lines([1]))
+    header = json.dumps({"format": 1, "sessions": [session(first_step=first)]})
+    (folder / "run_log" / "run.json").write_text(header.replace('"deep"', "[" * 5000 + "]" * 5000))
+    with pytest.raises(RunLogError, match=r"run\.json"):
+        read_run(folder)

@@ -180,7 +180,8 @@ def test_several_teachers_are_a_mapping_in_a_recipe(parse, here):
 
 def test_an_accelerate_configuration_that_is_none_is_refused(refused, here):
     (here / "launch.yaml").write_text("zero2")
-    assert "launch.yaml is not a configuration" in refused("--accelerate_config", "launch.yaml", "--output_dir", "out")
+    error = refused("--accelerate_config", "launch.yaml", "--output_dir", "out")
+    assert "launch.yaml must contain a YAML mapping" in error
 
 
 def test_of_several_recipes_later_ones_win_and_flags_win_over_all(parse, here):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import math
+import typing
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from transformers import HfArgumentParser
 from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, TrlParser
 
 from opd_trl import OPDConfig, OPDTrainer, OPSDConfig, OPSDTrainer
+from opd_trl.given import MAY_BE_INFINITE
 from opd_trl.trainers.published_methods import FIELDS, METHODS
 
 
@@ -123,7 +126,6 @@ def test_an_unknown_field_that_is_like_none_says_where_all_stand():
         ({"num_loss_tokens_to_skip": True}, "num_loss_tokens_to_skip must be a whole number, got True (bool)."),
         ({"divergence_beta": "0.3"}, "divergence_beta must be a number, got '0.3' (str). Write it without quotes."),
         ({"learning_rate": "1e-5"}, "learning_rate must be a number, got '1e-5' (str). Write it without quotes."),
-        ({"distillation_coef": float("nan")}, "distillation_coef must be a number, got nan (float)."),
         ({"stop_gradient": "false"}, "stop_gradient must be true or false, got 'false' (str). Write it without"),
         ({"mask_truncated_completions": "no"}, "mask_truncated_completions must be true or false, got 'no' (str)."),
         ({"loss_skip_first": "<t>"}, "loss_skip_first must be a list of texts, got '<t>' (str). Write ['<t>']."),
@@ -211,3 +213,40 @@ def test_a_field_that_is_read_or_that_a_method_sets_is_not(caplog):
     OPDConfig(output_dir="out", use_cpu=True, method="vopd", loss_baseline="top_k", loss_top_k=100)
     OPDConfig(output_dir="out", use_cpu=True, method="exopd")
     assert "has no effect" not in caplog.text
+
+
+def floats_of(config_class):
+    hints = typing.get_type_hints(config_class)
+    return [f.name for f in dataclasses.fields(config_class) if f.init and "float" in str(hints[f.name])]
+
+
+@pytest.mark.attack("recipes", "NaN or infinity in any field, of TRL's too", "refused, the field named")
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_is_refused_in_every_field(value, here):
+    names = floats_of(OPSDConfig)
+    assert {"distillation_coef", "learning_rate", "max_grad_norm", "reward_weights"} <= set(names)
+    for name in names:
+        if value == math.inf and name in MAY_BE_INFINITE:
+            continue
+        given = [value] if name == "reward_weights" else value
+        with pytest.raises(ValueError, match=rf"^{name}\b.* must be a finite number"):
+            OPSDConfig(output_dir="out", **{name: given})
+    with pytest.raises(ValueError, match=r"^model_init_kwargs.dropout must be a finite number"):
+        OPSDConfig(output_dir="out", model_init_kwargs={"dropout": value})
+
+
+def test_an_infinite_limit_is_no_limit(here):
+    OPSDConfig(output_dir="out", use_cpu=True, bf16=False, **dict.fromkeys(("max_grad_norm", "delta"), math.inf))
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--lora_dropout", "nan"),
+        ("--learning_rate", "inf"),
+        ("--model_init_kwargs", '{"dropout": NaN}'),
+        ("--test_split_size", "nan"),
+    ],
+)
+def test_flags_take_finite_numbers_alone(argv, refused):
+    assert "must be a finite number" in refused(*argv)

@@ -67,7 +67,7 @@ def main() -> None:
     checked = {}
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         if os.getcwd() not in sys.path:  # for builders and reward functions of the user's own
-            sys.path.insert(0, os.getcwd())
+            sys.path.append(os.getcwd())
         for name, stage in asked.items():
             try:
                 checked[name] = (None, command_line(**stage))

@@ -42,6 +42,11 @@ class Command:
     files: tuple[str, ...] = ()
 
     @property
+    def writes_rows(self) -> bool:
+        """Is it of `opd-trl data`, which writes files beside its `--output`?"""
+        return self.name.startswith("opd-trl data ")
+
+    @property
     def script(self) -> bool:
         """Is it a script of the user's, whose arguments are not known?"""
         return bool(self.files)

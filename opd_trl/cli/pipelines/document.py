@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...data.files import looks_local
+from ...data.outputs import files_of
 from ...scripts.launching import suggest
 from ...scripts.recipe_files import Recipe, find_recipe, read_recipe, recipes_dir
+from ...scripts.strict_yaml import parse_yaml
 from .commands import Command, find_command
 
 
@@ -40,6 +40,7 @@ class Stage:
         outputs: the files and folders that it writes.
         inputs: what it may read: paths that its values name, and the outputs of earlier stages that it refers to.
         needs: earlier stages that it refers to, in a value or under `needs`.
+        beside: further files that its command may write, such as a report; nothing refers to them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Stage:
     outputs: tuple[str, ...]
     inputs: tuple[str, ...]
     needs: tuple[str, ...]
+    beside: tuple[str, ...] = ()
 
     @property
     def flags(self) -> dict[str, Any]:
@@ -151,10 +153,7 @@ def apply_settings(stages: dict[str, dict[str, Any]], settings: list[str]) -> di
             raise ValueError(
                 f"--set {setting}: expected STAGE.KEY=VALUE or {OWN_FOLDER}=PATH. The stages are {', '.join(stages)}."
             )
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"--set {setting}: the value is not valid YAML. Quote it.") from None
+        value = parse_yaml(text, f"--set {setting}")
         if target == OWN_FOLDER:
             own[OWN_FOLDER] = text
         else:
@@ -182,7 +181,17 @@ def build_stage(
     outputs = tuple(dict.fromkeys(map(str, declared or written)))
     needed = [output for need in needs for output in done[need].outputs]
     inputs = dict.fromkeys([*command.files, *inputs_of(built, done, outputs), *needed])
-    return replace(built, outputs=outputs, inputs=tuple(inputs), needs=tuple(dict.fromkeys(needs)))
+    links = {"inputs": tuple(inputs), "needs": tuple(dict.fromkeys(needs))}
+    return replace(built, outputs=outputs, beside=written_beside(command, args, outputs), **links)
+
+
+def written_beside(command: Command, args: dict[str, Any], outputs: tuple[str, ...]) -> tuple[str, ...]:
+    """What a command may write apart from its declared outputs: of `opd-trl data` parts, report, unfinished rows."""
+    output, parts = args.get("output"), args.get("parts")
+    if not command.writes_rows or not isinstance(output, str):
+        return ()
+    may_write = files_of(Path(output), ",".join(map(str, parts)) if isinstance(parts, list) else parts)
+    return tuple(path for path in map(str, may_write) if path not in outputs)
 
 
 def resolve(value: Any, done: dict[str, Stage], names: list[str], folder: Path, needs: list[str]) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...durable import atomically
+from ...foreign import parse_json
 from ...locks import IN_FOLDER
 
 
@@ -93,7 +94,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        stages = json.loads(path.read_text(encoding="utf-8"))["stages"]
+        stages = parse_json(path.read_bytes())["stages"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not a record of a pipeline ({error!r}). Move it away to start anew; what the stages wrote "

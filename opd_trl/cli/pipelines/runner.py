@@ -129,7 +129,7 @@ class Run:
         """Make room for a stage; return the flags with which it goes on from an earlier attempt, and from where.
 
         Only an attempt that was ended or failed, at the same work, is gone on from. Anything else that lies in the
-        place of the outputs is moved aside, never removed.
+        place of the outputs is moved aside, never removed, and so are the files that the command puts beside them.
         """
         entry = self.record.get(stage.name)
         same = entry is not None and entry["status"] != DONE and self.changed(stage, entry) is None
@@ -138,7 +138,7 @@ class Run:
                 return [], "what it has written"
             checkpoint = last_checkpoint(stage)
             return (["--resume_from_checkpoint", checkpoint], checkpoint) if checkpoint else ([], None)
-        for output in map(Path, stage.outputs):
+        for output in map(Path, (*stage.outputs, *stage.beside)):
             if output.exists():
                 aside = output.with_name(f"{output.name}.before-{datetime.now():%Y%m%d-%H%M%S}")
                 output.rename(aside)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from opd_trl.cli.pipelines.document import read_pipeline
+
 from .conftest import record
 
 
@@ -275,3 +277,31 @@ def test_a_result_of_another_shape_is_left_out_of_the_table(write_pipeline, run)
     content["stages"] = {"eval": {"run": "python judge.py", "args": {"output": "{output_dir}/eval"}}}
     Path("p.yaml").write_text(yaml.safe_dump(content))
     assert run()[0] == 0
+
+
+@pytest.mark.attack("disk", "a pipeline's `data` stage again, with another argument", "its files are moved aside")
+def test_a_data_stage_runs_again_where_its_report_is_in_the_way(here, run):
+    Path("rows.jsonl").write_text("".join(f'{{"prompt": "{i} + 1"}}\n' for i in range(40)))
+    args = {"source": "rows.jsonl", "output": "run/made.jsonl"}
+    stages = {"one": {"run": "opd-trl data prepare", "args": args}}
+    Path("p.yaml").write_text(yaml.safe_dump({"output_dir": "run", "stages": stages}))
+    assert run()[0] == 0
+    assert run("--set", "one.max_rows=9")[0] == 0
+    assert len(Path("run/made.jsonl").read_text().splitlines()) == 9
+    kept = sorted(path.name.partition(".before-")[0] for path in Path("run").glob("made*.before-*"))
+    assert kept == ["made.jsonl", "made.report.json"]
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ({"output": "x.jsonl"}, ["x.report.json", "x.jsonl.part", "x.jsonl.part.json"]),
+        ({"output": "x.jsonl", "parts": "a=0.5,b=0.5"}, ["x.a.jsonl", "x.b.jsonl", "x.report.json"]),
+        ({"output": "x.jsonl", "parts": ["a=0.5", "b=0.5"]}, ["x.a.jsonl", "x.b.jsonl", "x.report.json"]),
+    ],
+)
+def test_what_lies_beside_the_rows_is_known(args, names, here):
+    stages = {"one": {"run": "opd-trl data traces" if "parts" not in args else "opd-trl data prepare", "args": args}}
+    Path("p.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    stage = read_pipeline("p.yaml", []).stages[0]
+    assert [name for name in stage.beside if name in names] == names
