@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from opd_trl.addresses import Address
+from opd_trl.cli.main import main
 from opd_trl.screen import SPELT
 from opd_trl.teachers import TeacherServer, TeacherServerError
 from tests.teachers.hostile import KINDS, TLS, hostile
@@ -98,11 +99,17 @@ def test_what_a_request_carries(served, caplog):
 
 @pytest.mark.attack("client", "a key that no header can carry", "one line at once, without the key")
 @pytest.mark.parametrize("key", ["schl\u00fcssel", "se\ncret", "\ufeffsecret", "secret\x00", "\u20acsecret"])
-def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(key):
+def test_a_key_that_cannot_be_sent_is_refused_without_showing_it(key, monkeypatch, capsys):
     with pytest.raises(ValueError, match=r"the key \(OPD_TRL_API_KEY\) cannot be sent in a header") as caught:
         connect("http://127.0.0.1:1", api_key=key)
     assert key not in str(caught.value)
     assert "cret" not in str(caught.value)
+    if "\x00" not in key:  # which no environment can hold
+        monkeypatch.setenv("OPD_TRL_API_KEY", key)
+        assert main(["serve-teacher", "--model", "m"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "cannot be sent in a header" in line
+        assert key not in line
 
 
 MALFORMED = (

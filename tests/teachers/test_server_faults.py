@@ -127,11 +127,11 @@ def test_a_server_that_is_still_starting_is_waited_for(served_path):
 
 
 def test_a_wrong_or_missing_key_names_the_variable(served_path):
-    with server_process(served_path, env={"OPD_TRL_API_KEY": "secret"}) as (url, _):
+    with server_process(served_path, env={"OPD_TRL_API_KEY": "secret\n"}) as (url, _):
         for key in (None, "wrong"):
             with pytest.raises(TeacherServerError, match=r"HTTP 401.*Set OPD_TRL_API_KEY"):
                 client(url, api_key=key)
-        assert client(url, api_key="secret").is_ours
+        assert client(url, api_key=" secret\r\n").is_ours
 
 
 def test_requests_run_at_once_up_to_the_limit(plain):
