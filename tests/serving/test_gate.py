@@ -29,6 +29,7 @@ def ask(parts: list[bytes | None], *, then_silent: bool = False, headers=(), **o
         return {"type": "http.request", "body": part, "more_body": bool(left) or then_silent}
 
     async def send(message):
+        assert not app.in_flight  # whoever has an answer finds a place
         sent.append(message)
 
     scope = {"type": "http", "path": "/v1/completions", "headers": list(headers)}
