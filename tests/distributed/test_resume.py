@@ -1,5 +1,7 @@
 """SIGKILL in the middle of a run, then a resumed one: losses and weights equal those of an unbroken run, exactly."""
 
+import os
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ CASES = {
 
 
 def train_broken_and_unbroken(
-    engine, tmp_path, *, per_device, student_path, teacher_path, kind, lora=False, options=None
+    engine, tmp_path, *, per_device, student_path, teacher_path, kind, lora=False, options=None, spoilt=None
 ):
     setting = {"kind": kind, "lora": lora, "student": student_path, "teacher": teacher_path, "lengths": None}
     setting |= {"per_device": per_device, "accumulate": 1, "options": STEPS | (options or {})}
@@ -26,6 +28,8 @@ def train_broken_and_unbroken(
     with pytest.raises(RuntimeError, match="failed"):
         run_job(engine, tmp_path / "broken", kill_after=5, **setting)
     assert not (tmp_path / "broken" / "log.json").exists()
+    if spoilt:
+        os.truncate(tmp_path / "broken" / "checkpoint-4" / spoilt, 100)
     return unbroken, run_job(engine, tmp_path / "broken", resume=True, **setting)
 
 
@@ -44,8 +48,14 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, student_path,
 
 
 @needs_deepspeed
-def test_a_killed_run_under_zero_2_goes_on_too(tmp_path, student_path, teacher_path):
+@pytest.mark.attack(
+    "disk",
+    "two processes under ZeRO-2 are killed, and of the newest checkpoint the optimizer's part of the second is cut",
+    "both go on from the one before it, and end as an unbroken run",
+)
+def test_a_killed_run_under_zero_2_goes_on_from_the_whole_checkpoint(tmp_path, student_path, teacher_path):
     paths = {"student_path": student_path, "teacher_path": teacher_path}
     case = CASES["an EMA of a LoRA adapter"]
+    case = case | {"spoilt": "global_step4/zero_pp_rank_1_mp_rank_00_optim_states.pt"}
     unbroken, resumed = train_broken_and_unbroken("ZeRO-2", tmp_path, per_device=4, **paths, **case)
     assert_equal(resumed, unbroken)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -102,6 +103,58 @@ def test_without_a_checkpoint_ctrl_c_says_that_the_run_begins_anew(run):
     status, error = run("--reward_funcs", f"{__name__}.interrupts_the_third_batch")
     assert status == 130
     assert error.splitlines()[-1].startswith("opd-trl opd: interrupted before the first checkpoint was saved")
+
+
+@pytest.fixture
+def unlimited():
+    """End what `fills_the_disk` has begun."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def fills_the_disk(completions, **kwargs):
+    """A reward after which no file can be as large as a model: when the third batch has come."""
+    global CALLS
+    CALLS += 1
+    if CALLS == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return [0.0] * len(completions)
+
+
+@pytest.mark.attack(
+    "disk",
+    "the disk is full when a checkpoint, and then the trained model, is saved",
+    "one line names what could not be saved and where to go on; checkpoint and model from before are whole",
+)
+def test_a_full_disk_loses_no_checkpoint_and_no_model(run, unlimited):
+    global CALLS
+    CALLS = 0
+    status, error = run("--reward_funcs", f"{__name__}.fills_the_disk")
+    unlimited()
+    assert status == 2
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith(
+        "opd-trl opd: error: checkpoint-4 could not be saved: out/checkpoint-4: file too large. Give a file system"
+    )
+    assert error.splitlines()[-1].endswith(
+        "To go on from out/checkpoint-2: the same command with --resume_from_checkpoint true."
+    )
+    assert sorted(path.name for path in Path("out").iterdir()) == ["README.md", "checkpoint-2", "run_log"]
+    assert run("--resume_from_checkpoint", "true")[0] == 0
+    before = Path("out/model.safetensors").read_bytes()
+
+    CALLS = 2
+    again = ("--resume_from_checkpoint", "true", "--max_steps", "5", "--save_strategy", "no")
+    status, error = run(*again, "--reward_funcs", f"{__name__}.fills_the_disk")
+    unlimited()
+    assert status == 2
+    last = error.splitlines()[-1]
+    assert last.startswith("opd-trl opd: error: out: file too large.")
+    assert "To go on from out/checkpoint-4" in last
+    assert Path("out/model.safetensors").read_bytes() == before
+    assert not Path("out/.saving").exists()
 
 
 @pytest.mark.parametrize(
