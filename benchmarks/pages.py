@@ -143,6 +143,8 @@ def step_row(line: Line, lines: list[Line]) -> dict[str, str]:
     titles = {"seconds": "", "without_generation": "without generation ", "loss_and_backward": "loss + backward "}
     row |= {f"{title}/ TRL's": ratio(line, trl, name) for name, title in titles.items()}
     row |= {phase: f"{line['phases'][phase]:.2f}" for phase in PHASES}
+    if line.get("real_tokens"):
+        row["computed / real"] = f"{line['computed_by_student'] / line['real_tokens']:.2f}"
     for title, name in (("peak, MiB", "peak_mib"), ("loss + backward, MiB", "extra_mib")):
         row |= {title: str(int(line[name])), f"{title.partition(',')[0]}, MiB / TRL's": ratio(line, trl, name)}
     return row

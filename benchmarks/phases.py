@@ -21,6 +21,10 @@ from opd_trl.trainers.phases import STUDENT, PhaseClock
 REST, FORWARD = STUDENT, "forward"
 
 
+# What is counted anew in each step.
+OF_A_STEP = ("extra_mib", "real_tokens", "computed_by_student", "computed_by_teacher")
+
+
 class StepClock(TrainerCallback):
     """Seconds and MiB of each step.
 
@@ -28,14 +32,17 @@ class StepClock(TrainerCallback):
         trainer: that is watched.
         send: called at the end of each step, with `phases` (seconds), `resident_mib` (what lived before the first
             step), `peak_mib` (until now), `extra_mib` (the peak of loss and backward beyond what lived before them),
-            and the padded lengths of the student's and the teacher's prompts.
+            the padded lengths of the student's and the teacher's prompts, tokens of the step that are no padding, and
+            how many went through the student's forward and the teacher's.
         limit_mib: of the growth, on a CPU, where nothing runs out.
     """
 
     def __init__(self, trainer, send: Callable[[dict[str, Any]], None], limit_mib: int | None):
         self.trainer, self.send, self.limit_mib = trainer, send, limit_mib
         self.clock, self.device = PhaseClock(trainer.accelerator.device), trainer.accelerator.device.type
-        self.seen: dict[str, int] = {"resident_mib": start_of_memory(self.device), "peak_mib": 0, "extra_mib": 0}
+        self.seen: dict[str, int] = {"resident_mib": start_of_memory(self.device), "peak_mib": 0} | dict.fromkeys(
+            OF_A_STEP, 0
+        )
         self._before, self._step = 0, ExitStack()
         self._compute_loss = self.counted("loss", trainer.compute_loss)
         self._backward = self.counted("backward", trainer.accelerator.backward)
@@ -60,7 +67,9 @@ class StepClock(TrainerCallback):
         def call(*args, **kwargs):
             if self.clock.phase == "generation":
                 return function(*args, **kwargs)
-            with self.clock.within(FORWARD if torch.is_grad_enabled() else "teacher"):
+            phase = FORWARD if torch.is_grad_enabled() else "teacher"
+            self.seen[f"computed_by_{'student' if phase == FORWARD else phase}"] += kwargs["input_ids"].numel()
+            with self.clock.within(phase):
                 return function(*args, **kwargs)
 
         return call
@@ -72,6 +81,7 @@ class StepClock(TrainerCallback):
             self.seen["teacher_prompt_tokens"] = inputs["teacher_input_ids"].size(1) - inputs["completion_ids"].size(1)
         elif "teacher_prompt_ids" in inputs:
             self.seen["teacher_prompt_tokens"] = inputs["teacher_prompt_ids"].size(1)
+        self.seen["real_tokens"] += sum(int(inputs[name].sum()) for name in ("prompt_mask", "completion_mask"))
         self.look("peak_mib")
         self._before = start_of_memory(self.device)
         return self._compute_loss(model, inputs, *args, **kwargs)
@@ -90,7 +100,7 @@ class StepClock(TrainerCallback):
         optimizer.step = self.counted("optimizer", optimizer.step)
 
     def on_step_begin(self, args, state, control, **kwargs):
-        self.seen["extra_mib"] = 0
+        self.seen |= dict.fromkeys(OF_A_STEP, 0)
         self._step.enter_context(self.clock.within(REST))
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -5,7 +5,8 @@
 
 Same model, prompts and seed; full fine-tuning with a separate teacher (OPD), LoRA with the adapters off as teacher
 (OPSD). Each trainer has a process of its own. On a CPU, in float32, the trainers take turns, one optimizer step at a
-time, and every completion has the same length, since EOS is not sampled before it.
+time. `--lengths equal`: every completion has the same length, since EOS is not sampled before it; `log-normal`: drawn
+completions of drawn lengths stand in for generation, the same for every trainer.
 
 It is also the stage `steps` of gpu.py: models of the shapes of Qwen3-0.6B (student) and Qwen3-1.7B (teacher) with
 random weights, in bfloat16, and two kinds of lengths: `equal`, really generated; `log-normal`, where completions of
@@ -24,9 +25,7 @@ from gpu_models import FIRST_PLAIN_ID, prepare
 from lines import Deadline, Line, Results
 from measure import conditions, spread, write_json
 from rich.progress import track
-from trainers import PAIRS, Setup, build_trainer
-
-from opd_trl.data.toy_task import END, PAD
+from trainers import CONTEXT, PAIRS, Setup, build_trainer
 
 
 SIZES = {
@@ -148,10 +147,10 @@ def summary(steps: list[dict[str, Any]]) -> Line:
 def stand_in(task: Task) -> Callable[..., torch.Tensor]:
     """A `generate` that returns random completions of drawn lengths, each call with its own seed."""
     longest, calls = task.setup.completion_tokens, iter(range(10**9))
-    end, pad = (PAD, END).index(END), (PAD, END).index(PAD)  # ids in the tokenizer of gpu_models
 
-    def generate(model, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    def generate(model, input_ids: torch.Tensor, *, generation_config: Any, **options: Any) -> torch.Tensor:
         rows, vocab = input_ids.size(0), model.config.vocab_size
+        end, pad = generation_config.eos_token_id, generation_config.pad_token_id
         seed = next(calls)
         lengths = torch.full((rows,), longest) if task.lengths == "longest" else draw_lengths(rows, task, seed)
         generator = torch.Generator().manual_seed(seed)
@@ -170,9 +169,10 @@ def draw_lengths(rows: int, task: Task, seed: int) -> torch.Tensor:
     return logarithms.exp().round().long().clamp(1, task.setup.completion_tokens)
 
 
-def in_turns(children: Children, pair: str, setup: Setup) -> list[Line]:
+def in_turns(children: Children, pair: str, setup: Setup, lengths: str, mean: int) -> list[Line]:
     """The trainers of a pair in a process each, one optimizer step in turn."""
-    running = [children.run(measure, Task(name, setup), name=f"steps-{name}") for name in PAIRS[pair]]
+    tasks = {name: Task(name, setup, lengths, mean) for name in PAIRS[pair]}
+    running = [children.run(measure, task, name=f"steps-{name}") for name, task in tasks.items()]
     turns = track(zip(*running, strict=True), description=f"measuring {pair}", total=setup.steps, transient=True)
     steps = zip(*turns, strict=True)
     return [{"trainer": name, **summary(list(own))} for name, own in zip(PAIRS[pair], steps, strict=True)]
@@ -184,8 +184,12 @@ def main(argv: list[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="path; default: the demo's SmolLM2-135M, V=49152")
-    parser.add_argument("--prompts", type=int, default=16)
-    parser.add_argument("--completion-tokens", type=int, default=64)
+    parser.add_argument("--prompts", type=int, default=16, help="of a micro-batch")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
+    parser.add_argument("--completion-tokens", type=int, default=64, help="of each completion, or of the longest one")
+    parser.add_argument("--lengths", choices=LENGTHS, default="equal")
+    parser.add_argument("--mean-tokens", type=int, default=100, help="of completions with log-normal lengths")
+    parser.add_argument("--context-tokens", type=int, default=20, help="of the privileged context, about")
     parser.add_argument("--rounds", type=int, default=3, help="steps of every trainer after the one that warms up")
     parser.add_argument("--pair", choices=sorted(PAIRS), help="default: both")
     parser.add_argument("--json", type=Path, default=Path("runs/bench/steps.json"))
@@ -195,12 +199,24 @@ def main(argv: list[str] | None = None) -> None:
 
         args.model = str(prepare_model(Path("runs/demo/model")))
     print(", ".join((where := conditions("cpu")).values()))
-    folder, size = args.json.parent, (args.prompts, args.completion_tokens, args.rounds + 1)
-    children, setup = Children(folder / "logs", "cpu"), Setup(args.model, args.model, folder / "trainer", *size)
-    rows = {pair: in_turns(children, pair, setup) for pair in ([args.pair] if args.pair else PAIRS)}
+    folder = args.json.parent
+    setup = Setup(
+        student=args.model,
+        teacher=args.model,
+        output=folder / "trainer",
+        prompts=args.prompts,
+        accumulation=args.accumulation,
+        completion_tokens=args.completion_tokens,
+        same_length=args.lengths == "equal",
+        steps=args.rounds + 1,
+        context=CONTEXT + " and" * max(0, args.context_tokens - 20),
+    )
+    children, pairs = Children(folder / "logs", "cpu"), [args.pair] if args.pair else list(PAIRS)
+    rows = {pair: in_turns(children, pair, setup, args.lengths, args.mean_tokens) for pair in pairs}
     for lines in rows.values():
-        print(f"\n{args.prompts} prompts x {args.completion_tokens} completion tokens a step\n\n{step_table(lines)}")
-    setting = {key: getattr(args, key) for key in ("model", "prompts", "completion_tokens", "rounds")}
+        title = f"{args.prompts} prompts x {args.accumulation}, {args.completion_tokens} completion tokens a step"
+        print(f"\n{title}, {args.lengths}, a context of {args.context_tokens}\n\n{step_table(lines)}")
+    setting = {key: value for key, value in vars(args).items() if key not in ("pair", "json")}
     write_json(args.json, conditions=where, setting=setting, rows=rows)
 
 

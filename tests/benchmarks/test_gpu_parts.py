@@ -186,13 +186,13 @@ class Model:
 @pytest.mark.parametrize("lengths", ["log-normal", "longest"])
 def test_a_stand_in_ends_every_completion_and_is_the_same_for_all_trainers(lengths):
     prompts = torch.full((16, 3), 7)
+    tokenizer = build_tokenizer(512)  # it knows the ids of end and padding, as a configuration of generation does
     first, other = steps.stand_in(task(lengths)), steps.stand_in(task(lengths))
     for call in range(2):
-        ids = first(Model, input_ids=prompts, attention_mask=None)
-        assert torch.equal(ids, other(Model, input_ids=prompts))
+        ids = first(Model, input_ids=prompts, attention_mask=None, generation_config=tokenizer)
+        assert torch.equal(ids, other(Model, input_ids=prompts, generation_config=tokenizer))
         assert torch.equal(ids[:, :3], prompts)
         drawn = steps.draw_lengths(16, task(), call) if lengths == "log-normal" else torch.full((16,), 1024)
-        tokenizer = build_tokenizer(512)
         for row, length in zip(ids[:, 3:], drawn.tolist(), strict=True):
             assert (row == tokenizer.eos_token_id).nonzero().tolist() == [[length - 1]]
             assert (row[length:] == tokenizer.pad_token_id).all()
