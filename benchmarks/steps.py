@@ -150,7 +150,7 @@ def stand_in(task: Task) -> Callable[..., torch.Tensor]:
 
     def generate(model, input_ids: torch.Tensor, *, generation_config: Any, **options: Any) -> torch.Tensor:
         rows, vocab = input_ids.size(0), model.config.vocab_size
-        end, pad = generation_config.eos_token_id, generation_config.pad_token_id
+        end, pad = torch.as_tensor(generation_config.eos_token_id).flatten()[0], generation_config.pad_token_id
         seed = next(calls)
         lengths = torch.full((rows,), longest) if task.lengths == "longest" else draw_lengths(rows, task, seed)
         generator = torch.Generator().manual_seed(seed)
