@@ -15,7 +15,8 @@ class FakeTrainer:
     def __init__(self, **kwargs):
         FakeTrainer.last = self
         self.kwargs, self.calls = kwargs, []
-        self.accelerator = self
+        self.args, self.callbacks = kwargs["args"], []
+        self.accelerator = self.callback_handler = self
 
     def print(self, *args):
         pass
@@ -24,7 +25,12 @@ class FakeTrainer:
         self.calls.append(("train", resume_from_checkpoint))
 
     def save_model(self, output_dir):
-        self.calls.append(("save_model", output_dir))
+        Path(output_dir).mkdir(parents=True)
+        Path(output_dir, "model.safetensors").touch()
+        self.calls.append(("save_model",))
+
+    def wait_for_everyone(self):
+        pass
 
     def end_training(self):
         self.calls.append(("end",))
@@ -65,32 +71,26 @@ def save_checkpoint(folder: str, *, whole: bool = True) -> None:
 def test_a_run_trains_saves_and_ends(train):
     save_checkpoint("ckpt")
     trainer = train("--eval_strategy", "steps", "--eval_steps", "1", "--resume_from_checkpoint", "ckpt")
-    assert trainer.calls == [("train", "ckpt"), ("save_model", "out"), ("end",)]
+    assert trainer.calls == [("train", "ckpt"), ("save_model",), ("end",)]
+    assert Path("out/model.safetensors").is_file()
     assert trainer.kwargs["model"] == "m"
     assert (len(trainer.kwargs["train_dataset"]), len(trainer.kwargs["eval_dataset"])) == (4, 2)
     assert trainer.kwargs["reward_funcs"] is None
     assert trainer.kwargs["peft_config"] is None
 
 
-def test_true_resumes_from_the_last_checkpoint_that_was_saved_to_its_end(train):
-    for step in (2, 9, 10):
-        save_checkpoint(f"out/checkpoint-{step}")
-    save_checkpoint("out/checkpoint-12", whole=False)
-    trainer = train("--resume_from_checkpoint", "true")
-    assert trainer.calls[0] == ("train", "out/checkpoint-10")
-
-
-def test_false_starts_anew(train):
+@pytest.mark.parametrize("given", [True, False])
+def test_true_and_false_reach_the_trainer_which_looks_for_the_newest_whole_checkpoint(train, given):
     save_checkpoint("out/checkpoint-2")
-    assert train("--resume_from_checkpoint", "false").calls[0] == ("train", None)
+    assert train("--resume_from_checkpoint", str(given).lower()).calls[0] == ("train", given)
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
         ("true", "out has no whole checkpoint"),
-        ("out/checkpoint-7", "does not exist"),
-        ("broken", "is not whole"),
+        ("out/checkpoint-7", "there is no such folder"),
+        ("broken", "trainer_state.json is missing"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_resumed_from_is_an_error_before_anything_is_loaded(arguments, given, message):
