@@ -14,7 +14,9 @@ VLLM_INSTALL := $(VLLM_PIP) install --progress-bar off -c tests/vllm/constraints
 FLOOR_VENV ?= .venv-floor
 LATEST_VENV ?= .venv-latest
 
-.PHONY: install demo test test-floor test-latest test-gpu test-vllm lint check recipes docs matrix bench bench-gpu clean
+AUDIT_VENV ?= .venv-audit
+
+.PHONY: audit install demo test test-floor test-latest test-gpu test-vllm lint check recipes docs matrix bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -28,6 +30,12 @@ demo: install
 
 test: install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n $(WORKERS)
+
+# The pinned versions against the advisories of the package index; needs its network.
+audit:
+	test -x $(AUDIT_VENV)/bin/python || $(PYTHON) -m venv $(AUDIT_VENV)
+	$(AUDIT_VENV)/bin/python -m pip install --quiet --progress-bar off pip-audit
+	$(AUDIT_VENV)/bin/pip-audit --no-deps --disable-pip -r constraints.txt
 
 # The tests with the lowest versions that setup.cfg promises.
 test-floor: $(FLOOR_VENV)/.installed
