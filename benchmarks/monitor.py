@@ -35,14 +35,14 @@ LIMIT = 0.03
 class Turns(TrainerCallback):
     """Switches the monitor on and off from step to step: on, off, off, on."""
 
-    def __init__(self, trainer, module):
-        self.trainer, self.module = trainer, module
-        self.monitor, self.log_distillation = trainer.monitor, module.log_distillation
+    def __init__(self, trainer):
+        self.trainer, self.monitor = trainer, trainer.monitor
         self.seconds: list[tuple[bool, float]] = []
         self.inside: list[float] = []
         self.spent, self.is_on = 0.0, True
         for hook in HOOKS:
             setattr(self.monitor, hook, self.counted(getattr(self.monitor, hook)))
+        trainer.figures.add = self.counted(trainer.figures.add)
         self.started: float | None = None
 
     def counted(self, function: Callable) -> Callable:
@@ -63,7 +63,6 @@ class Turns(TrainerCallback):
         self.close()
         self.is_on = state.global_step % 4 in (0, 3)
         self.trainer.monitor = self.monitor if self.is_on else None
-        self.module.log_distillation = self.counted(self.log_distillation)
         self.started = time.perf_counter()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -89,8 +88,6 @@ def ratio(seconds: list[tuple[bool, float]]) -> tuple[float, float, float]:
 
 def main(argv: list[str] | None = None) -> None:
     """Measure on this CPU and print a table; exit with an error where the monitor takes more than `LIMIT`."""
-    from opd_trl.trainers import opd_trainer
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="path; student and teacher. Default: a tiny Qwen3 with random weights")
     parser.add_argument("--prompts", type=int, default=16)
@@ -107,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         size = (setting["prompts"], setting["completion_tokens"], setting["steps"] + 2)
         trainer = build_trainer("OPDTrainer (default)", Setup(*paths, Path(folder, "out"), *size))
         trainer.args.logging_steps = 1
-        turns = Turns(trainer, opd_trainer)
+        turns = Turns(trainer)
         trainer.add_callback(turns)
         trainer.train()
     found, low, high = ratio(turns.seconds[2:])

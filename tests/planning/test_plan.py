@@ -276,8 +276,14 @@ def test_broken_yaml_is_an_error_of_the_parser(here, capsys):
     assert "opd-trl plan: error: broken.yaml is not valid YAML" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_written_is_an_error(refuse, configs):
-    assert "nowhere/plan.json" in refuse("--config", OPD, *configs, "--json", "nowhere/plan.json")
+def test_a_file_that_cannot_be_written_is_an_error_behind_the_figures(configs, here, capsys):
+    (here / "nowhere").write_text("a file, not a folder")
+    assert main(["plan", "--config", OPD, *configs, "--json", "nowhere/plan.json"]) == 2
+    captured = capsys.readouterr()
+    assert "total" in captured.out
+    assert captured.err.startswith("opd-trl plan: error: ")
+    assert "nowhere" in captured.err
+    assert captured.err.count("\n") == 1
 
 
 def test_a_model_that_is_no_transformer_decoder_is_refused(refuse, here):
