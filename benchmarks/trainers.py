@@ -100,6 +100,7 @@ def build_trainer(name: str, setup: Setup):
             **setup.options,
             teacher_model_kind="base",
             max_prompt_length=None,  # it would cut the context away
+            teacher_prompt_template="{privileged_context}\n\n{prompt}",
             num_generations=1,
             distillation_mode="topk_logits",
             distillation_topk=20,
@@ -108,7 +109,7 @@ def build_trainer(name: str, setup: Setup):
         return SDFTTrainer(model=setup.student, args=config, train_dataset=dataset, peft_config=lora())
     from opd_trl import OPSDConfig, OPSDTrainer
 
-    template = "{{ prompt }}\n\n{{ context }}"  # SDFT's own
+    template = "{{ context }}\n\n{{ prompt }}"  # as the other: what rows share stands first
     config = OPSDConfig(**setup.options, privileged_builder="hint", privileged_template=template)
     return OPSDTrainer(model=setup.student, args=config, train_dataset=dataset, peft_config=lora())
 
