@@ -15,7 +15,7 @@ drawn lengths stand in for generation, the same for every trainer, so that these
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,8 @@ def draw_lengths(rows: int, task: Task, seed: int) -> torch.Tensor:
 
 def in_turns(children: Children, pair: str, setup: Setup, lengths: str, mean: int) -> list[Line]:
     """The trainers of a pair in a process each, one optimizer step in turn."""
-    tasks = {name: Task(name, setup, lengths, mean) for name in PAIRS[pair]}
+    homes = {name: replace(setup, output=setup.output / name) for name in PAIRS[pair]}  # one run writes to a folder
+    tasks = {name: Task(name, home, lengths, mean) for name, home in homes.items()}
     running = [children.run(measure, task, name=f"steps-{name}") for name, task in tasks.items()]
     turns = track(zip(*running, strict=True), description=f"measuring {pair}", total=setup.steps, transient=True)
     steps = zip(*turns, strict=True)

@@ -38,7 +38,7 @@ if __name__ == "__main__":
         assert gpu.main({options}) == 0
     loss.main(["--tokens=16", "--vocab=64", "--hidden=8", "--rounds=1", "--no-sweeps", "--json={folder}/loss.json"])
     small = ["--model={folder}/work/models/student-small", "--prompts=2", "--completion-tokens=4"]
-    steps.main([*small, "--pair=opsd", "--rounds=1", "--json={folder}/steps.json"])
+    steps.main([*small, "--pair=opd", "--rounds=1", "--json={folder}/steps.json"])
     monitor.LIMIT = 1  # time is not tested here
     monitor.main([*small, "--steps=4", "--json={folder}/monitor.json"])
 """
@@ -77,8 +77,8 @@ def test_what_make_bench_runs_compares_on_this_cpu(folder):
     assert "| dense autograd, full, frozen head |" in output
     results = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("loss", "steps", "monitor")}
     assert all(line["seconds"]["rounds"] == 1 for line in results["loss"]["lines"])
-    assert [line["trainer"] for line in results["steps"]["rows"]["opsd"]] == list(PAIRS["opsd"])
-    assert all(line["seconds"]["rounds"] == 1 for line in results["steps"]["rows"]["opsd"])
+    assert [line["trainer"] for line in results["steps"]["rows"]["opd"]] == list(PAIRS["opd"])
+    assert all(line["seconds"]["rounds"] == 1 for line in results["steps"]["rows"]["opd"])
     assert 0 < results["monitor"]["result"]["share"] <= results["monitor"]["result"]["worst_share"] < 1
 
 
