@@ -99,16 +99,15 @@ def completion_hidden_states(
     per_token |= {key: multimodal[key] for key in PER_TOKEN_KEYS if key in multimodal}
     padding, width = left_padding(attention_mask), longest_row(attention_mask).item()
     per_token = {key: turn(x, padding)[:, :width] for key, x in per_token.items()}
-    options = {"use_cache": False} if prefix is None else prefix.inputs(len(input_ids))
-    if prefix is not None:
-        per_token["input_ids"] = per_token["input_ids"][:, prefix.num_tokens :]
+    options, start = ({"use_cache": False}, 0) if prefix is None else (prefix.inputs(len(input_ids)), len(prefix.ids))
+    per_token["input_ids"] = per_token["input_ids"][:, start:]
     if router_loss:
         options["output_router_logits"] = True
     hidden_states, outputs = run_to_head(model, **options, **{**multimodal, **per_token})
     aux_loss = getattr(outputs, "aux_loss", None) if router_loss else None
     if router_loss and not isinstance(aux_loss, Tensor):
         raise ValueError(f"{name_of(model)} has no router loss. Set router_aux_loss_coef: 0.")
-    first = attention_mask.size(1) - num_completion_tokens - 1 - padding - (0 if prefix is None else prefix.num_tokens)
+    first = attention_mask.size(1) - num_completion_tokens - 1 - padding - start
     return completion_positions(hidden_states, first, num_completion_tokens), aux_loss
 
 

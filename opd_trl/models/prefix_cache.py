@@ -22,14 +22,13 @@ class PrefixCache:
         ids: `(P,)` int64, the text.
 
     Attributes:
-        num_tokens: P.
+        ids: the text.
         works: is it a cache of keys and values, as far as its layers say?
     """
 
     def __init__(self, model: nn.Module, ids: Tensor):
-        ids = ids.unsqueeze(0)
-        _, outputs = run_to_head(model, input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True)
-        self.num_tokens = ids.size(1)
+        self.ids, row = ids, ids.unsqueeze(0)
+        _, outputs = run_to_head(model, input_ids=row, attention_mask=torch.ones_like(row), use_cache=True)
         self._cache = getattr(outputs, "past_key_values", None)
         # A family with a cache of its own keeps more than keys and values in it.
         self.works = type(self._cache) is DynamicCache and all(type(layer) in LAYERS for layer in self._cache.layers)

@@ -42,7 +42,7 @@ class Connection(H11Protocol):
         self.limit("head", HEAD_LIMIT)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget its limits."""
+        """Stop the clocks of a connection that has ended."""
         for name in list(self.timers):
             self.unlimit(name)
         super().connection_lost(exc)
@@ -74,7 +74,7 @@ class Connection(H11Protocol):
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """It has."""
+        """The client has read what it was sent."""
         self.unlimit("write")
         super().resume_writing()
 
@@ -96,7 +96,7 @@ class Connection(H11Protocol):
         self.timers[name] = self.loop.call_later(seconds, self.transport.abort)
 
     def unlimit(self, name: str) -> None:
-        """Lift a limit."""
+        """Stop the clock of a limit."""
         if name in self.timers:
             self.timers.pop(name).cancel()
 

@@ -47,7 +47,7 @@ class Room:
         self.taken += size
 
     def give_back(self, size: int) -> None:
-        """What `take` took."""
+        """Free bytes that `take` has taken."""
         self.taken -= size
         self.given_back.set()
 
@@ -94,7 +94,7 @@ class Service:
         return Answer(self.in_pieces(pieces), BINARY, size=size)
 
     async def whole(self, content: bytes) -> Response:
-        """JSON that lies ready."""
+        """An answer of JSON that was made when the server started."""
         return Answer(self.in_pieces(pieces_of(content)), JSON, size=len(content))
 
     async def hidden_states(self, request: Request) -> Response:

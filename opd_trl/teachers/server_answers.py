@@ -81,7 +81,7 @@ def read_models(content: bytes) -> tuple[str, int | None, str | None]:
 
 
 def read_vocabulary(content: bytes) -> dict[str, int]:
-    """Token -> id."""
+    """The vocabulary of an answer: each token and its id."""
     vocab = of_kind(dict, json_of(content).get("vocab"), "the vocabulary")
     for token, number in vocab.items():
         of_kind(int, number, f"the id of {token!r}")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..models.forward import causal_lm, multimodal_inputs, name_of
 from ..models.prefix_cache import PrefixCache
-from ..models.sequences import left_padding
+from ..models.sequences import left_padding, turn
 
 
 logger = get_logger(__name__)
@@ -31,11 +31,9 @@ def shared_tokens(ids: Tensor, mask: Tensor) -> Tensor:
         >>> shared_tokens(ids, (ids > 0).long()).item()
         3
     """
-    padding, lengths = left_padding(mask), mask.sum(-1)
-    places = (torch.arange(ids.size(1), device=ids.device) + padding).clamp(max=ids.size(1) - 1)
-    turned = ids.gather(1, places)
+    turned = turn(ids, left_padding(mask))
     same = (turned == turned[:1]).all(0).long().cumprod(0).sum()
-    return torch.minimum(same, lengths.min() - 1).cpu()
+    return torch.minimum(same, mask.sum(-1).min() - 1).cpu()
 
 
 class SharedPrefix:
@@ -47,13 +45,8 @@ class SharedPrefix:
 
     def __init__(self):
         self.works: bool | None = None
-        self._ids: Tensor | None = None
         self._cache: PrefixCache | None = None
         self._moment: Any = None
-
-    def clear(self) -> None:
-        """Forget what was read: the teacher has moved."""
-        self._ids = self._cache = None
 
     def cache(self, model: nn.Module, prompt_ids: Tensor, mask: Tensor, count: int, moment: Any) -> PrefixCache | None:
         """The cache of the first `count` tokens of these prompts; None where there is none to be had.
@@ -64,24 +57,29 @@ class SharedPrefix:
             count: how many tokens they have in common.
             moment: the same as long as the teacher says the same.
         """
-        if self.works is False or count < FEWEST:
+        if self.works is False:
             return None
         start = int(left_padding(mask)[0])
         ids = prompt_ids[0, start : start + count]
         if not (self._cache is not None and moment == self._moment and self._begins(ids)):
-            self._ids, self._moment = ids, moment
-            self._cache = PrefixCache(causal_lm(model), ids)
+            self._cache, self._moment = PrefixCache(causal_lm(model), ids), moment
             if not self._cache.works:
                 self._give_up(model, "its layers keep no keys and values of single tokens")
                 return None
         return self._cache
 
     def _begins(self, ids: Tensor) -> bool:
-        kept = self._ids.numel()
-        return 0 <= ids.numel() - kept <= SPARE and torch.equal(ids[:kept], self._ids)
+        """Do the prompts begin with the text that is kept, and share little beyond it?"""
+        kept = self._cache.ids
+        return 0 <= len(ids) - len(kept) <= SPARE and torch.equal(ids[: len(kept)], kept)
 
     def compare(self, model: nn.Module, with_cache: Tensor, whole: Tensor, kept: Tensor) -> None:
-        """See whether hidden states `(B, T, H)` behind the cache are those of whole rows, where `kept` `(B, T)`."""
+        """See whether hidden states `(B, T, H)` behind the cache are those of whole rows, where `kept` `(B, T)`.
+
+        Rows without a kept token show nothing: the next ones are compared.
+        """
+        if not kept.any():
+            return
         a, b = with_cache[kept].float(), whole[kept].float()
         error = ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
         self.works = error <= TOLERANCE[whole.dtype in (torch.float32, torch.float64)]
@@ -89,8 +87,7 @@ class SharedPrefix:
             self._give_up(model, f"with it its hidden states differ by {error:.2g} of their norm")
 
     def _give_up(self, model: nn.Module, why: str) -> None:
-        self.works = False
-        self.clear()
+        self.works, self._cache = False, None
         logger.warning(
             f"The text that all prompts share is read with each row: {name_of(causal_lm(model))} cannot go on from a "
             f"cache of it ({why}). The numbers are the same, and scoring takes longer."
