@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from ..losses.head import Head
 from ..losses.next_token import NextToken
 from .own_forward import logit_transform, name_of, run_to_head
+from .packing import packed_hidden_states
 from .prefix_cache import PrefixCache
-from .sequences import completion_positions, left_padding, longest_row, turn
+from .sequences import completion_positions, cut, left_padding, longest_row, turn
 
 
 # Batch entries that a vision-language backbone takes besides ids and mask.
@@ -68,6 +69,7 @@ def completion_hidden_states(
     router_loss: bool = False,
     multimodal: dict[str, Any],
     prefix: PrefixCache | None = None,
+    packed: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the model once, without its head.
 
@@ -81,6 +83,7 @@ def completion_hidden_states(
         router_loss: also return the load-balancing loss of a mixture of experts.
         multimodal: entries of `MULTIMODAL_KEYS` in the batch.
         prefix: of the text that all rows begin with, which is not read again; text alone, without gradients.
+        packed: compute once what several rows begin with; text alone, where `packing.can_pack` says that it can be.
 
     Returns:
         hidden states `(B, T, H)` as the head takes them, at the positions that predict the completion tokens, and the
@@ -99,15 +102,19 @@ def completion_hidden_states(
     per_token |= {key: multimodal[key] for key in PER_TOKEN_KEYS if key in multimodal}
     padding, width = left_padding(attention_mask), longest_row(attention_mask).item()
     per_token = {key: turn(x, padding)[:, :width] for key, x in per_token.items()}
-    options, start = ({"use_cache": False}, 0) if prefix is None else (prefix.inputs(len(input_ids)), len(prefix.ids))
+    start = 0 if prefix is None else len(prefix.ids)
     per_token["input_ids"] = per_token["input_ids"][:, start:]
+    first = attention_mask.size(1) - num_completion_tokens - 1 - padding - start
+    if packed:
+        rows = cut(per_token["input_ids"], attention_mask.sum(-1) - start)
+        return completion_positions(packed_hidden_states(model, rows, prefix), first, num_completion_tokens), None
+    options = {"use_cache": False} if prefix is None else prefix.inputs(len(input_ids))
     if router_loss:
         options["output_router_logits"] = True
     hidden_states, outputs = run_to_head(model, **options, **{**multimodal, **per_token})
     aux_loss = getattr(outputs, "aux_loss", None) if router_loss else None
     if router_loss and not isinstance(aux_loss, Tensor):
         raise ValueError(f"{name_of(model)} has no router loss. Set router_aux_loss_coef: 0.")
-    first = attention_mask.size(1) - num_completion_tokens - 1 - padding - start
     return completion_positions(hidden_states, first, num_completion_tokens), aux_loss
 
 

@@ -54,6 +54,11 @@ def turn(values: Tensor, padding: Tensor) -> Tensor:
     return values.gather(1, (torch.arange(length, device=values.device) + padding) % length)
 
 
+def cut(ids: Tensor, lengths: Tensor) -> list[list[int]]:
+    """The token ids of rows `(B, L)` without what stands behind their lengths `(B,)`."""
+    return [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
+
+
 def longest_row(mask: Tensor) -> Tensor:
     """Tokens of the longest row of a mask `(B, L)`, from its first one to its last one: what a forward must read.
 

@@ -19,11 +19,10 @@ from ..models.forward import (
     window_of,
 )
 from ..models.micro_batches import longest_first
-from ..models.prefix_cache import PrefixCache
 from ..models.sequences import join
 from ..models.sharding import is_sharded
 from .scores import HIDDEN, HiddenStates, Scores, select
-from .shared_prefix import SHARED, SharedPrefix, reads_shared_prefix
+from .shared_prefix import FEWEST, SHARED, SharedPrefix, holds_text_alone
 
 
 logger = get_logger(__name__)
@@ -150,17 +149,22 @@ class Teacher:
 
     def _forward(self, host: Host, module: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Head]:
         """Hidden states `(b, T, H)` of the completions, inside the engine's forward, and the head that reads them."""
-        options = {}
-        if reads_shared_prefix(batch) and is_sharded(host):
-            logger.warning_once(
-                "The text that all prompts share is read with each row: this engine shards the teacher."
-            )
-        elif reads_shared_prefix(batch):
-            self.prefix = self.prefix or SharedPrefix()
-            moment = None if self.is_frozen else (host.state.global_step, sum(x._version for x in module.parameters()))
-            options = {"shared": self.prefix, "moment": moment}
-        hidden_states = host.run_inside(module, teacher_pass, batch, **options)
+        hidden_states = host.run_inside(module, teacher_pass, batch, **self.reading(host, module, batch))
         return hidden_states, read_head(host.accelerator.unwrap_model(module))
+
+    def reading(self, host: Host, module: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+        """Options of `teacher_pass`, so that what rows begin with is computed once; none where that cannot be."""
+        if not holds_text_alone(batch):
+            return {}
+        if is_sharded(host):
+            if int(batch[SHARED]) >= FEWEST:
+                logger.warning_once(
+                    "The text that all prompts share is read with each row: this engine shards the teacher."
+                )
+            return {}
+        self.prefix = self.prefix or SharedPrefix()
+        moment = None if self.is_frozen else (host.state.global_step, sum(x._version for x in module.parameters()))
+        return {"shared": self.prefix, "moment": moment}
 
     def _refuse_scoring_ahead(self, host: Host, why: str) -> None:
         fields = "teacher_offload" if host.args.teacher_offload else "teacher_batch_size"
@@ -180,28 +184,18 @@ def teacher_pass(
     Args:
         teacher: scores.
         inputs: the micro-batch.
-        shared: keeps what all prompts begin with. The first batch is read both ways, to see whether that is right.
+        shared: computes once what rows begin with.
         moment: the same as long as the teacher says the same of a text.
     """
     own_prompt = "teacher_prompt_ids" in inputs
     prefix = "teacher_" if own_prompt else ""
     prompt = inputs[f"{prefix}prompt_ids"], inputs[f"{prefix}prompt_mask"]
+    if shared is not None:
+        return shared.read(teacher, prompt, inputs, moment)
     input_ids, attention_mask = join(*prompt, inputs["completion_ids"], inputs["completion_mask"])
     multimodal = multimodal_inputs(inputs) | (own_token_types(inputs) if own_prompt else {})
-
-    def read(cache: PrefixCache | None) -> Tensor:
-        num_tokens = inputs["completion_ids"].size(1)
-        return completion_hidden_states(
-            teacher, input_ids, attention_mask, num_tokens, multimodal=multimodal, prefix=cache
-        )[0]
-
-    cache = None if shared is None else shared.cache(teacher, *prompt, int(inputs[SHARED]), moment)
-    hidden_states = read(cache)
-    if cache is None or shared.works:
-        return hidden_states
-    whole = read(None)
-    shared.compare(teacher, hidden_states, whole, inputs["completion_mask"].bool())
-    return whole
+    num_tokens = inputs["completion_ids"].size(1)
+    return completion_hidden_states(teacher, input_ids, attention_mask, num_tokens, multimodal=multimodal)[0]
 
 
 def own_token_types(inputs: dict[str, Any]) -> dict[str, Tensor]:

@@ -6,9 +6,10 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from ..models.forward import causal_lm, multimodal_inputs, name_of
+from ..models.forward import causal_lm, completion_hidden_states, multimodal_inputs, name_of
+from ..models.packing import can_pack, spared_tokens
 from ..models.prefix_cache import PrefixCache
-from ..models.sequences import left_padding, turn
+from ..models.sequences import cut, join, left_padding, turn
 
 
 logger = get_logger(__name__)
@@ -37,27 +38,51 @@ def shared_tokens(ids: Tensor, mask: Tensor) -> Tensor:
 
 
 class SharedPrefix:
-    """The text that rows begin with, as one teacher has read it.
+    """Reads rows for one teacher, and computes once what they begin with.
+
+    What all rows of a generation batch begin with is kept as keys and values. The rows of a forward, behind it, are a
+    tree, so that what some of them share is computed once too, or else each row goes on from its own copy.
 
     Attributes:
-        works: do the hidden states behind the cache equal those of whole rows? None: not tried yet.
+        works: do the hidden states behind the kept text equal those of whole rows? None: not tried yet.
+        packs: do those of a tree? None: not tried yet.
     """
 
     def __init__(self):
         self.works: bool | None = None
+        self.packs: bool | None = None
         self._cache: PrefixCache | None = None
         self._moment: Any = None
 
-    def cache(self, model: nn.Module, prompt_ids: Tensor, mask: Tensor, count: int, moment: Any) -> PrefixCache | None:
-        """The cache of the first `count` tokens of these prompts; None where there is none to be had.
+    def read(self, model: nn.Module, prompt: tuple[Tensor, Tensor], batch: dict[str, Any], moment: Any) -> Tensor:
+        """Hidden states `(B, T, H)` of the completions of a micro-batch. Each way is first compared with whole rows.
 
         Args:
-            model: plain, in scoring mode, inside the engine's forward.
-            prompt_ids, mask: `(B, P)`, left-padded.
-            count: how many tokens they have in common.
+            model: unwrapped, in scoring mode, inside the engine's forward.
+            prompt: ids and mask `(B, P)`, left-padded.
+            batch: with `completion_ids`, `completion_mask` and `SHARED`.
             moment: the same as long as the teacher says the same.
         """
-        if self.works is False:
+        rows, count = join(*prompt, batch["completion_ids"], batch["completion_mask"]), batch["completion_ids"].size(1)
+
+        def states(**options: Any) -> Tensor:
+            return completion_hidden_states(model, *rows, count, multimodal={}, **options)[0]
+
+        cache = self.cache(model, *prompt, int(batch[SHARED]), moment)
+        packed = self.packs is not False and spares_tokens(causal_lm(model), *rows, cache)
+        if self.packs if packed else cache is None or self.works:
+            return states(prefix=cache, packed=packed)
+        whole, kept = states(), batch["completion_mask"].bool()
+        if kept.any():  # rows without a kept token show nothing: the next ones are compared
+            if packed:
+                self.packs = difference(states(prefix=cache, packed=True), whole, kept) is None
+            if cache is not None and not (packed and self.packs):
+                self.works = self._works(model, states(prefix=cache), whole, kept)
+        return whole
+
+    def cache(self, model: nn.Module, prompt_ids: Tensor, mask: Tensor, count: int, moment: Any) -> PrefixCache | None:
+        """The kept first `count` tokens of these prompts `(B, P)`; None where there is none to be had."""
+        if self.works is False or count < FEWEST:
             return None
         start = int(left_padding(mask)[0])
         ids = prompt_ids[0, start : start + count]
@@ -73,18 +98,11 @@ class SharedPrefix:
         kept = self._cache.ids
         return 0 <= len(ids) - len(kept) <= SPARE and torch.equal(ids[: len(kept)], kept)
 
-    def compare(self, model: nn.Module, with_cache: Tensor, whole: Tensor, kept: Tensor) -> None:
-        """See whether hidden states `(B, T, H)` behind the cache are those of whole rows, where `kept` `(B, T)`.
-
-        Rows without a kept token show nothing: the next ones are compared.
-        """
-        if not kept.any():
-            return
-        a, b = with_cache[kept].float(), whole[kept].float()
-        error = ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
-        self.works = error <= TOLERANCE[whole.dtype in (torch.float32, torch.float64)]
-        if not self.works:
+    def _works(self, model: nn.Module, with_cache: Tensor, whole: Tensor, kept: Tensor) -> bool:
+        error = difference(with_cache, whole, kept)
+        if error is not None:
             self._give_up(model, f"with it its hidden states differ by {error:.2g} of their norm")
+        return error is None
 
     def _give_up(self, model: nn.Module, why: str) -> None:
         self.works, self._cache = False, None
@@ -94,6 +112,23 @@ class SharedPrefix:
         )
 
 
-def reads_shared_prefix(batch: dict[str, Any]) -> bool:
-    """Do the rows of a batch share enough, and hold text alone?"""
-    return SHARED in batch and int(batch[SHARED]) >= FEWEST and not multimodal_inputs(batch)
+def spares_tokens(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, cache: PrefixCache | None) -> bool:
+    """Is a tree of these rows `(B, L)` possible, and worth it?"""
+    start, lengths = 0 if cache is None else len(cache.ids), attention_mask.sum(-1)
+    longest = int(lengths.max())
+    if not can_pack(model, longest - start, longest):
+        return False
+    rows = cut(turn(input_ids, left_padding(attention_mask)), lengths)
+    return cache is not None or spared_tokens(rows) >= max(FEWEST, int(lengths.sum()) // 4)
+
+
+def difference(states: Tensor, whole: Tensor, kept: Tensor) -> float | None:
+    """By how much of their norm hidden states `(B, T, H)` differ where `kept`; None where that is next to nothing."""
+    a, b = states[kept].float(), whole[kept].float()
+    error = ((a - b).norm() / b.norm().clamp(min=1e-30)).item()
+    return None if error <= TOLERANCE[whole.dtype in (torch.float32, torch.float64)] else error
+
+
+def holds_text_alone(batch: dict[str, Any]) -> bool:
+    """Is it a batch of a trainer, without images?"""
+    return SHARED in batch and not multimodal_inputs(batch)

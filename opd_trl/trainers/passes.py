@@ -137,9 +137,14 @@ def kept_tokens(inputs: dict[str, Any], teacher: Scores, at: Tensor, num_loss_to
     return Tokens(torch.ones_like(values[0], dtype=torch.float32) / num_loss_tokens, *values)
 
 
-def logps_pass(model: nn.Module, inputs: dict[str, Any], num_rows: int, objective: Objective) -> Tensor:
-    """Log-probabilities `(b, T)` of the completions at the loss temperature, inside the engine's forward."""
-    hidden_states, head = teacher_pass(model, inputs), read_head(model)
+def logps_pass(
+    model: nn.Module, inputs: dict[str, Any], num_rows: int, objective: Objective, **reading: Any
+) -> Tensor:
+    """Log-probabilities `(b, T)` of the completions at the loss temperature, inside the engine's forward.
+
+    `reading` are options of `teacher_pass`.
+    """
+    hidden_states, head = teacher_pass(model, inputs, **reading), read_head(model)
     with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias))):
         logps, _ = sampled_logps(
             hidden_states, head.rows(num_rows), inputs, objective.temperature, objective.chunk_size

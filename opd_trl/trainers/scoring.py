@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.micro_batches import longest_first
+from ..models.micro_batches import longest_first, picked
 from ..teachers import LiveTeacher, ModelTeacher, Teacher
 from ..teachers.scores import check_no_images
+from ..teachers.shared_prefix import SHARED, shared_tokens
 from .opd_config import OPDConfig
 from .passes import all_logps_pass, logps_pass
 from .placement import load_teacher, own_teacher
@@ -76,9 +77,15 @@ def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
     """Log-probabilities `(B, T)` of the completions after the student's own prompt, zero behind their end."""
     check_no_images(batch)
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-    parts, order = [], longest_first(batch)
+    own = {name: batch[name] for name in names} | {SHARED: shared_tokens(batch["prompt_ids"], batch["prompt_mask"])}
+    # In a tree there is no padding, and completions of one prompt, which stand side by side, share it.
+    is_tree = model.prefix is not None and model.prefix.packs
+    parts, order = [], torch.arange(len(batch["prompt_ids"])) if is_tree else longest_first(own)
     with model.scoring(trainer.model_wrapped) as module, trainer.accelerator.autocast():
+        options = model.reading(trainer, module, own)
         for rows in order.split(trainer.args.per_device_train_batch_size):
-            inputs = {name: batch[name][rows] for name in names}
-            parts.append(trainer.run_inside(module, logps_pass, inputs, trainer.num_rows, trainer.objective))
+            inputs = {name: picked(value, rows) for name, value in own.items()}
+            parts.append(
+                trainer.run_inside(module, logps_pass, inputs, trainer.num_rows, trainer.objective, **options)
+            )
     return torch.cat(parts)[order.argsort()]

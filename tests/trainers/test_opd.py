@@ -39,6 +39,7 @@ def test_one_student_forward_and_one_teacher_forward_per_micro_batch(tmp_path, s
 def test_a_self_teacher_runs_the_backbone_twice_per_micro_batch(tmp_path, student_path):
     trainer = opsd_trainer(tmp_path, student_path, gradient_checkpointing=False)
     batch = fixed_batch(trainer)
+    trainer.teacher_scores(trainer.model, batch)  # reads the first rows in two ways, and compares
     calls = count_forwards(trainer.model.get_base_model().base_model)
     trainer._compute_loss(trainer.model, batch).backward()
     assert len(calls) == 2

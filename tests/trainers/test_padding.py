@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from datasets import Dataset
 
-from opd_trl.teachers import shared_prefix
+from opd_trl.teachers import base, shared_prefix
 from opd_trl.trainers import opd_trainer as trainer_module
+from opd_trl.trainers.scoring import score_tokens
 from tests import tiny
 from tests.trainers.build import opd_trainer, opsd_trainer
 
@@ -117,12 +119,44 @@ def test_a_shared_context_is_read_once_and_gives_the_same_gradient(
     monkeypatch.setattr(shared_prefix, "PrefixCache", lambda *args: made.append(args) or cache(*args))
     trainer = opsd_trainer(tmp_path, student_path, **options)
     one, *_, seen = step(trainer, monkeypatch)
-    assert trainer.teacher.prefix.works
+    assert trainer.teacher.prefix.packs
     assert len(made) == times_read
     assert all(len(CONTEXT) <= batch["shared_tokens"] < len(CONTEXT) + 60 for batch in seen)
-    monkeypatch.setattr(shared_prefix, "FEWEST", 10**6)
+    monkeypatch.setattr(base, "holds_text_alone", lambda batch: False)
     trainer = opsd_trainer(tmp_path, student_path, **options)
     two, *_ = step(trainer, monkeypatch)
     assert trainer.teacher.prefix is None
     for a, b in zip(one, two, strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm()
+
+
+def test_a_reference_reads_what_completions_of_one_prompt_share_once(
+    tmp_path, student_path, teacher_path, monkeypatch
+):
+    """Log-probabilities of a reference model: the same as row by row, from fewer tokens."""
+    texts = [[{"role": "user", "content": f"{i} {CONTEXT}"}] for i in range(8)]
+    options = {
+        "loss_extrapolation": 1.5,
+        "loss_support": "sampled",
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_steps": 1,
+    }
+    options |= {"dataset": Dataset.from_dict({"prompt": texts}), "gradient_accumulation_steps": 2}
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, **options)
+    seen, generate = [], trainer._generate_and_score_completions
+    monkeypatch.setattr(
+        trainer, "_generate_and_score_completions", lambda rows: seen.append(generate(rows)) or seen[-1]
+    )
+    trainer.train()
+    assert trainer.reference.prefix.packs
+    tokens = []
+    trainer.reference.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: tokens.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    packed = score_tokens(trainer, trainer.reference, seen[0])
+    as_tree, tokens[:] = sum(tokens), []
+    monkeypatch.setattr(base, "holds_text_alone", lambda batch: False)
+    torch.testing.assert_close(packed, score_tokens(trainer, trainer.reference, seen[0]), rtol=1e-4, atol=1e-5)
+    prompts = seen[0]["prompt_mask"].sum().item()
+    assert as_tree <= prompts / 4 + seen[0]["completion_mask"].sum().item() < sum(tokens) / 2

@@ -63,7 +63,8 @@ def test_distillation_alone_pays_for_no_forward_of_old_log_probs(tmp_path, stude
     trainer = opsd_trainer(tmp_path, student_path, max_steps=2, **options)
     calls = count_forwards(trainer.model.get_base_model().base_model)
     trainer.train()
-    assert len(calls) == 2 * 2 + 1  # student and teacher, and one look at the teacher as training begins
+    # Student and teacher, one look at the teacher as training begins, and its first rows as a tree and one by one.
+    assert len(calls) == 2 * 2 + 1 + 1
 
 
 def test_a_buffer_that_feeds_several_steps_needs_no_old_log_probs_either(tmp_path, student_path, teacher_path):
