@@ -57,9 +57,9 @@ class Head:
         """The same head without gradients."""
         return replace(self, weight=self.weight.detach(), bias=None if self.bias is None else self.bias.detach())
 
-    def to(self, device: torch.device) -> "Head":
-        """The same head on a device."""
-        return replace(self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device))
+    def to(self, target: torch.device | torch.dtype) -> "Head":
+        """The same head on a device, or in a dtype."""
+        return replace(self, weight=self.weight.to(target), bias=None if self.bias is None else self.bias.to(target))
 
     def rows(self, num_rows: int) -> "Head":
         """The first `num_rows` rows, gathered from all ranks where FSDP2 shards them.
