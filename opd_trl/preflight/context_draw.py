@@ -12,6 +12,7 @@ from ..models.forward import scatter, token_log_probs
 from ..models.sequences import left_pad
 from ..privileged import TEMPLATES, Context, Prompt, check_context, with_text
 from ..teachers.scores import Scores
+from ..teachers.shared_prefix import SHARED, shared_tokens
 from .rollouts import Rollout
 
 
@@ -211,5 +212,5 @@ def text_log_probs(
 def under(trainer, batch: dict[str, Any], prompt_ids: list[list[int]]) -> dict[str, Scores]:
     """What each teacher says of the completions of a batch after other prompts."""
     ids, mask = left_pad(prompt_ids, pad_token_id=trainer.tokenizer.pad_token_id, device=trainer.accelerator.device)
-    batch = batch | {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask}
+    batch = batch | {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask, SHARED: shared_tokens(ids, mask)}
     return trainer.teacher_scores(trainer.model, batch | trainer.score_ahead(batch))

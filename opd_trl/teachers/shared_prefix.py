@@ -70,20 +70,29 @@ class SharedPrefix:
 
         cache = self.cache(model, *prompt, int(batch[SHARED]), moment)
         packed = self.packs is not False and spares_tokens(causal_lm(model), *rows, cache)
-        if self.packs if packed else cache is None or self.works:
-            return states(prefix=cache, packed=packed)
+        found = None if cache is None and not packed else states(prefix=cache, packed=packed)
+        if found is not None and (self.packs if packed else self.works):
+            return found
         whole, kept = states(), batch["completion_mask"].bool()
-        if kept.any():  # rows without a kept token show nothing: the next ones are compared
-            if packed:
-                self.packs = difference(states(prefix=cache, packed=True), whole, kept) is None
-            if cache is not None and not (packed and self.packs):
-                self.works = self._works(model, states(prefix=cache), whole, kept)
-        return whole
+        if found is None or not kept.any():  # rows without a kept token show nothing: the next ones are compared
+            return whole
+        if packed:
+            self.packs = difference(found, whole, kept) is None
+        if cache is not None and not (packed and self.packs):
+            self.works = self._works(model, states(prefix=cache) if packed else found, whole, kept)
+        # The same numbers as without a comparison, so that a run that is taken up again goes on exactly.
+        return found if (self.packs if packed else self.works) else whole
 
     def cache(self, model: nn.Module, prompt_ids: Tensor, mask: Tensor, count: int, moment: Any) -> PrefixCache | None:
-        """The kept first `count` tokens of these prompts `(B, P)`; None where there is none to be had."""
+        """The kept first `count` tokens of these prompts `(B, P)`; None where there is none to be had.
+
+        Raises:
+            ValueError: the prompts do not begin with so many equal tokens.
+        """
         if self.works is False or count < FEWEST:
             return None
+        if count > shared_tokens(prompt_ids, mask):
+            raise ValueError(f"{SHARED} is {count}, and these prompts begin with fewer equal tokens. Count them anew.")
         start = int(left_padding(mask)[0])
         ids = prompt_ids[0, start : start + count]
         if not (self._cache is not None and moment == self._moment and self._begins(ids)):

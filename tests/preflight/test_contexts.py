@@ -17,8 +17,8 @@ from tests.trainers.test_loss import dense_log_probs
 CONTEXTS = [f"The answer is {i * 7} or {'xyz'[i % 3] * (i + 1)}." for i in range(8)]
 
 
-def per_row(**columns):
-    return tiny.questions(privileged_context=CONTEXTS, **columns)
+def per_row(start="", **columns):
+    return tiny.questions(privileged_context=[start + context for context in CONTEXTS], **columns)
 
 
 def rolled(trainer, count=6):
@@ -53,16 +53,23 @@ def needs_a_question(prompt, context):
 
 
 @pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl"])
-@pytest.mark.parametrize("options", [{}, {"teacher_batch_size": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"teacher_batch_size": 3},
+        {"dataset": per_row(start="Think. " * 20)},
+    ],
+    ids=["", "ahead", "contexts that begin alike"],
+)
 def test_every_divergence_is_that_of_the_models_own_logits(tmp_path, student_path, teacher_path, divergence, options):
     trainer = opd_trainer(
         tmp_path,
         student_path,
         teacher_path,
-        dataset=per_row(),
         loss_temperature=1.3,
         divergence=divergence,
-        **{"loss_support": "full"} | options,
+        **{"loss_support": "full", "dataset": per_row()} | options,
     )
     (rollout,) = rolled(trainer, 4)
     figures = probe_contexts(trainer, [rollout], contexts=3, seed=5)
