@@ -10,27 +10,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .divergences import LOG_ZERO
+
 
 class LogitTransform(NamedTuple):
-    """From raw head outputs z to the logits of a distribution, cap tanh(scale z / cap) / temperature; None: no cap."""
+    """From raw head outputs z to the logits of a distribution, cap tanh(scale z / cap) / temperature; None: no cap.
+
+    Ids that are `excluded`, `(E,)`, have no probability and no gradient.
+    """
 
     temperature: float = 1.0
     logit_scale: float = 1.0
     final_logit_softcapping: float | None = None
+    excluded: Tensor | None = None
 
     def apply(self, raw: Tensor) -> Tensor:
-        """Scale, soft-cap and temper raw outputs `(..., V)`, in this order."""
+        """Scale, soft-cap and temper raw outputs `(..., V)`, in this order; `raw` may be overwritten."""
         if self.logit_scale != 1.0:
             raw = raw * self.logit_scale
         if self.final_logit_softcapping is not None:
             raw = self.final_logit_softcapping * torch.tanh(raw / self.final_logit_softcapping)
-        return raw if self.temperature == 1.0 else raw / self.temperature
+        logits = raw if self.temperature == 1.0 else raw / self.temperature
+        return logits if self.excluded is None else logits.index_fill_(-1, self.excluded, LOG_ZERO)
 
     def chain(self, gradient: Tensor, logits: Tensor) -> Tensor:
         """From dL/dlogits to dL/draw: times scale (1 - tanh^2) / temperature, from the transformed `logits`."""
         slope = self.logit_scale / self.temperature
         if self.final_logit_softcapping is not None:
-            gradient = gradient * (1 - (logits * (self.temperature / self.final_logit_softcapping)) ** 2)
+            capped = logits * (self.temperature / self.final_logit_softcapping)
+            if self.excluded is not None:  # their gradient is zero, and their square would overflow
+                capped = capped.clamp(min=-1.0)
+            gradient = gradient * (1 - capped**2)
         return gradient if slope == 1.0 else gradient * slope
 
 
@@ -42,16 +52,23 @@ class Head:
         weight: W, `(V, H)`.
         bias: b, `(V,)`, or None.
         logit_scale, final_logit_softcapping: as in `LogitTransform`, under the names of the model's config.
+        excluded: `(E,)` int64, ids without probability: its distributions are those over the other ids; None: all.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     logit_scale: float = 1.0
     final_logit_softcapping: float | None = None
+    excluded: Tensor | None = None
+
+    @property
+    def num_ids(self) -> int:
+        """How many ids can have a probability."""
+        return self.weight.size(0) - (0 if self.excluded is None else len(self.excluded))
 
     def transform(self, temperature: float) -> LogitTransform:
         """From its raw outputs to logits at a temperature."""
-        return LogitTransform(temperature, self.logit_scale, self.final_logit_softcapping)
+        return LogitTransform(temperature, self.logit_scale, self.final_logit_softcapping, self.excluded)
 
     def detach(self) -> "Head":
         """The same head without gradients."""
@@ -61,17 +78,20 @@ class Head:
         """The same head on a device, or in a dtype."""
         return replace(self, weight=self.weight.to(target), bias=None if self.bias is None else self.bias.to(target))
 
-    def rows(self, num_rows: int) -> "Head":
-        """The first `num_rows` rows, gathered from all ranks where FSDP2 shards them.
+    def rows(self, num_rows: int, excluded: Tensor | None = None) -> "Head":
+        """The first `num_rows` rows without those `excluded`, gathered from all ranks where FSDP2 shards them.
 
         Views, never the parameters: a view still holds what ZeRO-3 gathered when the parameter is partitioned again,
         so that a backward can project once more.
         """
         # Only FSDP2's DTensor has full_tensor(); the losses need no torch.distributed to ask for it.
         weight, bias = (x.full_tensor() if hasattr(x, "full_tensor") else x for x in (self.weight, self.bias))
+        excluded = None if excluded is None else excluded.to(weight.device)
         if weight.size(0) == num_rows:
-            return replace(self, weight=weight.view_as(weight), bias=None if bias is None else bias.view_as(bias))
-        return replace(self, weight=weight[:num_rows], bias=None if bias is None else bias[:num_rows])
+            weight, bias = weight.view_as(weight), None if bias is None else bias.view_as(bias)
+        else:
+            weight, bias = weight[:num_rows], None if bias is None else bias[:num_rows]
+        return replace(self, weight=weight, bias=bias, excluded=excluded)
 
 
 def check_rows(num_tokens: int, **shapes: tuple[int, ...]) -> None:

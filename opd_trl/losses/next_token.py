@@ -78,7 +78,7 @@ class NextToken:
         if (ids is None) == (top_k is None):
             raise ValueError("give exactly one of ids (which tokens to score) and top_k (the K most probable ones).")
         if top_k is not None:
-            check_top_k(top_k, weight.size(0))
+            check_top_k(top_k, self.head.num_ids)
         else:
             check_rows(len(self), ids=ids.shape[:-1])
         if chunk_size is None:
@@ -99,8 +99,8 @@ class NextToken:
                 f"{vocab_size} rows. Cut both to the rows that the tokenizer uses."
             )
         if objective.support in ("full", "sampled"):  # K serves the overlap figure alone
-            top_k = min(top_k, vocab_size)
-        check_top_k(top_k, vocab_size)
+            top_k = min(top_k, self.head.num_ids)
+        check_top_k(top_k, self.head.num_ids)
         check_rows(len(student), teacher_hidden_states=self.hidden_states.shape[:-1])
         weight = in_compute_dtype(self.head.weight.detach())
         transform = self.head.transform(objective.temperature)

@@ -56,7 +56,7 @@ def test_the_first_rows_of_a_head_are_views_and_keep_its_conventions():
         assert torch.equal(cut.weight, weight[:num_rows])
         assert torch.equal(cut.bias, bias[:num_rows])
         assert cut.weight.data_ptr() == weight.data_ptr()
-        assert cut.transform(1.3) == head.transform(1.3) == (1.3, 0.5, 3.0)
+        assert cut.transform(1.3) == head.transform(1.3) == (1.3, 0.5, 3.0, None)
         cut.weight.sum().backward()
     assert weight.grad[:, 0].tolist() == [2.0, 2.0, 2.0, 1.0, 1.0]
     assert not head.detach().weight.requires_grad
