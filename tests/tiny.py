@@ -16,10 +16,18 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(*, reverse: bool = False, pad_token: str | None = PAD) -> PreTrainedTokenizerFast:
-    """One id per printable ASCII character and three special tokens; `reverse` gives the characters other ids."""
+def build_tokenizer(
+    *, reverse: bool = False, pad_token: str | None = PAD, swap: tuple[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """One id per printable ASCII character and three special tokens; `reverse` gives the characters other ids.
+
+    `swap`: two tokens, each of which gets the other's id.
+    """
     characters = string.printable[::-1] if reverse else string.printable
     vocab = {token: i for i, token in enumerate([PAD, START, END, *characters])}
+    if swap:
+        one, other = swap
+        vocab[one], vocab[other] = vocab[other], vocab[one]
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="?"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()

@@ -181,7 +181,7 @@ def score_tokens(
 
 def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
     """A teacher's distributions at its kept tokens, as `rollouts.score` reads them."""
-    return teacher.at(teacher.select(rollout.kept), trainer.num_rows)
+    return teacher.at(teacher.select(rollout.kept), *trainer.shared_ids.rows)
 
 
 def joined(parts: Sequence[ContextTokens]) -> ContextTokens:

@@ -195,12 +195,12 @@ def text_log_probs(
     """Mean log-probability per token of each text after its prefix, under the teacher of its row at temperature 1."""
     # Padded on the left, then turned: completions are padded on the right.
     ids, mask = left_pad([text[::-1] for text in texts], pad_token_id=0, device=trainer.accelerator.device)
-    part = {"completion_ids": ids.flip(-1), "completion_mask": mask.flip(-1)}
+    part = trainer.shared_ids.readable({"completion_ids": ids.flip(-1), "completion_mask": mask.flip(-1)})
     if "teacher_index" in batch:
         part["teacher_index"] = batch["teacher_index"][list(rows)]
     sums = torch.zeros(len(rows), device=ids.device)
     for teacher in under(trainer, part, prefixes).values():
-        kept, head = part["completion_mask"].bool(), teacher.head.rows(trainer.num_rows)
+        kept, head = part["completion_mask"].bool(), teacher.head.rows(*trainer.shared_ids.rows)
         hidden_states = teacher.hidden_states[..., : head.weight.size(-1)][teacher.select(kept)]
         if teacher.rows is not None:
             kept = kept & teacher.rows[:, None]

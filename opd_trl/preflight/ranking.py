@@ -54,12 +54,12 @@ def figures_of(preflight: Preflight, path: str) -> dict[str, Any]:
     trainer, rollouts = preflight.trainer, preflight.rollouts
     row: dict[str, Any] = {"name": path, "refused": None, **dict.fromkeys(FIGURES)}
     try:
-        check_teacher(trainer.model, path, trainer.args, trainer.tokenizer, None)
+        shared_ids = check_teacher(trainer.model, path, trainer.args, trainer.tokenizer, None)
     except (ValueError, OSError) as error:
         return row | {"refused": str(error)}
-    teacher = model_teacher(path, trainer.args)
+    teacher = model_teacher(path, trainer.args, shared_ids)
     teacher.prepare(trainer)
-    trainer.num_rows, trainer.teachers = teacher.num_rows, {"": teacher}
+    trainer.shared_ids, trainer.teachers = teacher.shared_ids, {"": teacher}
     with preflight.over_batches(f"{path} on the student's text") as done:
         pairs = pair_figures(trainer, rollouts, on_batch=done)
     with preflight.over_batches(f"{path} answers") as done:

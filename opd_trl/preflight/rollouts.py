@@ -114,11 +114,11 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
             )
         kept = teacher.select(rollout.kept)
         with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
-            head = student_head.rows(trainer.num_rows).detach()
+            head = student_head.rows(*trainer.shared_ids.rows).detach()
             student = NextToken(teacher.select(hidden_states)[kept], head)
             everywhere = kept if teacher.rows is None else rollout.kept & teacher.rows[:, None]
             tokens = kept_tokens(batch, teacher, kept, num_loss_tokens=1)
-            yield Scored(name, student, teacher.at(kept, trainer.num_rows), tokens, everywhere)
+            yield Scored(name, student, teacher.at(kept, *trainer.shared_ids.rows), tokens, everywhere)
 
 
 def quarters_of(kept: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..evaluation.statistics import paired_difference
-from ..models.forward import read_head, token_log_probs
+from ..models.forward import read_head, token_log_probs, vocabulary_rows
 from ..models.sampling import Completion, Sampling
 from ..models.sequences import left_pad, unpadded
 from ..models.transformers_engine import TransformersEngine
@@ -166,8 +166,9 @@ def teacher_answers(
     with trainer.teacher.scoring(trainer.model) as module, own_generation(module):
         engine = TransformersEngine(module, tokenizer)
         for number, rollout in enumerate(rollouts):
-            prompts = unpadded(rollout.batch, "teacher_prompt" if "teacher_prompt_ids" in rollout.batch else "prompt")
-            completions = unpadded(rollout.batch, "completion")
+            batch = trainer.shared_ids.readable(rollout.batch)
+            prompts = unpadded(batch, "teacher_prompt" if "teacher_prompt_ids" in batch else "prompt")
+            completions = unpadded(batch, "completion")
             answers.rows.extend(rollout.rows)
             answers.student.extend(tokenizer.decode(ids, skip_special_tokens=True) for ids in completions)
             answers.teacher.extend(engine.generate(prompts, sampling, [seed, number]))
@@ -214,7 +215,10 @@ def nll_under_student(trainer, rollouts: Sequence[Rollout], texts: Sequence[Comp
                 "completion_mask": mask,
             },
         )
-        kept, head = mask.bool(), read_head(trainer.model).rows(trainer.num_rows)
+        kept, head = (
+            mask.bool(),
+            read_head(trainer.model).rows(vocabulary_rows(trainer.model.config.get_text_config())),
+        )
         log_probs, _ = token_log_probs(hidden_states[kept], head, padded[kept])
         nats, tokens = nats - log_probs.sum().item(), tokens + len(log_probs)
     return nats / tokens if tokens else None

@@ -72,11 +72,13 @@ def teacher_tokenizer(trainer) -> PreTrainedTokenizerBase | None:
 
 def check_vocabulary(trainer, own: PreTrainedTokenizerBase | None) -> Finding:
     """Building the trainer has compared both vocabularies id by id; this says over how many rows."""
-    size = len(trainer.tokenizer)
+    size, left_out = len(trainer.tokenizer), trainer.shared_ids.left_out
     said = f"{size:,} tokens, {trainer.num_rows:,} rows of both heads compared"
-    if own is None:
-        return Finding("vocabulary", "ok", said, "Student and teacher share one tokenizer.")
-    return Finding("vocabulary", "ok", said, "Student and teacher mean the same token by the same id, id by id.")
+    sentence = "share one tokenizer." if own is None else "mean the same token by the same id, id by id."
+    if left_out:
+        said = f"shared: {size - left_out:,} of {size:,} tokens compared, {1 - left_out / size:.2%}"
+        sentence = "differ: from a token on that the teacher does not know, a row has no loss."
+    return Finding("vocabulary", "ok", said, f"Student and teacher {sentence}")
 
 
 def check_turn_end(trainer, rows: Sequence[dict[str, Any]]) -> Finding | None:

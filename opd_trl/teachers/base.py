@@ -23,6 +23,7 @@ from ..models.sequences import join
 from ..models.sharding import is_sharded
 from .scores import HIDDEN, HiddenStates, Scores, select
 from .shared_prefix import FEWEST, SHARED, SharedPrefix, holds_text_alone
+from .vocabulary import SharedIds
 
 
 logger = get_logger(__name__)
@@ -36,6 +37,7 @@ class Host(Protocol):
     state: Any
     tokenizer: Any
     model: nn.Module  #: the student
+    shared_ids: SharedIds  #: on which the student is compared with all of its teachers
     model_wrapped: nn.Module  #: the student as the engine wrapped it (DDP, DeepSpeed, FSDP)
     is_deepspeed_enabled: bool
     is_fsdp_enabled: bool
@@ -56,7 +58,8 @@ class Teacher:
         moves: does `update` change it, so that a checkpoint must hold it?
         is_frozen: does it say the same of a text at every step?
         can_write: can it write answers of its own in this process?
-        num_rows: rows of its LM head that are compared with the student's; set by `prepare`.
+        gives_hidden_states: or log-probabilities that are normalised over its whole vocabulary?
+        shared_ids: which ids of the student it knows; set by `prepare`.
         window: longest prompt and completion together, in tokens; None where it has no limit. Set by `prepare`.
         prefix: what it has read of the text that all prompts share; None where they share none yet.
     """
@@ -65,7 +68,8 @@ class Teacher:
     moves: bool = False
     is_frozen: bool = True
     can_write: bool = True
-    num_rows: int = 0
+    gives_hidden_states: bool = True
+    shared_ids: SharedIds
     window: int | None = None
     prefix: SharedPrefix | None = None
 
@@ -75,9 +79,9 @@ class Teacher:
             self._refuse_scoring_ahead(host, "is the student with other adapters")
 
     def prepare(self, host: Host) -> None:
-        """Get ready to score: hand a model of its own to the engine, and learn `num_rows` and `window`."""
+        """Get ready to score: hand a model of its own to the engine, and learn `shared_ids` and `window`."""
         student = host.model.config.get_text_config()
-        self.num_rows, self.window = vocabulary_rows(student), window_of(student)
+        self.shared_ids, self.window = SharedIds(vocabulary_rows(student)), window_of(student)
 
     def source(self, host: Host) -> str:
         """Where it comes from, as the run log names it: a path, an address, how it is made of the student."""

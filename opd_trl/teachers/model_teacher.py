@@ -14,7 +14,7 @@ from ..models.loading import plain_models
 from ..models.sharding import is_sharded, move_towards, prepare_frozen, whole_state_dict, write_whole
 from .base import Host, Teacher, path_of, scoring_mode
 from .own_logits import compare_logits
-from .vocabulary import shared_rows
+from .vocabulary import SharedIds, compare_vocabularies
 
 
 # The first torch whose `fully_shard` takes weights that are integers.
@@ -27,12 +27,13 @@ class ModelTeacher(Teacher):
     Args:
         model: the teacher; frozen here.
         update_rate: share of the student in each update; 0 never moves.
+        shared_ids: which ids of the student it knows; default: it has the student's tokenizer.
     """
 
-    def __init__(self, model: nn.Module, *, update_rate: float = 0.0):
+    def __init__(self, model: nn.Module, *, update_rate: float = 0.0, shared_ids: SharedIds | None = None):
         self.model = model.requires_grad_(False).eval()
         fold_head(self.model)
-        self.update_rate = update_rate
+        self.update_rate, self._given_ids = update_rate, shared_ids
         self.moves = update_rate > 0
         self.is_frozen = not self.moves
         self.works_on: torch.device | None = None  # where it rests on the CPU between two scorings
@@ -50,12 +51,12 @@ class ModelTeacher(Teacher):
 
     def prepare(self, host: Host) -> None:
         config, student = self.model.config.get_text_config(), host.model.config.get_text_config()
-        rows = (vocabulary_rows(x) for x in (student, config))
-        self.num_rows = shared_rows(*rows, host.tokenizer.get_vocab())
+        vocab, rows = host.tokenizer.get_vocab(), (vocabulary_rows(x) for x in (student, config))
+        self.shared_ids = self._given_ids or compare_vocabularies(vocab, vocab, *rows)
         self.window = window_of(config)
         self.place(host)
         with self.scoring(host.model) as module:
-            compare_logits(host, module, self.num_rows, window=self.window)
+            compare_logits(host, module, self.shared_ids.num_rows, window=self.window)
 
     def place(self, host: Host) -> None:
         """Hand the model to the engine; an offloaded one stays a plain module on the CPU."""

@@ -4,7 +4,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from ..models.agreement import PROBE_TOKENS, check_agreement, check_head
-from ..models.forward import has_router_loss
+from ..models.forward import has_router_loss, vocabulary_rows
 from .base import Host, scoring_mode
 from .served import probe_ids
 
@@ -38,7 +38,8 @@ def prepare_student(trainer) -> None:
 def compare_student(trainer, model: nn.Module) -> None:
     """Compare the logits of the student as the engine has it, or before it has it."""
     with scoring_mode(model):
-        compare_logits(trainer, model, trainer.num_rows, router_loss=trainer.aux_loss_enabled)
+        rows = vocabulary_rows(trainer.model.config.get_text_config())
+        compare_logits(trainer, model, rows, router_loss=trainer.aux_loss_enabled)
 
 
 def compare_logits(
@@ -49,7 +50,8 @@ def compare_logits(
     `num_rows` are the rows of its head that are compared, and `window` is its longest sequence.
     """
     ids = probe_ids(host.tokenizer, num_rows)[: min(PROBE_TOKENS, window or PROBE_TOKENS)]
-    options = {"pad_id": host.tokenizer.pad_token_id, "router_loss": router_loss}
+    pad_id = host.tokenizer.pad_token_id
+    options = {"pad_id": pad_id if pad_id < num_rows else 0, "router_loss": router_loss}
     with host.accelerator.autocast():
         host.run_inside(module, check_agreement, ids, num_rows, **options)
 

@@ -1,6 +1,7 @@
 """One teacher or several: their names, which of them scores which row, and the scores of all of them."""
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from ..models.sharding import is_sharded
 from .base import Host, Teacher
 from .scores import Scores, check_no_images, merge, rows_of
+from .vocabulary import SharedIds
 
 
 DataSet = Dataset | IterableDataset
@@ -101,8 +103,8 @@ def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
     return {name: dataset for name, dataset in named.items() if dataset is not None}
 
 
-def prepare(host: Host, teachers: Mapping[str, Teacher]) -> int:
-    """Check where the teachers lie and get them ready; return the rows of all heads that are compared.
+def prepare(host: Host, teachers: Mapping[str, Teacher]) -> SharedIds:
+    """Check where the teachers lie and get them ready; return the ids that the student shares with all of them.
 
     Raises:
         ValueError: what a kind of teacher cannot do under this engine; before any of them is handed to it.
@@ -111,12 +113,20 @@ def prepare(host: Host, teachers: Mapping[str, Teacher]) -> int:
         teacher.check_placement(host)
     for teacher in teachers.values():
         teacher.prepare(host)
-    return min(teacher.num_rows for teacher in teachers.values())
+    shared = reduce(SharedIds.both, (teacher.shared_ids for teacher in teachers.values()))
+    for name, teacher in teachers.items():
+        if shared.excluded is not None and not teacher.gives_hidden_states:
+            raise ValueError(
+                f"teacher {name!r} gives log-probabilities over its whole vocabulary, and the teachers share a part "
+                "of it. Serve it with `opd-trl serve-teacher`, or choose teachers of the student's vocabulary."
+            )
+    return shared
 
 
 def score_ahead(host: Host, teachers: Mapping[str, Teacher], batch: dict[str, Any]) -> dict[str, Tensor]:
     """Scores of a whole generation batch as entries of it, by the teachers that do not wait for micro-batches."""
     entries: dict[str, Tensor] = {}
+    batch = host.shared_ids.readable(batch)
     for index, teacher in enumerate(teachers.values()):
         rows = rows_of(batch, index)
         if not teacher.scores_ahead(host) or has_no_part(host, rows):
@@ -133,6 +143,7 @@ def score(host: Host, teachers: Mapping[str, Teacher], student: nn.Module, batch
     `student` is the student as the engine wrapped it.
     """
     scores: dict[str, Scores] = {}
+    batch = host.shared_ids.readable(batch)
     for index, (name, teacher) in enumerate(teachers.items()):
         rows = rows_of(batch, index)
         if has_no_part(host, rows):

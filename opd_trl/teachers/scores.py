@@ -35,12 +35,12 @@ class Scores:
         """`(b,)` bool: which rows are finite at their kept positions `(b, T)`."""
         return torch.ones(len(kept), dtype=torch.bool, device=kept.device)
 
-    def at(self, kept: Tensor, num_rows: int) -> NextToken | TeacherTopK:
+    def at(self, kept: Tensor, num_rows: int, excluded: Tensor | None = None) -> NextToken | TeacherTopK:
         """The teacher as the loss takes it.
 
         Args:
             kept: `(b, T)` bool: positions of the rows.
-            num_rows: rows of both heads that are compared.
+            num_rows, excluded: rows of both heads that are compared, see `Head.rows`.
         """
         raise NotImplementedError
 
@@ -59,8 +59,8 @@ class HiddenStates(Scores):
     def is_finite(self, kept: Tensor) -> Tensor:
         return torch.where(kept.unsqueeze(-1), self.hidden_states, 0.0).isfinite().flatten(1).all(-1)
 
-    def at(self, kept: Tensor, num_rows: int) -> NextToken:
-        head = self.head.rows(num_rows)
+    def at(self, kept: Tensor, num_rows: int, excluded: Tensor | None = None) -> NextToken:
+        head = self.head.rows(num_rows, excluded)
         return NextToken(self.hidden_states[..., : head.weight.size(-1)][kept], head)
 
 
@@ -72,7 +72,7 @@ class LogProbs(Scores):
     log_probs: Tensor
     sampled_log_probs: Tensor
 
-    def at(self, kept: Tensor, num_rows: int) -> TeacherTopK:
+    def at(self, kept: Tensor, num_rows: int, excluded: Tensor | None = None) -> TeacherTopK:
         return TeacherTopK(self.ids[kept], self.log_probs[kept], self.sampled_log_probs[kept])
 
 

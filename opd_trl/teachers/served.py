@@ -18,7 +18,7 @@ from .base import Host, Teacher
 from .scores import HIDDEN, LOG_PROBS, HiddenStates, LogProbs, Scores, select
 from .server import PROBE_TEXT, SAME_MODEL, TeacherServer
 from .transport import TeacherServerError
-from .vocabulary import check_same_vocabulary, shared_rows
+from .vocabulary import SharedIds, TeacherVocabulary, check_same_vocabulary, compare_vocabularies, find_shared
 
 
 logger = get_logger(__name__)
@@ -58,16 +58,19 @@ class ServedTeacher(Teacher):
     Args:
         server: checked by `connect`.
         head: its LM head, where it sends hidden states; None where it sends log-probabilities.
-        num_rows: rows of both heads that are compared.
+        shared_ids: which ids of the student it knows.
         top_k: log-probabilities asked for at each token.
         rows_per_request: completions in a request.
     """
 
     can_write = False
 
-    def __init__(self, server: TeacherServer, head: Head | None, num_rows: int, *, top_k: int, rows_per_request: int):
-        self.server, self.head, self.num_rows = server, head, num_rows
-        self.top_k, self.rows_per_request = min(top_k, num_rows), rows_per_request
+    def __init__(
+        self, server: TeacherServer, head: Head | None, shared_ids: SharedIds, *, top_k: int, rows_per_request: int
+    ):
+        self.server, self.head, self.shared_ids = server, head, shared_ids
+        self.gives_hidden_states = head is not None
+        self.top_k, self.rows_per_request = min(top_k, shared_ids.num_rows), rows_per_request
         # Less the token that a completions endpoint must have room for.
         self.window = None if server.max_length is None else server.max_length - 1
 
@@ -109,7 +112,7 @@ class ServedTeacher(Teacher):
             asked = [sequences[row] for row in rows], [num_scored[row] for row in rows]
             if self.head is not None:
                 return self.server.hidden_states(*asked, hidden_size=self.head.weight.size(1), what=what)
-            return self.server.log_probs(*asked, top_k=self.top_k, vocab_size=self.num_rows, what=what)
+            return self.server.log_probs(*asked, top_k=self.top_k, vocab_size=self.shared_ids.num_rows, what=what)
 
         answers = [answer for part in self.server.transport.map(send, requests) for answer in part]
         mask = batch["completion_mask"].bool()
@@ -159,6 +162,7 @@ def connect(
     device: torch.device,
     local_copy: LocalCopy | None,
     compares: bool,
+    vocabulary: TeacherVocabulary = "auto",
 ) -> ServedTeacher:
     """Ask a server all that would fail or mislead later.
 
@@ -171,19 +175,25 @@ def connect(
         device: of the student, where its LM head will lie.
         local_copy: the same model here, or None.
         compares: does this process compare the server with the local copy? One of a job is enough.
+        vocabulary: which one it may have.
 
     Raises:
         TeacherServerError: not reached, or its answers cannot be used.
         ValueError: a loss that this kind of server cannot serve, another vocabulary, another model than `local_copy`.
     """
     if not server.is_ours:
-        check_loss_is_served(server, needs)
+        check_loss_is_served(server, needs, vocabulary)
+        check_tokenizer(server, tokenizer, local_copy)
     vocab = tokenizer.get_vocab()
-    check_tokenizer(server, tokenizer, local_copy)
-    head, num_rows = None, student_rows
+    head, shared_ids = None, SharedIds(student_rows)
     if server.is_ours:
+        theirs = server.vocabulary()
+        if vocab != theirs:
+            find_shared(vocab, theirs, vocabulary)  # before a head is loaded
         head = server.head(num_rows=max(student_rows, len(vocab))).to(device)
-        num_rows = shared_rows(student_rows, head.weight.size(0), vocab)
+        rows = student_rows, head.weight.size(0)
+        shared_ids = compare_vocabularies(vocab, theirs, *rows, choice=vocabulary, student_end=tokenizer.eos_token)
+    num_rows = shared_ids.num_rows
     probe = probe_ids(tokenizer, num_rows)[: (server.max_length or PROBE_LENGTH + 1) - 1]
     top_k = 1 if server.is_ours else min(needs.top_k, num_rows)
     log_probs = server.probe(probe, top_k=top_k, vocab_size=num_rows if head is None else head.weight.size(0))
@@ -200,12 +210,17 @@ def connect(
     if local_copy is not None and compares:
         here = local_log_probs(local_copy.load(local_copy.path).to(device), probe)
         compare(log_probs, here, f"{server.url}: the local copy {local_copy.path}")
-    return ServedTeacher(server, head, num_rows, top_k=needs.top_k, rows_per_request=rows_per_request)
+    return ServedTeacher(server, head, shared_ids, top_k=needs.top_k, rows_per_request=rows_per_request)
 
 
-def check_loss_is_served(server: TeacherServer, needs: LossNeeds) -> None:
+def check_loss_is_served(server: TeacherServer, needs: LossNeeds, vocabulary: TeacherVocabulary) -> None:
     """Refuse what TopK log-probabilities at temperature 1 are not enough for."""
     ours = "Serve the teacher with `opd-trl serve-teacher` instead, which can."
+    if vocabulary == "shared":
+        raise ValueError(
+            f"teacher_vocabulary='shared' with the teacher server {server.url}: a completions endpoint normalises "
+            f"over its whole vocabulary and does not say how much of that is shared. {ours}"
+        )
     if needs.support not in get_args(KnownSupport):
         raise ValueError(
             f"loss_support={needs.support!r} with the teacher server {server.url}: a completions endpoint cannot "
@@ -225,10 +240,7 @@ def check_loss_is_served(server: TeacherServer, needs: LossNeeds) -> None:
 
 
 def check_tokenizer(server: TeacherServer, tokenizer, local_copy: LocalCopy | None) -> None:
-    """Compare the vocabularies: whole where the server or a local copy gives one, else the tokens of a text."""
-    if server.is_ours:
-        check_same_vocabulary(tokenizer.get_vocab(), server.vocabulary())
-        return
+    """Compare the vocabularies of a completions endpoint: whole where a local copy gives it, else a text's tokens."""
     if local_copy is not None:
         path = tokenizer_of_path(local_copy.path)
         other = AutoTokenizer.from_pretrained(path, trust_remote_code=local_copy.trust_remote_code)
@@ -251,7 +263,7 @@ def check_tokenizer(server: TeacherServer, tokenizer, local_copy: LocalCopy | No
 
 def probe_ids(tokenizer, num_rows: int) -> list[int]:
     """A test sequence: a text, or ids all over the vocabulary for a tokenizer that hardly knows text."""
-    ids = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"][:PROBE_LENGTH]
+    ids = [i for i in tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"] if i < num_rows][:PROBE_LENGTH]
     known = sorted({i for i in tokenizer.get_vocab().values() if i < num_rows})
     if len(ids) < PROBE_LENGTH // 4:
         return [known[i * len(known) // PROBE_LENGTH] for i in range(PROBE_LENGTH)]

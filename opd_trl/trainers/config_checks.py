@@ -18,6 +18,7 @@ from ..losses.divergences import DIVERGENCES
 from ..losses.objective import BASELINES
 from ..losses.support import SUPPORTS, TAILS, TOP_K_SUPPORTS
 from ..spelling import did_you_mean
+from ..teachers.vocabulary import TEACHER_VOCABULARIES
 
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ CHOICES = {
     "divergence": tuple(DIVERGENCES),
     "loss_support": SUPPORTS,
     "loss_tail": TAILS,
+    "teacher_vocabulary": TEACHER_VOCABULARIES,
     "teacher_offload": (None, "cpu"),
     "distillation_coef_schedule": ("constant", "linear"),
     "distillation_gate": (None, "correct", "incorrect"),
@@ -101,6 +103,7 @@ def check_config(config) -> None:
 #: Field -> does anything read it under a configuration, and what would.
 READ_WHERE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "divergence": (lambda config: config.loss_support != "sampled", "a loss_support other than sampled"),
+    "teacher_vocabulary": (lambda config: not config.teaches_itself, "a separate teacher"),
     "divergence_beta": (lambda config: config.divergence in ("jsd", "mixed"), "divergence: jsd or mixed"),
     "loss_top_k": (
         lambda config: config.loss_support in TOP_K_SUPPORTS or config.loss_baseline == "top_k",

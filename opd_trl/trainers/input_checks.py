@@ -14,10 +14,10 @@ from ..models.forward import vocabulary_rows
 from ..models.loading import ProcessingClass
 from ..models.lora_folders import base_of, is_adapter, tokenizer_of_path
 from ..privileged import check_column
-from ..teachers import check_same_vocabulary, shared_rows
 from ..teachers.own import check_trained_beside
 from ..teachers.routing import named_datasets
-from .config_checks import TOP_K_SUPPORTS
+from ..teachers.vocabulary import SharedIds, compare_vocabularies
+from .config_checks import TOP_K_SUPPORTS, say_once
 from .opd_config import OPDConfig
 from .rewards import check_reward_funcs
 
@@ -228,8 +228,8 @@ def check_teacher(
     args: OPDConfig,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
-) -> None:
-    """Refuse a missing teacher, the student itself, and a teacher of another vocabulary."""
+) -> SharedIds:
+    """Refuse a missing teacher, the student itself, and a teacher of another vocabulary; return the ids they share."""
     if teacher is None:
         raise ValueError(
             "OPDTrainer needs a teacher: pass teacher_model, or set teacher_model_name_or_path, teacher_server_url or "
@@ -250,14 +250,33 @@ def check_teacher(
         )
     student_rows = vocabulary_rows(text_config(model, trust_remote_code=args.trust_remote_code))
     teacher_rows = vocabulary_rows(config)
-    if teacher_tokenizer is not None:
-        check_same_vocabulary(tokenizer.get_vocab(), teacher_tokenizer.get_vocab())
-    elif teacher_rows != student_rows:
+    if teacher_tokenizer is None and (teacher_rows != student_rows or args.teacher_vocabulary == "shared"):
         raise ValueError(
             f"the teacher object has no path to load its tokenizer from, and its vocabulary of {teacher_rows} is "
-            f"not the student's {student_rows}. Pass teacher_processing_class, so that the ids can be compared."
+            f"not the student's {student_rows}, or teacher_vocabulary: shared asks for it. Pass "
+            "teacher_processing_class, so that the ids can be compared."
         )
-    shared_rows(student_rows, teacher_rows, tokenizer.get_vocab())
+    theirs = tokenizer if teacher_tokenizer is None else teacher_tokenizer
+    return compare_vocabularies(
+        tokenizer.get_vocab(),
+        theirs.get_vocab(),
+        student_rows,
+        teacher_rows,
+        choice=args.teacher_vocabulary,
+        student_end=tokenizer.eos_token,
+        teacher_end=theirs.eos_token,
+    )
+
+
+def check_shared_ids(args: OPDConfig, shared_ids: SharedIds) -> None:
+    """Say what is left out; refuse importance weights whose two probabilities are normalised over different ids."""
+    for note in shared_ids.notes:
+        say_once(note)
+    if args.loss_importance_cap is not None and shared_ids.left_out:
+        raise ValueError(
+            f"loss_importance_cap={args.loss_importance_cap} with a teacher that shares a part of the vocabulary: the "
+            "student's tokens were sampled from all of it. Leave loss_importance_cap out."
+        )
 
 
 def check_no_shared_weights(student: nn.Module, teacher: nn.Module) -> None:

@@ -55,7 +55,14 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     # Teacher
     teacher_model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "Separate teacher: hub id or path. Its tokenizer must be the student's, id by id."},
+        metadata={"help": "Separate teacher: hub id or path. See teacher_vocabulary for its tokenizer."},
+    )
+    teacher_vocabulary: str = field(
+        default="auto",
+        metadata={
+            "help": "same: the teacher's tokens are the student's, id by id; shared: compare those that are; auto: "
+            "same, or shared where 99 in 100 of the student's are the teacher's too."
+        },
     )
     teacher_model_revision: str | None = field(
         default=None, metadata={"help": "Revision of the teacher: branch, tag or commit."}
@@ -103,7 +110,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     )
     teacher_offload: str | None = field(
         default=None,
-        metadata={"help": "cpu: a teacher with its own frozen weights lies in CPU memory except while it scores."},
+        metadata={"help": "cpu: a teacher with frozen weights lies in CPU memory except while it scores."},
     )
     max_teacher_prompt_length: int | None = field(
         default=None,
@@ -116,12 +123,10 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
         metadata={"help": "Data set column with the text (or messages) that only the teacher sees."},
     )
     privileged_context: str | None = field(
-        default=None,
-        metadata={"help": "One text for all rows in place of a column: a system prompt, a constitution."},
+        default=None, metadata={"help": "One text for all rows in place of a column: a system prompt, a constitution."}
     )
     privileged_context_file: str | None = field(
-        default=None,
-        metadata={"help": "The same from a file: text, or a .json list of chat messages for few_shot."},
+        default=None, metadata={"help": "The same from a file: text, or a .json list of chat messages for few_shot."}
     )
     sibling_context: bool = field(
         default=False,
@@ -177,10 +182,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     )
     loss_pointwise_clip: float | None = field(
         default=None,
-        metadata={
-            "help": "Upper bound of each vocabulary entry's signed term (OPSD: 0.05). Negative terms stay, so the "
-            "loss can turn negative."
-        },
+        metadata={"help": "Upper bound of each vocabulary entry's signed term (OPSD: 0.05); negative terms stay."},
     )
     loss_baseline: str | None = field(
         default=None,
@@ -197,8 +199,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
         },
     )
     reference_model_name_or_path: str | None = field(
-        default=None,
-        metadata={"help": "Reference model of loss_extrapolation. Default: the student at step 0."},
+        default=None, metadata={"help": "Reference model of loss_extrapolation. Default: the student at step 0."}
     )
     loss_importance_cap: float | None = field(
         default=None,

@@ -21,7 +21,7 @@ from .input_checks import check_args, check_data, check_peft, check_student, loa
 from .monitoring import add_monitor
 from .opd_config import OPDConfig
 from .open_trainer import OpenTrainer
-from .passes import build_objective, loss_mask, student_pass
+from .passes import build_objective, loss_mask, student_pass, understood
 from .phases import STUDENT, timed
 from .placement import find_teachers, load_student
 from .published_methods import PAPER
@@ -71,6 +71,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
     requires_privileged_context = False
     max_prompt_length = None  # TRL's scripts read this and the next: no prompt is cut here
     teacher_model = property(lambda self: self.teacher.module(self.model))
+    num_rows = property(lambda self: self.shared_ids.num_rows)
     __signature__ = FullSignature()
     distillation_loss = staticmethod(distillation_loss)
 
@@ -116,7 +117,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         self.policy_is_active = self.has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
         self.vllm_importance_sampling_correction &= self.policy_is_active  # it corrects the policy loss alone
         self.teachers = self._build_teachers(teachers, initial_copy)
-        self.num_rows = routing.prepare(self, self.teachers)
+        self.shared_ids = routing.prepare(self, self.teachers)
         own_logits.prepare_student(self)
         self.reference = build_reference(self, initial_copy)
         self.objective = build_objective(args, self.temperature, self.num_rows, self.accelerator.device)
@@ -169,10 +170,10 @@ class OPDTrainer(Checkpoints, OpenTrainer):
             for name in ("reward", "reward_std", "frac_reward_zero_std"):
                 self.running_metrics.pop(name, None)
         contexts = sibling_contexts(self, inputs, self._completions) if self.args.sibling_context else None
-        mask = loss_mask(self.args, output, self.tokenizer) * distilled_rows(self, len(inputs), contexts)
-        output["loss_mask"] = mask
-        output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         output |= self.teacher_prompts.entries(self.given_rows(inputs), output, contexts=contexts)
+        mask = loss_mask(self.args, output, self.tokenizer) * distilled_rows(self, len(inputs), contexts)
+        output["loss_mask"] = mask = mask * understood(self, output)
+        output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         output[SHARED] = self.teacher_prompts.shared_tokens(output)
         if routing.is_routed(self.teachers):
             output["teacher_index"] = routing.teacher_index(inputs, list(self.teachers), self.accelerator.device)
@@ -231,6 +232,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
                 scores,
                 objective=self.objective,
                 num_rows=self.num_rows,
+                excluded=self.shared_ids.excluded,
                 num_loss_tokens=self._num_loss_tokens(inputs),
                 router_loss=self.aux_loss_enabled,
                 policy_temperature=self.temperature if self.policy_is_active else None,

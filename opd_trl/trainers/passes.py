@@ -13,16 +13,19 @@ from ..losses.head import Head
 from ..losses.next_token import NextToken, TeacherTopK
 from ..losses.objective import Objective, Tokens
 from ..models.forward import (
+    causal_lm,
     completion_hidden_states,
     multimodal_inputs,
     read_head,
     scatter,
     token_log_probs,
     unique_tensors,
+    vocabulary_rows,
 )
 from ..models.sequences import join
 from ..teachers.base import teacher_pass
 from ..teachers.scores import Scores
+from ..teachers.vocabulary import SharedIds
 from .opd_config import OPDConfig
 
 
@@ -69,6 +72,7 @@ def student_pass(
     *,
     objective: Objective,
     num_rows: int,
+    excluded: Tensor | None = None,
     num_loss_tokens: Tensor,
     router_loss: bool,
     policy_temperature: float | None,
@@ -84,7 +88,7 @@ def student_pass(
         inputs: the micro-batch.
         scores: what each teacher says of it.
         objective: see `build_objective`.
-        num_rows: rows of both heads that are compared.
+        num_rows, excluded: rows of both heads that are compared, see `Head.rows`; GRPO's log-probs are over all.
         num_loss_tokens: what the sum over tokens is divided by.
         router_loss: also return the load-balancing loss of experts.
         policy_temperature: temperature of GRPO's log-probs; None where its loss is not active.
@@ -106,12 +110,13 @@ def student_pass(
     # ZeRO-3 gathers all heads once for the whole pass; a self-teacher's is the student's own.
     teacher_tensors = (x for teacher in scores.values() for x in teacher.head_tensors)
     with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias, *teacher_tensors))):
-        head, losses, stats = head.rows(num_rows), [], {}
+        whole, losses, stats = head.rows(vocabulary_rows(causal_lm(student).config.get_text_config())), [], {}
+        head = whole.rows(num_rows, excluded)
         for name, teacher in scores.items():
             at = teacher.select(kept)
             loss, stats[name] = distillation_loss(
                 NextToken(teacher.select(hidden_states)[at], head),
-                teacher.at(at, num_rows),
+                teacher.at(at, num_rows, excluded),
                 kept_tokens(inputs, teacher, at, num_loss_tokens),
                 objective,
             )
@@ -119,7 +124,7 @@ def student_pass(
         per_token_logps = entropies = None
         if policy_temperature is not None:
             per_token_logps, entropies = sampled_logps(
-                hidden_states, head, inputs, policy_temperature, objective.chunk_size
+                hidden_states, whole, inputs, policy_temperature, objective.chunk_size
             )
     return StudentPass(torch.stack(losses).sum(), stats, aux_loss, per_token_logps, entropies)
 
@@ -138,7 +143,7 @@ def kept_tokens(inputs: dict[str, Any], teacher: Scores, at: Tensor, num_loss_to
 
 
 def logps_pass(
-    model: nn.Module, inputs: dict[str, Any], num_rows: int, objective: Objective, **reading: Any
+    model: nn.Module, inputs: dict[str, Any], shared_ids: SharedIds, objective: Objective, **reading: Any
 ) -> Tensor:
     """Log-probabilities `(b, T)` of the completions at the loss temperature, inside the engine's forward.
 
@@ -147,7 +152,7 @@ def logps_pass(
     hidden_states, head = teacher_pass(model, inputs, **reading), read_head(model)
     with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias))):
         logps, _ = sampled_logps(
-            hidden_states, head.rows(num_rows), inputs, objective.temperature, objective.chunk_size
+            hidden_states, head.rows(*shared_ids.rows), inputs, objective.temperature, objective.chunk_size
         )
     return logps
 
@@ -194,6 +199,34 @@ def loss_mask(args: OPDConfig, batch: dict[str, Any], tokenizer) -> Tensor:
         for token in tokenizer.encode(text, add_special_tokens=False):
             mask = mask * ~first_place(batch["completion_ids"] == token)
     return mask
+
+
+def understood(trainer, batch: dict[str, Any]) -> Tensor | int:
+    """`(B, T)` bool: tokens that the teacher knows, behind a text of which it knows every token; 1 for all.
+
+    What stands behind a token that it does not know, the teacher would read as the end of another text. The log has
+    the share of tokens that are left out.
+
+    Raises:
+        ValueError: it understands no prompt of the whole batch.
+    """
+    shared = trainer.shared_ids
+    if shared.is_whole:
+        return 1
+    name, mask = "teacher_prompt" if "teacher_prompt_ids" in batch else "prompt", batch["completion_mask"].bool()
+    unknown = ~shared.knows(batch[f"{name}_ids"]) & batch[f"{name}_mask"].bool()
+    knows_prompt = ~unknown.any(-1, keepdim=True)
+    known = (shared.knows(batch["completion_ids"]) | ~mask).cumprod(-1).bool() & knows_prompt
+    counts = torch.stack([(~known & mask).sum(), mask.sum(), knows_prompt.sum()])
+    left_out, tokens, prompts = trainer.accelerator.reduce(counts, reduction="sum").tolist()
+    if not prompts:
+        token = trainer.tokenizer.convert_ids_to_tokens(batch[f"{name}_ids"][unknown].tolist()[0])
+        raise ValueError(
+            f"the teacher knows no prompt of this batch whole: it does not know {token!r}, for one. Give the student "
+            "a chat template of tokens that the teacher knows, or choose a teacher that knows the template's."
+        )
+    trainer.running_metrics["distillation/unknown_to_teacher"].append(left_out / max(1, tokens))
+    return known
 
 
 def first_place(found: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from ..models.loading import load_whole, plain_models
 from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
 from ..teachers.served import LocalCopy, LossNeeds, connect
-from .input_checks import check_teacher, text_config
+from ..teachers.vocabulary import SharedIds
+from .input_checks import check_shared_ids, check_teacher, text_config
 from .opd_config import OPDConfig
 
 
@@ -39,10 +40,12 @@ def find_teachers(
         try:
             if is_url(teacher):
                 served = served_teacher(teacher, model, args, tokenizer)
+                shared_ids = served.shared_ids
                 found[name] = partial(lambda connected: connected, served)
             else:
-                check_teacher(model, teacher, args, tokenizer, teacher_tokenizer)
-                found[name] = partial(model_teacher, teacher, args)
+                shared_ids = check_teacher(model, teacher, args, tokenizer, teacher_tokenizer)
+                found[name] = partial(model_teacher, teacher, args, shared_ids)
+            check_shared_ids(args, shared_ids)
         except (ValueError, TeacherServerError) as error:
             if not name:
                 raise
@@ -87,6 +90,7 @@ def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
         device=args.device,
         local_copy=None if path is None else LocalCopy(path, args.trust_remote_code, load),
         compares=args.distributed_state.is_main_process,
+        vocabulary=args.teacher_vocabulary,
     )
 
 
@@ -123,9 +127,10 @@ def load_teacher(path: str, args: OPDConfig) -> nn.Module:
     return load_whole(path, args.distributed_state.distributed_type, **loading_options(args))
 
 
-def model_teacher(teacher: Any, args: OPDConfig) -> Teacher:
+def model_teacher(teacher: Any, args: OPDConfig, shared_ids: SharedIds) -> Teacher:
     """A teacher in this process, from a model or from a path."""
-    return ModelTeacher(load_teacher(teacher, args) if isinstance(teacher, str) else teacher)
+    model = load_teacher(teacher, args) if isinstance(teacher, str) else teacher
+    return ModelTeacher(model, shared_ids=shared_ids)
 
 
 def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | None, **options: Any) -> Teacher:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..models.forward import vocabulary_rows
 from ..models.micro_batches import longest_first, picked
 from ..teachers import LiveTeacher, ModelTeacher, Teacher
 from ..teachers.scores import check_no_images
@@ -65,7 +66,8 @@ def as_fused_model(trainer, model):
 
     def call(input_ids, attention_mask, labels, fused_lm_head, **multimodal):
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "scored": labels[:, 1:] != -100}
-        options = (trainer.num_rows, trainer.temperature, trainer.objective.chunk_size)
+        rows = vocabulary_rows(trainer.model.config.get_text_config())
+        options = (rows, trainer.temperature, trainer.objective.chunk_size)
         log_probs, entropy = trainer.run_inside(model, all_logps_pass, inputs | multimodal, *options)
         return SimpleNamespace(log_probs=log_probs, entropy=entropy)
 
@@ -76,6 +78,7 @@ def as_fused_model(trainer, model):
 def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
     """Log-probabilities `(B, T)` of the completions after the student's own prompt, zero behind their end."""
     check_no_images(batch)
+    batch = trainer.shared_ids.readable(batch)
     names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
     own = {name: batch[name] for name in names} | {SHARED: shared_tokens(batch["prompt_ids"], batch["prompt_mask"])}
     # In a tree there is no padding, and completions of one prompt, which stand side by side, share it.
@@ -86,6 +89,6 @@ def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
         for rows in order.split(trainer.args.per_device_train_batch_size):
             inputs = {name: picked(value, rows) for name, value in own.items()}
             parts.append(
-                trainer.run_inside(module, logps_pass, inputs, trainer.num_rows, trainer.objective, **options)
+                trainer.run_inside(module, logps_pass, inputs, trainer.shared_ids, trainer.objective, **options)
             )
     return torch.cat(parts)[order.argsort()]

@@ -144,6 +144,22 @@ def test_a_teacher_of_another_tokenizer_is_refused(tmp_path, kind, message, requ
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_that_shares_most_tokens_is_compared_on_those_and_refused_behind_completions(
+    tmp_path, served_path, ours, plain
+):
+    tokenizer = tiny.build_tokenizer(swap=("x", "y"))
+    student = tiny.save(tmp_path / "student", tokenizer=tokenizer, seed=3)
+    options = {"teacher_vocabulary": "shared", "loss_support": "teacher"}
+    with pytest.raises(ValueError, match=r"normalises over its whole vocabulary .* serve-teacher"):
+        opd_trainer(tmp_path, student, plain, **options)
+    served = opd_trainer(tmp_path, student, ours, **options)
+    here = opd_trainer(tmp_path, student, served_path, **options)
+    assert tokenizer.convert_ids_to_tokens(served.shared_ids.excluded.tolist()) == ["y", "x"]
+    batch = fixed_batch(here)
+    losses = [trainer._compute_loss(trainer.model, batch | trainer.score_ahead(batch)) for trainer in (here, served)]
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+
+
 def test_a_local_copy_gives_a_parity_figure(tmp_path, student_path, served_path, plain, caplog):
     caplog.set_level(logging.INFO)
     fields = {"teacher_server_url": plain, "teacher_model_name_or_path": served_path, "loss_support": "teacher"}
