@@ -8,6 +8,7 @@ from torch import nn
 from transformers import GenerationConfig
 
 from .forward import window_of
+from .merged import merged_adapters
 from .sampling import Completion, Sampling, derived_seed
 from .sequences import left_pad
 
@@ -45,7 +46,8 @@ class TransformersEngine:
         if options["do_sample"]:
             options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         torch.manual_seed(derived_seed(*seeds))
-        output = self.model.generate(input_ids=ids, attention_mask=mask, **options)
+        with merged_adapters(self.model):
+            output = self.model.generate(input_ids=ids, attention_mask=mask, **options)
         return [self._completion(row) for row in output[:, ids.size(1) :].tolist()]
 
     def _completion(self, ids: list[int]) -> Completion:
@@ -110,9 +112,10 @@ def answer_ids(
                 padding=True,
                 tokenizer_kwargs={"padding_side": "left"},
             ).to(model.device)
-            output = model.generate(
-                **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **options
-            )
+            with merged_adapters(model):
+                output = model.generate(
+                    **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **options
+                )
             rows = output[:, batch["input_ids"].size(1) :].tolist()
             answers += [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]
             progress(len(answers))

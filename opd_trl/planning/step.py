@@ -26,7 +26,7 @@ TEMPORARIES, FULL_TEMPORARIES = 2, 15
 def generation(work: Workload, engine: Engine) -> list[Component]:
     """vLLM's share of the GPU, or the KV cache of transformers: 2 x layers x kv size x tokens x batch x width.
 
-    ZeRO-3 gathers all weights to generate with transformers.
+    ZeRO-3 gathers all weights to generate with transformers; elsewhere an adapter is added to a copy of float32 ones.
     """
     if work.generation == "server":
         return []
@@ -39,6 +39,9 @@ def generation(work: Workload, engine: Engine) -> list[Component]:
     if engine.stage == 3 and engine.deepspeed and work.gather_for_generation:
         how = f"gathered whole, {product(model.parameters, work.compute_width)}"
         parts.append(Component("weights to generate", model.parameters * work.compute_width, how, (GENERATION,)))
+    if work.use_peft and engine.stage < 3 and model.linear_bits is None and weight_width(work, engine, model) == 4:
+        how = f"with the adapter, {product(model.linear_parameters, 4)}"
+        parts.append(Component("weights to generate", 4 * model.linear_parameters, how, (GENERATION,)))
     return parts
 
 

@@ -1,11 +1,14 @@
 """GRPOTrainer with what the rest of the package reads of it: nobody else knows TRL's private names."""
 
+from contextlib import nullcontext
 from typing import Any
 
 from torch import Tensor
 from trl import GRPOTrainer
 
 from ..models.loading import Tokenizer
+from ..models.merged import merged_adapters
+from ..models.sharding import is_sharded
 
 
 class OpenTrainer(GRPOTrainer):
@@ -38,6 +41,13 @@ class OpenTrainer(GRPOTrainer):
     def batch_loss(self, batch: dict[str, Any]) -> Tensor:
         """The loss of a micro-batch, to be differentiated."""
         return self._compute_loss(self.model, batch)
+
+    def _generate_single_turn(self, *args, **kwargs):
+        """TRL's; a LoRA student samples merged, unless vLLM merges it or TRL casts it (continuous batching)."""
+        casts = self.use_transformers_continuous_batching and (self.args.bf16 or self.args.fp16)
+        as_it_is = self.use_vllm or casts or is_sharded(self)
+        with nullcontext() if as_it_is else merged_adapters(self.accelerator.unwrap_model(self.model)):
+            return super()._generate_single_turn(*args, **kwargs)
 
     @property
     def running_metrics(self) -> dict[str, list[float]]:

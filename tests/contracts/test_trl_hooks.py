@@ -24,6 +24,9 @@ METHODS = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "_tokenize_prompts": ["self", "prompts"],
     "_generate_and_score_completions": ["self", "inputs"],
+    "_generate_single_turn": [
+        "self", "prompt_ids", "images", "multimodal_fields", "num_generations", "has_tool_images",
+    ],
     "training_step": ["self", "model", "inputs", "num_items_in_batch"],
     "compute_loss": ["self", "model", "inputs", "return_outputs", "num_items_in_batch"],
     "_compute_loss": ["self", "model", "inputs"],
@@ -69,6 +72,11 @@ SOURCES = {
         "prepare_multimodal_messages(prompt, images=image_list)",
         "old_per_token_logps, _, _ = self._get_per_token_logps_and_entropies(",
         "if old_per_token_logps is not None:", "self.use_vllm and self.vllm_importance_sampling_correction",
+    ],
+    # Ours merges the adapter around it, but not where TRL syncs to vLLM or casts the model itself.
+    "_generate_single_turn": [
+        "if self.use_vllm:", "elif self.use_transformers_continuous_batching:", "unwrapped_model.to(torch.bfloat16)",
+        "unwrapped_model.generate(",
     ],
     # A checkpoint is written where this says, all of it: while it is saved, that is a folder apart.
     "_save_checkpoint": ["output_dir = os.path.join(self._get_output_dir(trial=trial), checkpoint_folder)"],

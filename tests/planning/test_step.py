@@ -67,6 +67,15 @@ def test_zero3_gathers_the_weights_to_generate_unless_told_not_to(work, student)
     assert "weights to generate" not in by_name(work, FSDP2)
 
 
+def test_an_adapter_is_added_to_a_copy_of_float32_weights_to_generate(work, student):
+    lora = replace(work, use_peft=True)
+    assert by_name(lora, SINGLE)["weights to generate"] == 4 * student.linear_parameters
+    assert "weights to generate" not in by_name(replace(lora, generation="server"), SINGLE)
+    assert "weights to generate" not in by_name(lora, FSDP2)
+    for other in (replace(student, width=2), replace(student, linear_bits=4.5)):
+        assert "weights to generate" not in by_name(replace(lora, student=other), SINGLE)
+
+
 def test_vllm_takes_its_share_always_or_only_while_it_generates_or_elsewhere(work):
     def vllm(**fields) -> list[tuple]:
         parts = estimate(replace(work, **fields), ZERO2)
