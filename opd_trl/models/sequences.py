@@ -59,13 +59,23 @@ def cut(ids: Tensor, lengths: Tensor) -> list[list[int]]:
     return [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
 
 
+def row_lengths(*masks: Tensor) -> Tensor:
+    """Tokens `(B,)` of each row of masks `(B, L)` side by side, from its first one to its last one: what must be read.
+
+    >>> row_lengths(torch.tensor([[0, 0], [0, 1]]), torch.tensor([[1, 1, 0], [1, 0, 1]])).tolist()
+    [2, 4]
+    """
+    mask = torch.cat(masks, dim=1)
+    return (mask.size(1) - left_padding(mask) - left_padding(mask.flip(-1))).squeeze(1)
+
+
 def longest_row(mask: Tensor) -> Tensor:
-    """Tokens of the longest row of a mask `(B, L)`, from its first one to its last one: what a forward must read.
+    """Tokens of the longest row of a mask `(B, L)`.
 
     >>> longest_row(torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 0, 1]])).item()
     4
     """
-    return (mask.size(1) - left_padding(mask) - left_padding(mask.flip(-1))).max()
+    return row_lengths(mask).max()
 
 
 def computed_and_real(batch: dict[str, Tensor]) -> Tensor:

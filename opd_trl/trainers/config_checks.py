@@ -44,7 +44,10 @@ NOT_NEGATIVE = (
     "teacher_server_retries",
 )
 ABOVE_ZERO = ("loss_temperature", "loss_pointwise_clip", "loss_importance_cap", "loss_extrapolation")
-AT_LEAST_ONE = ("max_teacher_prompt_length", "loss_memory_mib", "teacher_batch_size", "teacher_server_concurrency")
+AT_LEAST_ONE = (
+    *("max_teacher_prompt_length", "loss_memory_mib", "micro_batch_tokens"),
+    *("teacher_batch_size", "teacher_server_concurrency"),
+)
 
 
 #: Processes of the job that a recipe is checked for, where it is not this process that trains.

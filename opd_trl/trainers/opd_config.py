@@ -96,10 +96,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     )
     teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
-        metadata={
-            "help": "Chat-template arguments (JSON) of the teacher's prompt, e.g. enable_thinking. Default: the "
-            "student's chat_template_kwargs."
-        },
+        metadata={"help": "Chat-template arguments (JSON) of the teacher's prompt. Default: chat_template_kwargs."},
     )
     teacher_batch_size: int | None = field(
         default=None,
@@ -193,10 +190,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     )
     loss_extrapolation: float = field(
         default=1.0,
-        metadata={
-            "help": "With loss_support sampled: above 1 goes beyond the teacher, away from a reference model (ExOPD: "
-            "1.25)."
-        },
+        metadata={"help": "With loss_support sampled: above 1 goes beyond the teacher, away from a reference model."},
     )
     reference_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Reference model of loss_extrapolation. Default: the student at step 0."}
@@ -216,6 +210,13 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
         metadata={
             "help": "MiB for the logits of student and teacher that live at once; sets how many tokens reach the LM "
             "head at a time, not the result. Default: 128 on a CPU, 1024 on an accelerator."
+        },
+    )
+    micro_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Most tokens that a micro-batch of training computes (rows x the longest one): as many rows as "
+            "fit, not per_device_train_batch_size. A step has the same rows. Not below the longest row."
         },
     )
     num_loss_tokens_to_skip: int = field(

@@ -12,7 +12,7 @@ from trl.trainer.grpo_trainer import RewardFunc
 from ..given import FullSignature, all_parameters
 from ..losses.fused import distillation_loss
 from ..models.loading import ProcessingClass, copy_student
-from ..models.micro_batches import by_length
+from ..models.micro_batches import by_length, spread
 from ..teachers import Teacher, own_logits, routing
 from ..teachers.scores import Scores
 from ..teachers.shared_prefix import SHARED
@@ -25,9 +25,18 @@ from .passes import build_objective, loss_mask, student_pass, understood
 from .phases import STUDENT, timed
 from .placement import find_teachers, load_student
 from .published_methods import PAPER
-from .readable import check_batch_lengths, check_images, check_windows
+from .readable import check_batch_lengths, check_images, check_micro_batches, check_windows, rows_within_budget
 from .resume import Checkpoints
-from .rewards import check_rewards, distillation_coef, distilled_rows, drop_stand_in, no_reward, sibling_contexts
+from .rewards import (
+    check_rewards,
+    distillation_coef,
+    distilled_rows,
+    drop_stand_in,
+    no_reward,
+    rows_stay_for,
+    share_of_rows,
+    sibling_contexts,
+)
 from .scoring import as_fused_model, build_reference, needs_student_at_start, token_logps
 from .teacher_prompts import TeacherPrompts, row_checks
 
@@ -124,6 +133,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         self.figures = StepFigures(self)
         self.teacher_prompts = TeacherPrompts(self, self.row_checks.view)
         check_windows(self)
+        check_micro_batches(self)
 
     def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
         """Name -> what builds the teacher, all checked; a single one has the empty name."""
@@ -180,20 +190,39 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         return output | token_logps(self, output) | self.score_ahead(output)
 
     def _prepare_inputs(self, generation_batch):
+        if isinstance(generation_batch, dict):  # a micro-batch
+            return generation_batch
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         if self._buffered_inputs is before or not self.rows_may_move:
             return inputs
-        every = math.gcd(len(self._buffered_inputs), self.args.gradient_accumulation_steps)  # one optimizer step's
-        parts = (self._buffered_inputs[i : i + every] for i in range(0, len(self._buffered_inputs), every))
-        self._buffered_inputs = [batch for part in parts for batch in by_length(part)]
-        return self._buffered_inputs[self._step % len(self._buffered_inputs)]
+        calls, every = self._buffered_inputs, self._calls_together
+        parts = (calls[i : i + every] for i in range(0, len(calls), every))
+        self._buffered_inputs = [call for part in parts for call in self._by_length(part)]
+        return self._buffered_inputs[self._step % len(calls)]
+
+    @property
+    def _calls_together(self) -> int:
+        """Micro-batches of TRL's whose rows are those of one optimizer step, or of a part of it."""
+        return math.gcd(self.args.steps_per_generation, self.args.gradient_accumulation_steps)
+
+    def _by_length(self, calls: list[dict[str, Any]]) -> list[Any]:
+        """The rows of an optimizer step in micro-batches: one for each call, or a list by `micro_batch_tokens`."""
+        if self.args.micro_batch_tokens is None:
+            return by_length(calls)
+        return spread(by_length(calls, sizes=lambda batch, order: rows_within_budget(self, batch, order)), len(calls))
+
+    @property
+    def num_forwards(self) -> int:
+        """How many micro-batches the rows of this optimizer step make."""
+        first = self._step % self.args.steps_per_generation // self._calls_together * self._calls_together
+        calls = self._buffered_inputs[first : first + self._calls_together]
+        return sum(len(call) if isinstance(call, list) else 1 for call in calls)
 
     @property
     def rows_may_move(self) -> bool:
         """Is the loss of a step the same whichever of its rows share a micro-batch?"""
-        shares = self.loss_type == "bnpo" or self.top_entropy_quantile < 1.0 or self._entropy_bonus_enabled
-        return not (self.aux_loss_enabled or (self.policy_is_active and shares))
+        return not rows_stay_for(self)
 
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
         """The old log-probs of a policy loss; where there is none, that forward is spared."""
@@ -243,7 +272,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         if self.policy_is_active:
             out = SimpleNamespace(log_probs=result.per_token_logps, entropy=result.entropies, aux_loss=result.aux_loss)
             inputs = {**inputs, "advantages": self.args.policy_coef * inputs["advantages"]}
-            return loss + super()._compute_loss(lambda **_: out, inputs)
+            return loss + share_of_rows(self, inputs) * super()._compute_loss(lambda **_: out, inputs)
         if self.aux_loss_enabled:
             self.running_metrics["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())
             loss = loss + self.router_aux_loss_coef * result.aux_loss / self.num_micro_batches

@@ -1,9 +1,13 @@
 """GRPOTrainer with what the rest of the package reads of it: nobody else knows TRL's private names."""
 
-from contextlib import nullcontext
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from torch import Tensor
+import torch
+from accelerate import DistributedType
+from torch import Tensor, nn
 from trl import GRPOTrainer
 
 from ..models.loading import Tokenizer
@@ -48,6 +52,42 @@ class OpenTrainer(GRPOTrainer):
         as_it_is = self.use_vllm or casts or is_sharded(self)
         with nullcontext() if as_it_is else merged_adapters(self.accelerator.unwrap_model(self.model)):
             return super()._generate_single_turn(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        """Forward and backward of one call of transformers, which may have several micro-batches here, or none.
+
+        `_prepare_inputs` says which, as a list; all ranks have equally many. Engines synchronise in the last one of an
+        optimizer step, so its last call has one.
+        """
+        start = time.perf_counter()
+        model.train()
+        self.optimizer.train()  # a schedule-free one has other weights for evaluation
+        found = self._prepare_inputs(inputs)
+        micro_batches = found if isinstance(found, list) else [found]
+        loss = torch.zeros((), device=self.accelerator.device)
+        with self._more_to_come(model):
+            for batch in micro_batches[:-1]:
+                loss += super(GRPOTrainer, self).training_step(model, batch, num_items_in_batch)
+        self._current_train_step_time += time.perf_counter() - start
+        if not micro_batches:
+            self._step += 1
+            return loss
+        return loss + super().training_step(model, micro_batches[-1], num_items_in_batch)
+
+    @contextmanager
+    def _more_to_come(self, model: nn.Module) -> Iterator[None]:
+        """Backward without synchronising, as transformers does it before the last micro-batch of an optimizer step."""
+        state = self.accelerator.gradient_state
+        if not state.sync_gradients:
+            yield
+            return
+        shards = self.accelerator.distributed_type == DistributedType.DEEPSPEED  # its engine asks `sync_gradients`
+        state._set_sync_gradients(False)
+        try:
+            with nullcontext() if shards else self.accelerator.no_sync(model):
+                yield
+        finally:
+            state._set_sync_gradients(True)
 
     @property
     def running_metrics(self) -> dict[str, list[float]]:

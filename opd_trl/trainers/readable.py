@@ -1,17 +1,26 @@
-"""Can student and teachers read the rows: their images, and their lengths within each window?"""
+"""Can student and teachers read the rows: their images, and their lengths within each window and micro-batch?"""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
+from accelerate.logging import get_logger
 from torch import Tensor
 from transformers import ProcessorMixin
 
 from ..addresses import is_url
 from ..data.row_checks import IMAGE_COLUMNS, Checked, RowError, in_batch, maybe_too_long
 from ..models.forward import window_of
+from ..models.micro_batches import rows_that_fit
+from ..models.sequences import row_lengths
+from ..models.sharding import is_sharded
+from ..teachers.shared_prefix import SHARED, reads_shared_prefix
 from .input_checks import column_names, model_config
 from .opd_config import OPDConfig
+from .rewards import rows_stay_for
 
+
+logger = get_logger(__name__)
 
 #: Columns and parts that GRPOTrainer does not bring to the model that is trained.
 UNREAD = ("video", "videos", "audio", "audios")
@@ -156,3 +165,56 @@ def refuse_longer(trainer, lengths: Sequence[int], name: Callable[[int], str]) -
                 "Lower max_completion_length, or filter the row out.",
                 where=name(row),
             )
+
+
+def check_micro_batches(trainer) -> None:
+    """Refuse `micro_batch_tokens` where rows may not move; warn where the longest completion alone would not fit.
+
+    Raises:
+        ValueError: with the remedy.
+    """
+    budget, longest = trainer.args.micro_batch_tokens, trainer.max_completion_length
+    if budget is None:
+        return
+    for name, other in rows_stay_for(trainer).items():
+        raise ValueError(
+            f"micro_batch_tokens={budget} with {name}: that loss depends on which rows share a micro-batch. Set "
+            f"{other}, or leave micro_batch_tokens out and set per_device_train_batch_size."
+        )
+    if longest is not None and budget <= longest:
+        logger.warning(
+            f"micro_batch_tokens={budget}, and a completion may have {longest} tokens (max_completion_length): the "
+            "first row that is longer than micro_batch_tokens stops the run. Set it to the longest prompt and "
+            "completion together at least."
+        )
+
+
+def rows_within_budget(trainer, batch: dict[str, Any], order: Tensor) -> list[int]:
+    """How many rows, in this order, each micro-batch has under `micro_batch_tokens`: equally many on all ranks.
+
+    Raises:
+        RowError: a row has more tokens, on any rank.
+    """
+    budget = trainer.args.micro_batch_tokens
+    lengths = trainer.accelerator.gather(computed_tokens(trainer, batch)[order].unsqueeze(0)).amax(0).tolist()
+    if max(lengths) > budget:
+        raise RowError(
+            f"micro_batch_tokens={budget} is below the longest row of this generation batch, which has {max(lengths)} "
+            "tokens of prompt and completion",
+            f"Set it to {max(lengths)} or more, or lower max_completion_length.",
+        )
+    return rows_that_fit(lengths, budget)
+
+
+def computed_tokens(trainer, batch: dict[str, Any]) -> Tensor:
+    """Tokens `(B,)` of each row in the longer of its two forwards, without those that a teacher has read of all rows.
+
+    A teacher counts where it scores micro-batches and reads a prompt of its own.
+    """
+    tokens = row_lengths(batch["prompt_mask"], batch["completion_mask"])
+    teachers = [teacher for teacher in trainer.teachers.values() if not teacher.scores_ahead(trainer)]
+    if not teachers or "teacher_prompt_mask" not in batch:
+        return tokens
+    reads_all = any(teacher.prefix is not None and teacher.prefix.works is False for teacher in teachers)
+    shared = 0 if reads_all or is_sharded(trainer) or not reads_shared_prefix(batch) else int(batch[SHARED])
+    return torch.maximum(tokens, row_lengths(batch["teacher_prompt_mask"], batch["completion_mask"]) - shared)

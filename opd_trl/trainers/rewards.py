@@ -116,6 +116,31 @@ def check_rewards(trainer) -> None:
         )
 
 
+#: GRPO's losses that are a mean over the rows of a micro-batch, and then over micro-batches.
+MEAN_OF_ROWS = ("grpo", "dr_grpo", "sapo", "luspo")
+
+
+def share_of_rows(trainer, batch: dict[str, Any]) -> float:
+    """What a mean over the rows of a micro-batch counts, where `micro_batch_tokens` makes them unequal."""
+    if trainer.args.micro_batch_tokens is None or trainer.loss_type not in MEAN_OF_ROWS or not trainer.model.training:
+        return 1.0
+    return len(batch["completion_ids"]) / trainer.args.per_device_train_batch_size
+
+
+def rows_stay_for(trainer) -> dict[str, str]:
+    """What makes the loss depend on which rows of a step share a micro-batch -> the setting without it."""
+    args, found = trainer.args, {}
+    if trainer.policy_is_active and trainer.loss_type == "bnpo":
+        found["loss_type: bnpo"] = "loss_type: dapo"
+    if trainer.policy_is_active and args.top_entropy_quantile < 1.0:
+        found[f"top_entropy_quantile: {args.top_entropy_quantile}"] = "top_entropy_quantile: 1.0"
+    if trainer.policy_is_active and (args.entropy_coef != 0.0 or args.use_adaptive_entropy):
+        found["an entropy bonus"] = "entropy_coef: 0.0 and use_adaptive_entropy: false"
+    if trainer.aux_loss_enabled:
+        found["the router loss of experts"] = "router_aux_loss_coef: 0.0"
+    return found
+
+
 def check_golds(dataset, name: str) -> None:
     """Raise RowError where a data set has no right answers for `math_accuracy`, or one that cannot be read."""
     columns = getattr(dataset, "column_names", None)

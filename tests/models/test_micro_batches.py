@@ -1,9 +1,13 @@
 """Rows in micro-batches by length: every entry of a row goes where the row goes."""
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as some
 
-from opd_trl.models.micro_batches import by_length, row_lengths
+from opd_trl.models.micro_batches import by_length, row_lengths, rows_that_fit, spread
 
 
 def micro_batches(lengths, size, **entries):
@@ -29,6 +33,26 @@ def test_rows_share_a_micro_batch_with_rows_of_their_length_the_longest_first():
         assert batch["completion_mask"].sum(-1).tolist() == [[3, 9, 1, 8, 2, 9][i] for i in batch["row"].tolist()]
         assert batch["total"] == 7
         assert batch["nothing"] is None
+
+
+def test_rows_are_cut_where_they_are_told_to_be():
+    found = by_length(micro_batches([3, 9, 1, 8, 2, 9], 2), sizes=lambda batch, order: [1, 2, 2, 1])
+    assert [batch["row"].tolist() for batch in found] == [[1], [5, 3], [0, 4], [2]]
+
+
+@given(some.lists(some.integers(1, 40), min_size=1, max_size=20), some.integers(40, 200), some.integers(1, 9))
+def test_no_micro_batch_is_above_the_budget_and_none_could_take_the_next_row(lengths, budget, calls):
+    sizes = rows_that_fit(lengths, budget)
+    ends = [0, *itertools.accumulate(sizes)]
+    assert ends[-1] == len(lengths)
+    for start, end in itertools.pairwise(ends):
+        assert 0 < (end - start) * max(lengths[start:end]) <= budget
+        assert end == len(lengths) or (end - start + 1) * max(lengths[start : end + 1]) > budget
+    found = spread(sizes, calls)
+    assert len(found) == calls
+    assert [*itertools.chain(*found)] == sizes
+    assert found[-1]
+    assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
 def test_what_the_teacher_reads_counts_too():

@@ -81,6 +81,7 @@ def test_no_teacher_or_the_student_as_its_own_teacher(tmp_path, student_path):
         ({"num_loss_tokens_to_skip": -1}, "num_loss_tokens_to_skip must be >= 0"),
         ({"max_teacher_prompt_length": 0}, "max_teacher_prompt_length must be >= 1"),
         ({"teacher_batch_size": 0}, "teacher_batch_size must be >= 1, got 0"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens must be >= 1, got 0"),
         ({"teacher_offload": "disk"}, "teacher_offload must be one of None, cpu, got 'disk'"),
         ({"distillation_gate": "wrong"}, "distillation_gate must be one of None, correct, incorrect, got 'wrong'"),
         ({"distillation_coef_schedule": "cosine"}, "distillation_coef_schedule must be one of constant, linear"),

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from datasets import Dataset
+from trl.trainer.utils import split_tensor_dict
 
 from opd_trl.teachers import base, shared_prefix
 from opd_trl.trainers import opd_trainer as trainer_module
 from opd_trl.trainers.scoring import score_tokens
+from opd_trl.trainers.readable import computed_tokens
 from tests import tiny
-from tests.trainers.build import opd_trainer, opsd_trainer
+from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
 
 
 LENGTHS = [1, 30, 2, 12, 3, 7, 25, 5, 2, 16, 4, 9, 1, 20, 6, 3]
@@ -98,6 +100,109 @@ def test_rows_stay_where_grpos_own_loss_depends_on_the_micro_batch(
     assert trainer.rows_may_move is may_move
     trainer.aux_loss_enabled = True
     assert trainer.rows_may_move is False
+
+
+def test_micro_batches_by_tokens_give_the_gradient_and_the_figures_of_equal_ones(
+    tmp_path, student_path, teacher_path, monkeypatch
+):
+    """Of each optimizer step's 8 rows in 4 calls: one forward or two for each, or one for all four; two steps."""
+    options = SIZES | {"gradient_accumulation_steps": 4, "steps_per_generation": 8, "max_steps": 2}
+    options["dataset"] = tiny.questions(16)
+    expected, figures, *_ = step(opd_trainer(tmp_path, student_path, teacher_path, **options), monkeypatch, sort=False)
+    for budget, (fewest, most) in {59: (16, 16), 130: (7, 10), 10_000: (2, 2)}.items():
+        trainer = opd_trainer(tmp_path, student_path, teacher_path, micro_batch_tokens=budget, **options)
+        found, others, computed, _ = step(trainer, monkeypatch)
+        assert max(computed) <= budget
+        assert fewest <= len(computed) <= most
+        for a, b, tolerance in zip(found, expected, [1e-6, 1e-3], strict=True):  # AdamW enlarges what rounding does
+            assert (a - b).norm() <= tolerance * b.norm()
+        for a, b, tolerance in zip(others, figures, [1e-4, 1e-2], strict=True):
+            names = [name for name in b if name.split("/")[0] in ("distillation", "support", "teacher", "loss")]
+            assert {name: a[name] for name in names} == pytest.approx({name: b[name] for name in names}, rel=tolerance)
+            assert a["step_time"] >= a["time/student"]  # also of the micro-batches before a call's last one
+
+
+REWARDS = {"reward_funcs": lambda completions, **_: [len(x[0]["content"]) + i for i, x in enumerate(completions)]}
+
+
+def test_micro_batches_by_tokens_give_grpos_losses_too(tmp_path, student_path, teacher_path):
+    options = SIZES | {"num_generations": 2, "beta": 0.1, "gradient_accumulation_steps": 2, "micro_batch_tokens": 60}
+    options |= {"per_device_train_batch_size": 4, "trainer_options": REWARDS}
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, **options)
+    batch = split_tensor_dict(fixed_batch(trainer), 2)
+    batch[0]["completion_mask"][:2, 3:] = batch[0]["loss_mask"][:2, 3:] = 0
+
+    def gradient(micro_batches):
+        losses = [trainer.batch_loss(x) for x in micro_batches]
+        trainer.model.zero_grad()
+        sum(losses).backward()
+        return torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+
+    for loss_type in ("grpo", "dr_grpo", "sapo", "luspo", "dapo", "cispo", "vespo"):
+        trainer.loss_type = loss_type
+        trainer.args.micro_batch_tokens = None
+        expected = gradient(batch)
+        trainer.args.micro_batch_tokens = 125
+        calls = trainer._by_length(batch)
+        by_tokens = [x for call in calls for x in call]
+        assert len({len(x["completion_ids"]) for x in by_tokens}) > 1
+        assert (gradient(by_tokens) - expected).norm() <= 1e-6 * expected.norm()
+
+
+def test_a_row_above_micro_batch_tokens_stops_before_the_step(tmp_path, student_path, teacher_path, monkeypatch):
+    options = SIZES | {"dataset": tiny.questions(16), "micro_batch_tokens": 58}
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, **options)
+    before = {name: x.clone() for name, x in trainer.model.named_parameters()}
+    with pytest.raises(ValueError, match=r"micro_batch_tokens=58 .* which has 59 tokens.* Set it to 59 or more"):
+        step(trainer, monkeypatch)
+    assert trainer.state.global_step == 0
+    assert all(torch.equal(x, before[name]) for name, x in trainer.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"loss_type": "bnpo"}, "loss_type: bnpo.* Set loss_type: dapo"),
+        ({"top_entropy_quantile": 0.5}, "top_entropy_quantile: 0.5.* Set top_entropy_quantile: 1.0"),
+        ({"entropy_coef": 0.1}, "an entropy bonus.* Set entropy_coef: 0.0"),
+    ],
+)
+def test_micro_batch_tokens_is_refused_where_rows_may_not_move(tmp_path, student_path, teacher_path, options, told):
+    options |= {"num_generations": 2, "trainer_options": REWARDS, "micro_batch_tokens": 500}
+    with pytest.raises(ValueError, match=f"micro_batch_tokens=500 with {told}"):
+        opd_trainer(tmp_path, student_path, teacher_path, **options)
+
+
+@pytest.mark.parametrize("offload", [None, "cpu"])
+def test_a_teacher_with_a_longer_prompt_counts_where_it_scores_micro_batches(
+    tmp_path, student_path, teacher_path, monkeypatch, caplog, offload
+):
+    """A text that it has read once does not, nor one that scores ahead; a completion above the budget is told."""
+    options = {"dataset": tiny.questions(8, privileged_context=CONTEXT), "micro_batch_tokens": 8}
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, teacher_offload=offload, **options)
+    assert "micro_batch_tokens=8, and a completion may have 8 tokens" in caplog.text
+    batch = fixed_batch(trainer)
+    student, both = (batch[f"{who}prompt_mask"].sum(-1) + batch["completion_mask"].sum(-1) for who in ("", "teacher_"))
+    shared = batch["shared_tokens"]
+    assert shared > len(CONTEXT) > student.max()
+    expected = student if offload else torch.maximum(student, both - shared)
+    assert computed_tokens(trainer, batch).tolist() == expected.tolist()
+    monkeypatch.setattr(shared_prefix, "FEWEST", 10**6)
+    assert computed_tokens(trainer, batch).tolist() == (student if offload else both).tolist()
+
+
+def test_a_run_by_tokens_goes_on_between_two_steps_of_one_generation(
+    tmp_path, student_path, teacher_path, monkeypatch
+):
+    options = SIZES | {"gradient_accumulation_steps": 4, "steps_per_generation": 8, "max_steps": 2}
+    options |= {"dataset": tiny.questions(16), "micro_batch_tokens": 130, "save_strategy": "steps", "save_steps": 1}
+    trainer = opd_trainer(tmp_path, student_path, teacher_path, **options)
+    step(trainer, monkeypatch)
+    whole = {name: x.clone() for name, x in trainer.model.named_parameters()}
+    again = opd_trainer(tmp_path, student_path, teacher_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    assert again.state.global_step == 2
+    assert all(torch.equal(x, whole[name]) for name, x in again.model.named_parameters())
 
 
 CONTEXT = "Answer with the letter b. " * 12  # 312 tokens
