@@ -32,6 +32,12 @@ def read_workload(training: OPDConfig, model_args: ModelConfig, own: Namespace, 
     """
     if training.max_completion_length is None:
         raise ValueError("max_completion_length is not set. Set it to the longest completion in tokens.")
+    budget, row = training.micro_batch_tokens, own.prompt_length + training.max_completion_length
+    if budget is not None and budget < row:
+        raise ValueError(
+            f"micro_batch_tokens={budget} is below a row of {row} tokens: --prompt-length {own.prompt_length} and "
+            f"max_completion_length {training.max_completion_length}. Set it to {row} or more, or lower one of them."
+        )
     remote = training.trust_remote_code
     name, flag = model_args.model_name_or_path, "--student-config DIR"
     config = read_config("student", name, own.student_config, flag=flag, trust_remote_code=remote)
@@ -52,6 +58,7 @@ def read_workload(training: OPDConfig, model_args: ModelConfig, own: Namespace, 
         teacher_offload=training.teacher_offload is not None,
         teacher_batch_size=training.teacher_batch_size,
         batch_size=training.per_device_train_batch_size,
+        micro_batch_tokens=training.micro_batch_tokens,
         generation_batch_size=training.per_device_train_batch_size * training.steps_per_generation,
         prompt_length=own.prompt_length,
         teacher_prompt_length=training.max_teacher_prompt_length or own.prompt_length,

@@ -94,7 +94,7 @@ def activations(work: Workload, engine: Engine) -> list[Component]:
     """
     model, width, stream = work.student, work.compute_width, stream_width(work, engine)
     length = work.prompt_length + work.completion_length
-    tokens = work.batch_size * length
+    tokens = work.micro_batch
     adapters = kept_by_adapters(work, engine)
     per_token = layer_bytes_per_token(
         model, length, width=width, stream=stream, attention=work.attention, adapters=adapters
@@ -112,7 +112,7 @@ def activations(work: Workload, engine: Engine) -> list[Component]:
 
 def hidden_states(work: Workload, engine: Engine) -> Component:
     """Of the completion: all and kept rows of student and teacher, and the student's gradient."""
-    tokens, width = work.batch_size * work.completion_length, work.compute_width
+    tokens, width = work.completion_tokens, work.compute_width
     teacher = max((model.hidden_size for model in work.scorers), default=0)
     per_token = 3 * stream_width(work, engine) * work.student.hidden_size + 2 * width * teacher
     return Component("hidden states", tokens * per_token, f"{tokens:,} tokens x {per_token:,} B", STUDENT)
@@ -146,14 +146,14 @@ def head(work: Workload, engine: Engine) -> list[Component]:
     student, width = work.student, work.compute_width
     vocab_size, device = student.vocab_size, torch.device(work.device)
     budget = None if work.loss_memory_mib is None else work.loss_memory_mib * 2**20
-    rows = min(work.batch_size * work.completion_length, chunk_size_for(vocab_size, device, budget=budget))
+    rows = min(work.completion_tokens, chunk_size_for(vocab_size, device, budget=budget))
     block = min(rows, block_size_for(vocab_size, device))
     temporaries = FULL_TEMPORARIES if work.loss_support == "full" else TEMPORARIES
     chunks = vocab_size * (rows * (2 * 4 + (2 if width == 2 else 0)) + block * temporaries * 4)
     parts = [Component("loss chunk", chunks, f"2 x {rows:,} tokens x {vocab_size:,} x 4 B, and blocks", (LOSS,))]
     if not work.use_peft:
         teachers = max(1, len(work.teachers))
-        held = (teachers if engine.stage == 3 else min(teachers, work.batch_size)) - 1
+        held = (teachers if engine.stage == 3 or work.micro_batch_tokens else min(teachers, work.batch_size)) - 1
         shape, stored = student.head_parameters, 4 + held * trained_width(work, engine)
         how = product(shape, stored) + (f", of {held + 1} teachers" if held else "")
         parts.append(Component("LM head gradient", shape * stored, how, STUDENT))
@@ -225,12 +225,10 @@ def shared_context(work: Workload, engine: Engine) -> list[Component]:
     if engine.stage == 3 or not work.models_scoring_here:
         return []
     kept = max(2 * x.num_layers * x.num_kv_heads * x.head_dim * work.compute_width for x in work.models_scoring_here)
-    rows = work.teacher_batch_size or work.batch_size
-    tokens = rows * (work.teacher_prompt_length + work.completion_length)
-    name, once = "shared context", work.teacher_prompt_length
+    tokens, name, once = work.scored_tokens, "shared context", work.teacher_prompt_length
     return [
         Component(name, once * kept, f"its keys and values, {once:,} tokens x {kept:,} B"),
-        Component(f"{name}, rows", tokens * kept, f"for {rows} rows, {tokens:,} tokens x {kept:,} B", (TEACHER,)),
+        Component(f"{name}, rows", tokens * kept, f"with each row, {tokens:,} tokens x {kept:,} B", (TEACHER,)),
     ]
 
 
@@ -241,7 +239,7 @@ def forward(work: Workload, engine: Engine, model: ModelSize) -> Component:
     the next one, or with the head, which accelerate puts into one unit with the last norm.
     """
     width = work.compute_width
-    tokens = (work.teacher_batch_size or work.batch_size) * (work.teacher_prompt_length + work.completion_length)
+    tokens = work.scored_tokens
     needed = tokens * ((4 + width) * model.hidden_size + 4 * width * model.intermediate_size)
     how, gathered = f"one layer at {tokens:,} tokens", 0
     if engine.stage == 3:

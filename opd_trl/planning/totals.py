@@ -143,7 +143,10 @@ def batch_changes(work: Workload) -> Iterator[tuple[str, dict]]:
     if not work.gradient_checkpointing:
         yield "gradient_checkpointing: true", {"gradient_checkpointing": True}
     batch, length = work.batch_size, work.completion_length
-    if batch > 1:
+    if work.micro_batch_tokens is not None:
+        least = max(work.micro_batch_tokens // 2, work.prompt_length + length)
+        yield f"micro_batch_tokens {work.micro_batch_tokens} -> {least}", {"micro_batch_tokens": least}
+    elif batch > 1:
         half = batch // 2
         change = f"per_device_train_batch_size {batch} -> {half}, gradient_accumulation_steps x {batch // half}"
         yield change, {"batch_size": half}

@@ -94,6 +94,7 @@ class Workload:
         gpu_memory: bytes.
         device: `cuda` or `cpu`.
         extrapolates: is there a reference model of `loss_extrapolation`? It is counted as large as the student.
+        micro_batch_tokens: as in OPDConfig: what a micro-batch computes in place of `batch_size` rows.
     """
 
     student: ModelSize
@@ -123,6 +124,24 @@ class Workload:
     gpu_memory: float
     device: str
     extrapolates: bool = False
+    micro_batch_tokens: int | None = None
+
+    @property
+    def micro_batch(self) -> int:
+        """Tokens that the student computes of one micro-batch."""
+        return self.micro_batch_tokens or self.batch_size * (self.prompt_length + self.completion_length)
+
+    @property
+    def completion_tokens(self) -> int:
+        """Those of them that are completions: their share of a row of full length."""
+        return self.micro_batch * self.completion_length // (self.prompt_length + self.completion_length)
+
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens that a teacher computes at once."""
+        if self.teacher_batch_size is None and self.micro_batch_tokens is not None:
+            return self.micro_batch_tokens
+        return (self.teacher_batch_size or self.batch_size) * (self.teacher_prompt_length + self.completion_length)
 
     @property
     def teachers_here(self) -> tuple[Teacher, ...]:
@@ -161,7 +180,7 @@ class Workload:
     @property
     def dense_log_probs(self) -> int:
         """Bytes of float32 log-probabilities `[tokens, vocabulary]` of both models, which our loss never builds."""
-        return 2 * 4 * self.batch_size * self.completion_length * self.student.vocab_size
+        return 2 * 4 * self.completion_tokens * self.student.vocab_size
 
     @property
     def trained_parameters(self) -> int:

@@ -153,6 +153,7 @@ def test_the_prompts_are_as_long_as_told(plan):
         ("--ds3_gather_for_generation false", {"gather_for_generation": False}),
         ("--teacher_offload cpu", {"teacher_offload": True, "teacher_batch_size": None}),
         ("--teacher_batch_size 4", {"teacher_offload": False, "teacher_batch_size": 4}),
+        ("--micro_batch_tokens 9000", {"micro_batch_tokens": 9000, "batch_size": 2}),
         ("--lora_target_modules x_proj y_proj", {"adapter_parameters": None}),
     ],
 )
@@ -186,6 +187,17 @@ def test_a_teacher_may_rest_on_the_cpu(plan):
     assert component(plan("--teacher_batch_size", "8"), "teacher's forward") == 4 * component(
         figures, "teacher's forward"
     )
+
+
+def test_a_micro_batch_by_tokens_counts_its_budget(plan, refuse, configs):
+    figures = plan("--micro_batch_tokens", str(2 * (512 + 4096)))
+    assert figures["total"] == plan()["total"]
+    larger = plan("--micro_batch_tokens", str(4 * (512 + 4096)))
+    assert component(larger, "checkpoints") == 2 * component(figures, "checkpoints")
+    assert component(larger, "teacher's forward") == 2 * component(figures, "teacher's forward")
+    error = refuse("--config", OPD, *configs, "--micro_batch_tokens", "4607")
+    assert "below a row of 4608 tokens" in error
+    assert "Set it to 4608 or more" in error
 
 
 @pytest.mark.parametrize("launch", [[], ["--accelerate_config", "zero2"], ["--num_processes", "8"]], ids=str)
