@@ -214,10 +214,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     )
     micro_batch_tokens: int | None = field(
         default=None,
-        metadata={
-            "help": "Most tokens that a micro-batch of training computes (rows x the longest one): as many rows as "
-            "fit, not per_device_train_batch_size. A step has the same rows. Not below the longest row."
-        },
+        metadata={"help": "Most tokens of a micro-batch (rows x the longest one), in place of its number of rows."},
     )
     num_loss_tokens_to_skip: int = field(
         default=0, metadata={"help": "First completion tokens left out of the distillation loss."}

@@ -14,7 +14,7 @@ from ..models.forward import window_of
 from ..models.micro_batches import rows_that_fit
 from ..models.sequences import row_lengths
 from ..models.sharding import is_sharded
-from ..teachers.shared_prefix import SHARED, reads_shared_prefix
+from ..teachers.shared_prefix import FEWEST, SHARED, holds_text_alone
 from .input_checks import column_names, model_config
 from .opd_config import OPDConfig
 from .rewards import rows_stay_for
@@ -216,5 +216,6 @@ def computed_tokens(trainer, batch: dict[str, Any]) -> Tensor:
     if not teachers or "teacher_prompt_mask" not in batch:
         return tokens
     reads_all = any(teacher.prefix is not None and teacher.prefix.works is False for teacher in teachers)
-    shared = 0 if reads_all or is_sharded(trainer) or not reads_shared_prefix(batch) else int(batch[SHARED])
+    shared = int(batch[SHARED]) if holds_text_alone(batch) and not (reads_all or is_sharded(trainer)) else 0
+    shared = shared if shared >= FEWEST else 0
     return torch.maximum(tokens, row_lengths(batch["teacher_prompt_mask"], batch["completion_mask"]) - shared)

@@ -7,8 +7,9 @@ from trl.trainer.utils import split_tensor_dict
 
 from opd_trl.teachers import base, shared_prefix
 from opd_trl.trainers import opd_trainer as trainer_module
-from opd_trl.trainers.scoring import score_tokens
+from opd_trl.trainers import readable
 from opd_trl.trainers.readable import computed_tokens
+from opd_trl.trainers.scoring import score_tokens
 from tests import tiny
 from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
 
@@ -187,7 +188,7 @@ def test_a_teacher_with_a_longer_prompt_counts_where_it_scores_micro_batches(
     assert shared > len(CONTEXT) > student.max()
     expected = student if offload else torch.maximum(student, both - shared)
     assert computed_tokens(trainer, batch).tolist() == expected.tolist()
-    monkeypatch.setattr(shared_prefix, "FEWEST", 10**6)
+    monkeypatch.setattr(readable, "FEWEST", 10**6)
     assert computed_tokens(trainer, batch).tolist() == (student if offload else both).tolist()
 
 
