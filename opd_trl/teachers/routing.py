@@ -115,7 +115,7 @@ def prepare(host: Host, teachers: Mapping[str, Teacher]) -> SharedIds:
         teacher.prepare(host)
     shared = reduce(SharedIds.both, (teacher.shared_ids for teacher in teachers.values()))
     for name, teacher in teachers.items():
-        if shared.excluded is not None and not teacher.gives_hidden_states:
+        if shared.notes and not teacher.gives_hidden_states:
             raise ValueError(
                 f"teacher {name!r} gives log-probabilities over its whole vocabulary, and the teachers share a part "
                 "of it. Serve it with `opd-trl serve-teacher`, or choose teachers of the student's vocabulary."

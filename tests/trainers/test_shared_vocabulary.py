@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from opd_trl.preflight.templates import check_vocabulary
+from opd_trl.teachers import Teacher, routing
+from opd_trl.teachers.vocabulary import SharedIds
 from opd_trl.trainers.passes import understood
 from tests import tiny
 
@@ -41,6 +44,10 @@ def test_a_row_has_no_loss_from_a_token_on_that_the_teacher_does_not_know(traine
     loss.backward()
     assert loss.isfinite()
     assert trainer.model.get_input_embeddings().weight.grad.isfinite().all()
+
+
+def test_the_preflight_says_what_share_of_the_tokens_is_compared(trainer):
+    assert check_vocabulary(trainer, None).figure == "shared: 103 of 104 tokens compared, 99.04%"
 
 
 def test_training_compares_the_shared_ids_and_logs_what_is_left_out(trainer):
@@ -87,6 +94,21 @@ def test_ids_in_the_middle_are_left_out_where_shared_is_set(tmp_path, student_pa
         assert trainer.tokenizer.convert_ids_to_tokens(trainer.shared_ids.excluded.tolist()) == ["x", "y"]
         trainer.train()
         assert trainer.state.log_history[0]["loss"] == trainer.state.log_history[0]["loss"]
+
+
+def test_a_teacher_that_gives_its_own_top_k_is_refused_beside_one_that_shares_a_part():
+    class Ready(Teacher):
+        def __init__(self, shared_ids, gives_hidden_states=True):
+            self.shared_ids, self.gives_hidden_states = shared_ids, gives_hidden_states
+
+        def check_placement(self, host): ...
+
+        def prepare(self, host): ...
+
+    part, top_k = Ready(SharedIds(103, is_whole=False, notes=("",))), Ready(SharedIds(104), gives_hidden_states=False)
+    with pytest.raises(ValueError, match="teacher 'code' gives log-probabilities over its whole vocabulary"):
+        routing.prepare(None, {"math": part, "code": top_k})
+    assert routing.prepare(None, {"code": top_k}).rows == (104, None)
 
 
 def test_a_chat_template_that_the_teacher_does_not_know_is_refused(tmp_path, student_path):
