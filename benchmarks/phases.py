@@ -31,9 +31,10 @@ class StepClock(TrainerCallback):
     Args:
         trainer: that is watched.
         send: called at the end of each step, with `phases` (seconds), `resident_mib` (what lived before the first
-            step), `peak_mib` (until now), `extra_mib` (the peak of loss and backward beyond what lived before them),
-            the padded lengths of the student's and the teacher's prompts, tokens of the step that are no padding, and
-            how many went through the student's forward and the teacher's.
+            step), `peak_mib` (until now), `extra_mib` (the peak of loss and backward of a micro-batch beyond what
+            lived before or lives on, whichever is more: gradients stay, and are the same in all trainers), the padded
+            lengths of the student's and the teacher's prompts, tokens of the step that are no padding, and how many
+            went through the student's forward and the teacher's.
         limit_mib: of the growth, on a CPU, where nothing runs out.
     """
 
@@ -82,18 +83,20 @@ class StepClock(TrainerCallback):
         elif "teacher_prompt_ids" in inputs:
             self.seen["teacher_prompt_tokens"] = inputs["teacher_prompt_ids"].size(1)
         self.seen["real_tokens"] += sum(int(inputs[name].sum()) for name in ("prompt_mask", "completion_mask"))
-        self.look("peak_mib")
+        self.look("peak_mib", peak_memory(self.device))
         self._before = start_of_memory(self.device)
         return self._compute_loss(model, inputs, *args, **kwargs)
 
     def backward(self, *args, **kwargs):
         """The accelerator's."""
         self._backward(*args, **kwargs)
-        self.look("extra_mib", self._before)
+        peak = peak_memory(self.device)
+        self.look("peak_mib", peak)
+        self.look("extra_mib", peak - max(self._before, start_of_memory(self.device)))
 
-    def look(self, name: str, before: int = 0) -> None:
-        """Raise a figure to the peak beyond what lived before."""
-        self.seen[name] = max(self.seen[name], peak_memory(self.device) - before)
+    def look(self, name: str, mib: int) -> None:
+        """Raise a figure."""
+        self.seen[name] = max(self.seen[name], mib)
 
     def on_train_begin(self, args, state, control, **kwargs):
         optimizer = self.trainer.optimizer
@@ -105,7 +108,7 @@ class StepClock(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self._step.close()
-        self.look("peak_mib")
+        self.look("peak_mib", peak_memory(self.device))
         found, names = self.clock.seconds(), {"student": FORWARD, "rest": REST}
         self.send({"phases": {phase: found.get(names.get(phase, phase), 0.0) for phase in PHASES}, **self.seen})
         if self.device == "cpu" and self.limit_mib is not None:

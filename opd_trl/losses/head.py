@@ -88,10 +88,26 @@ class Head:
         weight, bias = (x.full_tensor() if hasattr(x, "full_tensor") else x for x in (self.weight, self.bias))
         excluded = None if excluded is None else excluded.to(weight.device)
         if weight.size(0) == num_rows:
-            weight, bias = weight.view_as(weight), None if bias is None else bias.view_as(bias)
+            weight, bias = View.apply(weight), None if bias is None else View.apply(bias)
         else:
             weight, bias = weight[:num_rows], None if bias is None else bias[:num_rows]
         return replace(self, weight=weight, bias=bias, excluded=excluded)
+
+
+class View(torch.autograd.Function):
+    """`x.view_as(x)` that hands the gradient on as it is.
+
+    Autograd's own makes a view of it, which is not added to in place: where the head is tied, the sum with the
+    gradient of the embedding would be one more `(V, H)` tensor.
+    """
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def check_rows(num_tokens: int, **shapes: tuple[int, ...]) -> None:

@@ -63,6 +63,15 @@ def test_the_first_rows_of_a_head_are_views_and_keep_its_conventions():
     assert Head(weight).rows(3).bias is None
 
 
+def test_the_embedding_adds_to_the_gradient_of_a_tied_head_and_no_third_one_is_made():
+    weight = torch.randn(11, 3, requires_grad=True)
+    hidden, teacher = torch.nn.functional.embedding(torch.arange(4), weight), torch.randn(11, 3)
+    loss, _ = chunked_support_loss(hidden, Head(weight).rows(11).weight, hidden, teacher, torch.ones(4), top_k=2)
+    formed = loss.grad_fn.grads[1].data_ptr()
+    loss.backward()
+    assert weight.grad.data_ptr() == formed
+
+
 def test_a_sharded_head_is_gathered_whole():
     class Sharded(torch.Tensor):
         def full_tensor(self):
