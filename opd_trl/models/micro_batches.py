@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
+from .sequences import spans
+
 
 def row_lengths(batch: dict[str, Any]) -> Tensor:
     """Tokens `(B,)` of each row: what the student reads, and what a teacher with a prompt of its own reads too."""
-    completion = batch["completion_mask"].sum(-1)
-    prompts = [batch[name].sum(-1) for name in ("prompt_mask", "teacher_prompt_mask") if name in batch]
-    return sum(prompt + completion for prompt in prompts)
+    prompts = [batch[name] for name in ("prompt_mask", "teacher_prompt_mask") if name in batch]
+    return sum(spans(prompt, batch["completion_mask"]) for prompt in prompts)
 
 
 def longest_first(batch: dict[str, Any]) -> Tensor:

@@ -59,10 +59,10 @@ def cut(ids: Tensor, lengths: Tensor) -> list[list[int]]:
     return [row[:length] for row, length in zip(ids.tolist(), lengths.tolist(), strict=True)]
 
 
-def row_lengths(*masks: Tensor) -> Tensor:
+def spans(*masks: Tensor) -> Tensor:
     """Tokens `(B,)` of each row of masks `(B, L)` side by side, from its first one to its last one: what must be read.
 
-    >>> row_lengths(torch.tensor([[0, 0], [0, 1]]), torch.tensor([[1, 1, 0], [1, 0, 1]])).tolist()
+    >>> spans(torch.tensor([[0, 0], [0, 1]]), torch.tensor([[1, 1, 0], [1, 0, 1]])).tolist()
     [2, 4]
     """
     mask = torch.cat(masks, dim=1)
@@ -75,7 +75,7 @@ def longest_row(mask: Tensor) -> Tensor:
     >>> longest_row(torch.tensor([[0, 0, 1, 1, 0], [0, 1, 1, 0, 1]])).item()
     4
     """
-    return row_lengths(mask).max()
+    return spans(mask).max()
 
 
 def computed_and_real(batch: dict[str, Tensor]) -> Tensor:

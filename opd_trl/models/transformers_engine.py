@@ -103,22 +103,22 @@ def answer_ids(
     options = {"do_sample": True, "top_k": 0, **sampling} if sampling else {"do_sample": False}
     model.eval()
     try:
-        for start in range(0, len(prompts), batch_size):
-            batch = tokenizer.apply_chat_template(
-                prompts[start : start + batch_size],
-                add_generation_prompt=True,
-                return_tensors="pt",
-                return_dict=True,
-                padding=True,
-                tokenizer_kwargs={"padding_side": "left"},
-            ).to(model.device)
-            with merged_adapters(model):
+        with merged_adapters(model):
+            for start in range(0, len(prompts), batch_size):
+                batch = tokenizer.apply_chat_template(
+                    prompts[start : start + batch_size],
+                    add_generation_prompt=True,
+                    return_tensors="pt",
+                    return_dict=True,
+                    padding=True,
+                    tokenizer_kwargs={"padding_side": "left"},
+                ).to(model.device)
                 output = model.generate(
                     **batch, max_new_tokens=max_new_tokens, pad_token_id=tokenizer.pad_token_id, **options
                 )
-            rows = output[:, batch["input_ids"].size(1) :].tolist()
-            answers += [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]
-            progress(len(answers))
+                rows = output[:, batch["input_ids"].size(1) :].tolist()
+                answers += [ids[: ids.index(end) + 1] if end in ids else ids for ids in rows]
+                progress(len(answers))
     finally:
         model.train(was_training)
     return answers

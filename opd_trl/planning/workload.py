@@ -152,7 +152,7 @@ class Workload:
 
     @property
     def teachers_served(self) -> tuple[Teacher, ...]:
-        """The teachers behind HTTP."""
+        """The teachers that run in a server of their own and answer over HTTP."""
         return tuple(teacher for teacher in self.teachers if teacher.served)
 
     @property

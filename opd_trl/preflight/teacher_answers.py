@@ -168,18 +168,22 @@ def teacher_answers(
         for number, rollout in enumerate(rollouts):
             batch = trainer.shared_ids.readable(rollout.batch)
             prompts = unpadded(batch, "teacher_prompt" if "teacher_prompt_ids" in batch else "prompt")
-            completions = unpadded(batch, "completion")
+            written, read = unpadded(rollout.batch, "completion"), unpadded(batch, "completion")
             answers.rows.extend(rollout.rows)
-            answers.student.extend(tokenizer.decode(ids, skip_special_tokens=True) for ids in completions)
+            answers.student.extend(tokenizer.decode(ids, skip_special_tokens=True) for ids in written)
             answers.teacher.extend(engine.generate(prompts, sampling, [seed, number]))
             if continue_too:
-                heads = [ids[: int(len(ids) * CUT_AT)] for ids in completions]
-                longer = [prompt + head for prompt, head in zip(prompts, heads, strict=True)]
+                longer = [prompt + half(ids) for prompt, ids in zip(prompts, read, strict=True)]
                 rest = engine.generate(longer, sampling, [seed, number, 1])
-                texts = [tokenizer.decode(head, skip_special_tokens=True) for head in heads]
+                texts = [tokenizer.decode(half(ids), skip_special_tokens=True) for ids in written]
                 answers.continued.extend(text + more.text for text, more in zip(texts, rest, strict=True))
             on_batch()
     return answers
+
+
+def half(ids: list[int]) -> list[int]:
+    """What the teacher goes on from: the first tokens of an answer."""
+    return ids[: int(len(ids) * CUT_AT)]
 
 
 @contextmanager
@@ -215,10 +219,8 @@ def nll_under_student(trainer, rollouts: Sequence[Rollout], texts: Sequence[Comp
                 "completion_mask": mask,
             },
         )
-        kept, head = (
-            mask.bool(),
-            read_head(trainer.model).rows(vocabulary_rows(trainer.model.config.get_text_config())),
-        )
+        num_rows = vocabulary_rows(trainer.model.config.get_text_config())
+        kept, head = mask.bool(), read_head(trainer.model).rows(num_rows)
         log_probs, _ = token_log_probs(hidden_states[kept], head, padded[kept])
         nats, tokens = nats - log_probs.sum().item(), tokens + len(log_probs)
     return nats / tokens if tokens else None

@@ -127,8 +127,10 @@ def spares_tokens(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, c
     longest = int(lengths.max())
     if not can_pack(model, longest - start, longest):
         return False
+    if cache is not None:
+        return True
     rows = cut(turn(input_ids, left_padding(attention_mask)), lengths)
-    return cache is not None or spared_tokens(rows) >= max(FEWEST, int(lengths.sum()) // 4)
+    return spared_tokens(rows) >= max(FEWEST, int(lengths.sum()) // 4)
 
 
 def difference(states: Tensor, whole: Tensor, kept: Tensor) -> float | None:

@@ -49,7 +49,7 @@ class SharedIds:
 
     @property
     def rows(self) -> tuple[int, Tensor | None]:
-        """What `Head.rows` takes."""
+        """The arguments of `Head.rows`: how many rows, and which ids of them are left out."""
         return self.num_rows, self.excluded
 
     def knows(self, ids: Tensor) -> Tensor:
@@ -150,8 +150,7 @@ def check_same_vocabulary(student_vocab: Mapping[str, int], teacher_vocab: Mappi
         >>> check_same_vocabulary({"a": 0, "b": 1}, {"b": 1, "a": 0})
     """
     if student_vocab != teacher_vocab:
-        same = sum(teacher_vocab.get(token) == i for token, i in student_vocab.items())
-        refuse(student_vocab, teacher_vocab, same / max(1, len(student_vocab)), "same")
+        find_shared(student_vocab, teacher_vocab, "same")
 
 
 def refuse(

@@ -252,8 +252,8 @@ def check_teacher(
     teacher_rows = vocabulary_rows(config)
     if teacher_tokenizer is None and (teacher_rows != student_rows or args.teacher_vocabulary == "shared"):
         raise ValueError(
-            f"the teacher object has no path to load its tokenizer from, and its vocabulary of {teacher_rows} is "
-            f"not the student's {student_rows}, or teacher_vocabulary: shared asks for it. Pass "
+            "the teacher object has no path to load its tokenizer from, and it is needed: teacher_vocabulary is "
+            f"{args.teacher_vocabulary!r}, the teacher has {teacher_rows} ids, the student {student_rows}. Pass "
             "teacher_processing_class, so that the ids can be compared."
         )
     theirs = tokenizer if teacher_tokenizer is None else teacher_tokenizer

@@ -65,8 +65,8 @@ class OpenTrainer(GRPOTrainer):
         found = self._prepare_inputs(inputs)
         micro_batches = found if isinstance(found, list) else [found]
         loss = torch.zeros((), device=self.accelerator.device)
-        with self._more_to_come(model):
-            for batch in micro_batches[:-1]:
+        for batch in micro_batches[:-1]:
+            with self._more_to_come(model):
                 loss += super(GRPOTrainer, self).training_step(model, batch, num_items_in_batch)
         self._current_train_step_time += time.perf_counter() - start
         if not micro_batches:

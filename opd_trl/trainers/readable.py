@@ -12,7 +12,7 @@ from ..addresses import is_url
 from ..data.row_checks import IMAGE_COLUMNS, Checked, RowError, in_batch, maybe_too_long
 from ..models.forward import window_of
 from ..models.micro_batches import rows_that_fit
-from ..models.sequences import row_lengths
+from ..models.sequences import spans
 from ..models.sharding import is_sharded
 from ..teachers.shared_prefix import FEWEST, SHARED, holds_text_alone
 from .input_checks import column_names, model_config
@@ -211,11 +211,11 @@ def computed_tokens(trainer, batch: dict[str, Any]) -> Tensor:
 
     A teacher counts where it scores micro-batches and reads a prompt of its own.
     """
-    tokens = row_lengths(batch["prompt_mask"], batch["completion_mask"])
+    tokens = spans(batch["prompt_mask"], batch["completion_mask"])
     teachers = [teacher for teacher in trainer.teachers.values() if not teacher.scores_ahead(trainer)]
     if not teachers or "teacher_prompt_mask" not in batch:
         return tokens
     reads_all = any(teacher.prefix is not None and teacher.prefix.works is False for teacher in teachers)
     shared = int(batch[SHARED]) if holds_text_alone(batch) and not (reads_all or is_sharded(trainer)) else 0
     shared = shared if shared >= FEWEST else 0
-    return torch.maximum(tokens, row_lengths(batch["teacher_prompt_mask"], batch["completion_mask"]) - shared)
+    return torch.maximum(tokens, spans(batch["teacher_prompt_mask"], batch["completion_mask"]) - shared)
