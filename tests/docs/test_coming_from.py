@@ -10,29 +10,41 @@ import pytest
 import torch
 import yaml
 from trl import DistillationConfig
+from trl.experimental.async_distillation import AsyncDistillationConfig
 from trl.experimental.gkd import GKDConfig, GKDTrainer
+from trl.experimental.gold import GOLDConfig, GOLDTrainer
+from trl.experimental.gold.gold_trainer import ULDLoss
 from trl.experimental.sdft import SDFTConfig
 from trl.experimental.sdft.loss_utils import compute_divergence, compute_topk_self_distillation_loss
 from trl.experimental.sdpo import SDPOConfig
 from trl.experimental.server_distillation import ServerDistillationConfig
 
 from opd_trl import OPDConfig, OPSDConfig
-from opd_trl.losses import forward_kl, generalized_jsd, sampled_token_loss, select_support, support_divergence
+from opd_trl.losses import (
+    forward_kl,
+    generalized_jsd,
+    reverse_kl,
+    sampled_token_loss,
+    select_support,
+    support_divergence,
+)
 from opd_trl.privileged import TEMPLATES
 from opd_trl.scripts import opd, opsd
 from opd_trl.scripts.launching import launch_arity
 from opd_trl.trainers.config_checks import CHOICES
 from opd_trl.trainers.opsd_config import TEACHER_KINDS
 
-from .pages import FENCE, ROOT, spans, tables
+from .pages import FENCE, ROOT, joined, spans, split_line, tables
 
 
 PAGE = ROOT / "docs" / "coming-from.md"
 TABLES = {head[0]: (head, rows) for head, rows in tables(PAGE)}
 OURS_OF = {
     GKDConfig: OPDConfig,
+    GOLDConfig: OPDConfig,
     DistillationConfig: OPDConfig,
     ServerDistillationConfig: OPDConfig,
+    AsyncDistillationConfig: OPDConfig,
     SDFTConfig: OPSDConfig,
     SDPOConfig: OPSDConfig,
 }
@@ -40,6 +52,9 @@ CHOICES_OF = {**CHOICES, "teacher_model_kind": TEACHER_KINDS, "privileged_builde
 OURS = [
     span for head, rows in TABLES.values() if "ours" in head for row in rows for span in spans(row[head.index("ours")])
 ]
+
+
+ON_A_CPU = ["--use_cpu", "true", "--bf16", "false", "--use_vllm", "false"]
 
 
 def defaults(config: type) -> dict[str, object]:
@@ -106,10 +121,31 @@ def test_a_recipe_of_the_page_is_read_strictly(index, tmp_path):
     path = tmp_path / "my_recipe.yaml"
     path.write_text(code, encoding="utf-8")
     parser = {"opd": opd, "opsd": opsd}[command].make_parser()
-    flags = ["--use_cpu", "true", "--bf16", "false", "--use_vllm", "false"]
     with contextlib.chdir(tmp_path):
-        _, training_args, *_ = parser.parse_args_and_config(["--config", str(path), *flags])
+        _, training_args, *_ = parser.parse_args_and_config(["--config", str(path), *ON_A_CPU])
     assert Path(training_args.output_dir).parts[-2:-1] == ("runs",)
+
+
+def calls_with_flags_alone() -> list[list[str]]:
+    """The training commands of the page that need no recipe: their flags, without those of `accelerate launch`."""
+    blocks = [
+        match["code"] for match in FENCE.finditer(PAGE.read_text(encoding="utf-8")) if match["language"] == "bash"
+    ]
+    found = []
+    for command, *words in (call for block in blocks for line in joined(block) for call in split_line(line)):
+        if command in ("opd", "opsd") and "--config" not in words:
+            pairs = zip(words[::2], words[1::2], strict=True)
+            ours = [pair for pair in pairs if pair[0].removeprefix("--") not in {"accelerate_config", "num_processes"}]
+            found.append([command, *(word for pair in ours for word in pair)])
+    return found
+
+
+@pytest.mark.parametrize("call", calls_with_flags_alone(), ids=" ".join)
+def test_a_command_of_the_page_makes_a_configuration(call):
+    command, *words = call
+    parser = {"opd": opd, "opsd": opsd}[command].make_parser()
+    _, training_args, *_ = parser.parse_args_and_config([*words, *ON_A_CPU])
+    assert Path(training_args.output_dir).parts == ("runs", "opd")
 
 
 # What the notes say about losses
@@ -129,6 +165,23 @@ def test_beta_and_alpha_of_trl_count_in_our_direction(logits, share):
     torch.testing.assert_close(ours, compute_divergence(student, teacher, share))
     gkd = GKDTrainer.generalized_jsd_loss(*logits, beta=share, reduction="sum")
     torch.testing.assert_close(ours.sum(), gkd)
+    gold = GOLDTrainer.generalized_jsd_loss(*logits, beta=share, reduction="sum")
+    torch.testing.assert_close(ours.sum(), gold)
+
+
+def test_the_sorted_loss_of_gold_does_not_see_which_token_is_which(logits):
+    student = logits[0].detach()[None]
+    ids = torch.arange(student.shape[1])[None]
+    loss = ULDLoss(GOLDConfig(use_uld_loss=True, use_extended_uld=False, use_cpu=True, bf16=False))
+    same_but_permuted = loss(
+        student_logits=student,
+        teacher_logits=student.flip(-1),
+        student_labels=ids,
+        teacher_labels=ids,
+        student_input_ids=ids,
+        teacher_input_ids=ids,
+    )
+    torch.testing.assert_close(same_but_permuted, torch.zeros_like(same_but_permuted))
 
 
 @pytest.mark.parametrize(("add_tail", "tail"), [(False, "renormalize"), (True, "bucket")])
@@ -165,3 +218,27 @@ def test_backpropagating_k3_of_verl_is_in_expectation_the_forward_kl(logits):
     expected = (student.detach().exp() * k3).sum(-1)  # over the tokens that the student may sample
     ours = torch.autograd.grad(forward_kl(student, teacher).sum(), logits[0], retain_graph=True)[0]
     torch.testing.assert_close(torch.autograd.grad(expected.sum(), logits[0])[0], ours)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_the_mixed_top_k_of_nemo_rl_is_ours(logits, weight):
+    student, teacher = (x.log_softmax(-1) for x in logits)
+    ids, _ = select_support(student, teacher, top_k=4, support="teacher")
+    ours = support_divergence(
+        student.gather(-1, ids), teacher.gather(-1, ids), divergence="mixed", beta=1 - weight, tail="renormalize"
+    )
+    on_top_k = [x.gather(-1, ids).log_softmax(-1) for x in logits]
+    theirs = weight * forward_kl(*on_top_k) + (1 - weight) * reverse_kl(*on_top_k)
+    torch.testing.assert_close(ours, theirs)
+    gradients = [torch.autograd.grad(x.sum(), logits[0], retain_graph=True)[0] for x in (ours, theirs)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_a_top_k_value_as_the_advantage_of_the_sampled_token_has_no_gradient_on_average(logits):
+    student, teacher = (x.log_softmax(-1) for x in logits)
+    ids, _ = select_support(student, teacher, top_k=4)
+    ratio = (student - teacher).gather(-1, ids)
+    advantage = -(student.gather(-1, ids).softmax(-1) * ratio).sum(-1, keepdim=True).detach()
+    of_every_token = student.detach().exp() * advantage * student  # chance of being sampled, advantage, score
+    gradient = torch.autograd.grad(of_every_token.sum(), logits[0])[0]
+    torch.testing.assert_close(gradient, torch.zeros_like(gradient))
