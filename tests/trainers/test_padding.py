@@ -217,7 +217,8 @@ def test_a_shared_context_is_read_once_and_gives_the_same_gradient(
     tmp_path, student_path, monkeypatch, options, times_read
 ):
     """Once a run where the teacher is frozen, and anew where it has moved: the student moves far in each step."""
-    options = SIZES | options | {"max_steps": 3, "max_grad_norm": 100.0, "learning_rate": 0.03}
+    options = SIZES | options | {"max_steps": 3, "max_grad_norm": 100.0, "learning_rate": 1.0}
+    options |= {"optim": "sgd"}  # Adam turns the rounding of a first step into far steps
     options |= {"dataset": tiny.questions(16, privileged_context=CONTEXT), "lora": False}
     if options["teacher_model_kind"] == "ema":
         options["teacher_update_rate"] = 0.5
@@ -233,7 +234,7 @@ def test_a_shared_context_is_read_once_and_gives_the_same_gradient(
     two, *_ = step(trainer, monkeypatch)
     assert trainer.teacher.prefix is None
     for a, b in zip(one, two, strict=True):
-        assert (a - b).norm() <= 1e-4 * b.norm()
+        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 def test_a_reference_reads_what_completions_of_one_prompt_share_once(
