@@ -18,7 +18,7 @@ QUESTIONS = [f"What is {a} times {b}?" for a in range(2, 12) for b in range(2, 1
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--student", required=True, help="hub id or path")
-    parser.add_argument("--teacher", required=True, help="hub id or path; same tokenizer as the student")
+    parser.add_argument("--teacher", required=True, help="hub id or path; of the student's tokenizer, or nearly")
     parser.add_argument("--output", default="runs/examples/opd")
     parser.add_argument("--max-steps", type=int, default=100)
     args = parser.parse_args()
