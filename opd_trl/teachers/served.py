@@ -244,7 +244,8 @@ def check_tokenizer(server: TeacherServer, tokenizer, local_copy: LocalCopy | No
     if local_copy is not None:
         path = tokenizer_of_path(local_copy.path)
         other = AutoTokenizer.from_pretrained(path, trust_remote_code=local_copy.trust_remote_code)
-        check_same_vocabulary(tokenizer.get_vocab(), other.get_vocab())
+        remedy = "Serve it with `opd-trl serve-teacher`, which can compare those alone"
+        check_same_vocabulary(tokenizer.get_vocab(), other.get_vocab(), remedy=remedy)
     found = server.tokenize(PROBE_TEXT)
     expected = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
     if found is None and local_copy is None:

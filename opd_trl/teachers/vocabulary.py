@@ -13,6 +13,8 @@ TeacherVocabulary = Literal["auto", "same", "shared"]
 TEACHER_VOCABULARIES = get_args(TeacherVocabulary)
 #: Share of the student's ids that must mean the same token to the teacher.
 LEAST_SHARE = {"auto": 0.99, "shared": 0.5}
+#: What to do about a vocabulary that shares more than it is asked for.
+SHARE_IT = "Set teacher_vocabulary: shared to compare those alone"
 #: Entries of a batch with tokens that a teacher reads.
 READ_BY_TEACHER = ("prompt_ids", "teacher_prompt_ids", "completion_ids")
 
@@ -46,6 +48,11 @@ class SharedIds:
         num_rows = int(shared[-1]) + 1
         excluded = torch.ones(num_rows, dtype=torch.bool).index_fill_(0, shared, False).nonzero().flatten()
         return cls(num_rows, excluded if len(excluded) else None, len(shared) == student_rows, **others)
+
+    @property
+    def num_ids(self) -> int:
+        """How many there are."""
+        return self.num_rows - (0 if self.excluded is None else len(self.excluded))
 
     @property
     def rows(self) -> tuple[int, Tensor | None]:
@@ -125,8 +132,15 @@ def find_shared(
     teacher_vocab: Mapping[str, int],
     choice: TeacherVocabulary,
     num_rows: int | None = None,
+    *,
+    remedy: str = SHARE_IT,
 ) -> set[int]:
     """Ids, below `num_rows`, that mean the same token in both vocabularies.
+
+    Args:
+        student_vocab, teacher_vocab, choice: as `compare_vocabularies` takes them.
+        num_rows: of the smaller head.
+        remedy: what an error advises where half of them are shared.
 
     Raises:
         ValueError: `same` refuses all vocabularies that differ, `auto` those with less than 99 % of the student's ids
@@ -136,25 +150,32 @@ def find_shared(
     shared = {i for i in shared if num_rows is None or i < num_rows}
     share = len(shared) / max(1, len(student_vocab))
     if choice == "same" or share < LEAST_SHARE[choice]:
-        refuse(student_vocab, teacher_vocab, share, choice)
+        refuse(student_vocab, teacher_vocab, share, choice, remedy)
     return shared
 
 
-def check_same_vocabulary(student_vocab: Mapping[str, int], teacher_vocab: Mapping[str, int]) -> None:
+def check_same_vocabulary(
+    student_vocab: Mapping[str, int], teacher_vocab: Mapping[str, int], *, remedy: str = SHARE_IT
+) -> None:
     """Raise ValueError unless both tokenizers map the same tokens to the same ids.
 
     Args:
         student_vocab, teacher_vocab: `tokenizer.get_vocab()`, added tokens included.
+        remedy: see `find_shared`.
 
     Example:
         >>> check_same_vocabulary({"a": 0, "b": 1}, {"b": 1, "a": 0})
     """
     if student_vocab != teacher_vocab:
-        find_shared(student_vocab, teacher_vocab, "same")
+        find_shared(student_vocab, teacher_vocab, "same", remedy=remedy)
 
 
 def refuse(
-    student_vocab: Mapping[str, int], teacher_vocab: Mapping[str, int], share: float, choice: TeacherVocabulary
+    student_vocab: Mapping[str, int],
+    teacher_vocab: Mapping[str, int],
+    share: float,
+    choice: TeacherVocabulary,
+    remedy: str,
 ) -> None:
     """Raise ValueError for two vocabularies that differ by more than the choice allows."""
     differing = sorted(
@@ -169,9 +190,12 @@ def refuse(
         f"{token!r} ({student_vocab.get(token, 'absent')} / {teacher_vocab.get(token, 'absent')})"
         for token in differing[:3]
     )
-    remedy = "Choose a teacher of the student's tokenizer family; for two unrelated tokenizers see TRL's GOLDTrainer."
     if choice != "shared" and share >= LEAST_SHARE["shared"]:
-        remedy = "Set teacher_vocabulary: shared to compare those alone, or choose a teacher of the student's family."
+        remedy = f"{remedy}, or choose a teacher of the student's family."
+    else:
+        remedy = (
+            "Choose a teacher of the student's tokenizer family; for two unrelated tokenizers see TRL's GOLDTrainer."
+        )
     raise ValueError(
         f"student and teacher have different vocabularies: {len(differing)} tokens differ, e.g. {examples} (student / "
         f"teacher id), and {share:.1%} of the student's ids mean the same token to the teacher (teacher_vocabulary: "

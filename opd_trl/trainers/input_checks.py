@@ -279,6 +279,15 @@ def check_shared_ids(args: OPDConfig, shared_ids: SharedIds) -> None:
         )
 
 
+def check_top_k_is_shared(args: OPDConfig, shared_ids: SharedIds) -> None:
+    """Refuse a support larger than what the student shares with all of its teachers."""
+    if args.loss_support in TOP_K_SUPPORTS and args.loss_top_k > shared_ids.num_ids:
+        raise ValueError(
+            f"loss_top_k must be at most {shared_ids.num_ids}, the ids that the student shares with its teachers, got "
+            f"{args.loss_top_k}. Use loss_support='full' for all of them."
+        )
+
+
 def check_no_shared_weights(student: nn.Module, teacher: nn.Module) -> None:
     """Refuse a teacher that holds tensors of the student: freezing it freezes them, training moves them."""
     own = {x.data_ptr() for x in student.parameters()} - {0}

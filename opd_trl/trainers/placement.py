@@ -1,7 +1,7 @@
 """Find the teachers that a run names, and build them: from paths, addresses, or the student itself."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -16,7 +16,7 @@ from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
 from ..teachers.served import LocalCopy, LossNeeds, connect
 from ..teachers.vocabulary import SharedIds
-from .input_checks import check_shared_ids, check_teacher, text_config
+from .input_checks import check_shared_ids, check_teacher, check_top_k_is_shared, text_config
 from .opd_config import OPDConfig
 
 
@@ -35,7 +35,7 @@ def find_teachers(
         name -> what builds the teacher once the student is there.
     """
     check_loading_options(named, args)
-    found = {}
+    found, shared = {}, []
     for name, teacher in named.items():
         try:
             if is_url(teacher):
@@ -46,11 +46,13 @@ def find_teachers(
                 shared_ids = check_teacher(model, teacher, args, tokenizer, teacher_tokenizer)
                 found[name] = partial(model_teacher, teacher, args, shared_ids)
             check_shared_ids(args, shared_ids)
+            shared.append(shared_ids)
         except (ValueError, TeacherServerError) as error:
             if not name:
                 raise
             kind = TeacherServerError if isinstance(error, TeacherServerError) else ValueError
             raise kind(f"teacher {name!r}: {error}") from error
+    check_top_k_is_shared(args, reduce(SharedIds.both, shared))
     return found
 
 

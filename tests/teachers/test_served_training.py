@@ -152,6 +152,9 @@ def test_a_teacher_that_shares_most_tokens_is_compared_on_those_and_refused_behi
     options = {"teacher_vocabulary": "shared", "loss_support": "teacher"}
     with pytest.raises(ValueError, match=r"normalises over its whole vocabulary .* serve-teacher"):
         opd_trainer(tmp_path, student, plain, **options)
+    with_copy = {"teacher_server_url": plain, "teacher_model_name_or_path": served_path, "loss_support": "teacher"}
+    with pytest.raises(ValueError, match=r"98\.1% of the student's ids .* Serve it with `opd-trl serve-teacher`"):
+        opd_trainer(tmp_path, student, None, **with_copy)
     served = opd_trainer(tmp_path, student, ours, **options)
     here = opd_trainer(tmp_path, student, served_path, **options)
     assert tokenizer.convert_ids_to_tokens(served.shared_ids.excluded.tolist()) == ["y", "x"]

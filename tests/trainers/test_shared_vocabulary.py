@@ -88,6 +88,9 @@ def test_ids_in_the_middle_are_left_out_where_shared_is_set(tmp_path, student_pa
     teacher = tiny.save(tmp_path / "teacher", tokenizer=tiny.build_tokenizer(swap=("x", "y")), seed=1)
     with pytest.raises(ValueError, match=r"98\.1% of the student's ids .* Set teacher_vocabulary: shared"):
         opd_trainer(tmp_path, student_path, teacher)
+    with pytest.raises(ValueError, match="loss_top_k must be at most 101, the ids that the student shares"):
+        opd_trainer(tmp_path, student_path, teacher, teacher_vocabulary="shared", loss_top_k=102)
+    assert not (tmp_path / "out").exists()
     for support in ("student", "full"):
         options = {"teacher_vocabulary": "shared", "loss_support": support}
         trainer = opd_trainer(tmp_path, student_path, teacher, **options)
