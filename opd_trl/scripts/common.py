@@ -21,6 +21,7 @@ from ..privileged import get_builder, read_shared_context
 from ..screen import guarded_screen
 from ..teachers import TeacherServerError
 from ..trainers.monitoring import is_told_to_end
+from ..trainers.placement import TeacherError
 from ..trainers.resume import CheckpointError, only_training, save_model, way_on
 from .checkpoints import check_output, how_to_go_on, remove_checkpoints, wanted_checkpoint
 from .consoles import spell_out_controls
@@ -186,7 +187,7 @@ def guarded_run(parser, check: Callable[..., None], main: Callable[..., None]) -
             except ValueError as error:
                 parser.error(str(error))
             main(*parsed)
-    except (DataError, RowError, TeacherServerError, CheckpointError, LockError) as error:
+    except (DataError, RowError, TeacherError, TeacherServerError, CheckpointError, LockError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":

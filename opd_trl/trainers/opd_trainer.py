@@ -23,7 +23,7 @@ from .opd_config import OPDConfig
 from .open_trainer import OpenTrainer
 from .passes import build_objective, loss_mask, student_pass, understood
 from .phases import STUDENT, timed
-from .placement import find_teachers, load_student
+from .placement import TeacherError, find_teachers, load_student
 from .published_methods import PAPER
 from .readable import check_batch_lengths, check_images, check_micro_batches, check_windows, rows_within_budget
 from .resume import Checkpoints
@@ -137,13 +137,12 @@ class OPDTrainer(Checkpoints, OpenTrainer):
 
     def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
         """Name -> what builds the teacher, all checked; a single one has the empty name."""
-        return find_teachers(
-            routing.named_teachers(teacher_model, **args.teacher_fields),
-            model,
-            args,
-            tokenizer_of(processing_class),
-            None if teacher_processing_class is None else tokenizer_of(teacher_processing_class),
-        )
+        others = None if teacher_processing_class is None else tokenizer_of(teacher_processing_class)
+        try:
+            named = routing.named_teachers(teacher_model, **args.teacher_fields)
+            return find_teachers(named, model, args, tokenizer_of(processing_class), others)
+        except ValueError as error:
+            raise TeacherError(str(error)) from error
 
     def _copy_student(self, model, args, kwargs):
         """A copy of the student at step 0 where something needs it, before TRL changes the student."""

@@ -20,6 +20,10 @@ from .input_checks import check_shared_ids, check_teacher, check_top_k_is_shared
 from .opd_config import OPDConfig
 
 
+class TeacherError(ValueError):
+    """A teacher that does not fit the student, the loss or the other arguments."""
+
+
 def find_teachers(
     named: dict[str, Any], model, args: OPDConfig, tokenizer, teacher_tokenizer
 ) -> dict[str, Callable[[], Teacher]]:

@@ -5,6 +5,7 @@ import pytest
 import trl.rewards
 
 from opd_trl.scripts import common, opd, opsd
+from tests import tiny
 
 
 class FakeTrainer:
@@ -176,6 +177,22 @@ def test_a_script_ends_with_one_line_on_rows_that_cannot_be_trained_on(
     assert exit_.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert "error: the train set has too few rows, 3: one batch takes 8" in last
+    assert not (here / "out").exists()
+
+
+def test_a_script_ends_with_one_line_on_a_teacher_that_does_not_fit(
+    make_parser, here, write_rows, monkeypatch, capsys, student_path, tmp_path_factory
+):
+    other = tiny.save(tmp_path_factory.mktemp("other"), tokenizer=tiny.build_tokenizer(reverse=True))
+    write_rows("rows.jsonl", 8)
+    argv = ["opd.py", "--model_name_or_path", student_path, "--teacher_model_name_or_path", other, "--use_cpu"]
+    monkeypatch.setattr(
+        "sys.argv", [*argv, "--dataset_name", "rows.jsonl", "--output_dir", "out", "--report_to", "none"]
+    )
+    with pytest.raises(SystemExit) as exit_:
+        common.run(make_parser("opd"), opd.check_arguments, opd.main)
+    assert exit_.value.code == 2
+    assert "error: student and teacher have different vocabularies" in capsys.readouterr().err.splitlines()[-1]
     assert not (here / "out").exists()
 
 
