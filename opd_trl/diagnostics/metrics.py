@@ -46,7 +46,7 @@ def token_sums(
     rows = [(stats[name], everywhere) for name in METRICS]
     rows += [(divergence, quartile == i) for i in range(4)]
     rows += [(log_ratio, everywhere), (log_ratio, repeated), (log_ratio, ~repeated)]
-    rows += [(rank, everywhere), ((rank >= top_k).to(rank.dtype), everywhere)]
+    rows += [(rank, everywhere), ((rank >= top_k).to(rank.dtype), ~rank.isnan())]
     values, counted = (torch.stack(list(x)) for x in zip(*rows, strict=True))
     of_completions = sums_and_counts(repetition.to(values.dtype), torch.ones_like(repetition, dtype=torch.bool))
     return torch.cat([sums_and_counts(values, counted), of_completions.unsqueeze(0)])

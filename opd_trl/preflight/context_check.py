@@ -127,6 +127,11 @@ def refuse_untestable(trainer, contexts: int) -> None:
             "there is no privileged context to test: the teacher reads the student's own prompt. Give one with "
             "privileged_context, privileged_context_file or privileged_context_column."
         )
+    if trainer.shared_ids.tokenizer is not None:
+        raise ValueError(
+            "with teacher_vocabulary='text' this test is not made: it puts texts in the student's tokens behind other "
+            "contexts. Test the privileged context with a teacher of the student's tokenizer."
+        )
     if trainer.args.sibling_context:
         raise ValueError(
             "with sibling_context the privileged context is another completion of the same prompt, so those of other "

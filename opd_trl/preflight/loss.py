@@ -153,6 +153,10 @@ def check_loss(
                 loss, gradient = as_its_own_teacher(part, trainer.objective)
                 twin_loss, twin_gradient = twin_loss + loss, max(twin_gradient, gradient)
             on_batch()
+        if check.num_tokens == 0:
+            raise ValueError(
+                "no token of the student's answers can be compared with the teacher's. Look at its answers."
+            )
         cosines = block_cosines(graphs, list(block.values()), [form.key for form in check.forms])
     return LossReport(
         rows=check.rows(cosines),

@@ -62,7 +62,10 @@ def pair_figures(trainer, rollouts: Sequence[Rollout], *, on_batch: Callable[[],
         with torch.no_grad():
             parts += [figures_of(scored, trainer.objective) for scored in score(trainer, rollout)]
         on_batch()
-    return PairFigures(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    figures = PairFigures(*(torch.cat(part) for part in zip(*parts, strict=True)))
+    if not len(figures.place):
+        raise ValueError("no token of the student's answers can be compared with the teacher's. Look at its answers.")
+    return figures
 
 
 def figures_of(scored: Scored, objective: Objective) -> tuple[Tensor, ...]:

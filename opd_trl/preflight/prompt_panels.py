@@ -30,7 +30,7 @@ def first_prompts(trainer, rollout: Rollout) -> dict[str, str | None]:
     ids = batch["completion_ids"][0]
     return {
         "student": tokenizer.decode(student),
-        "teacher": tokenizer.decode(teacher),
+        "teacher": trainer.teacher_prompts.tokenizer.decode(teacher),
         "before": None if not len(kept) else tokenizer.decode(ids[: kept[0]]),
         "first_supervised_token": None if not len(kept) else tokenizer.decode(ids[kept[0] : kept[0] + 1]),
     }

@@ -53,6 +53,8 @@ def figures_of(preflight: Preflight, path: str) -> dict[str, Any]:
     """One row of the ranking; `refused` says why a teacher cannot teach this student."""
     trainer, rollouts = preflight.trainer, preflight.rollouts
     row: dict[str, Any] = {"name": path, "refused": None, **dict.fromkeys(FIGURES)}
+    if trainer.shared_ids.tokenizer is not None:
+        return row | {"refused": "teachers of another tokenizer (teacher_vocabulary: text) are not ranked"}
     try:
         shared_ids = check_teacher(trainer.model, path, trainer.args, trainer.tokenizer, None)
     except (ValueError, OSError) as error:

@@ -112,7 +112,7 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
                 "reads the whole distribution. Give it as teacher_model_name_or_path, or serve it with "
                 "`opd-trl serve-teacher` and name a local copy beside teacher_server_url."
             )
-        kept = teacher.select(rollout.kept)
+        kept = teacher.compared(teacher.select(rollout.kept))
         with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
             head = student_head.rows(*trainer.shared_ids.rows).detach()
             student = NextToken(teacher.select(hidden_states)[kept], head)

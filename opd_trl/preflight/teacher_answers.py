@@ -157,10 +157,13 @@ def teacher_answers(
         seed: of its sampling.
 
     Raises:
-        ValueError: a served teacher, which scores and does not write.
+        ValueError: a teacher that scores and does not write, as a served one.
     """
     if not trainer.teacher.can_write:
-        raise ValueError("a served teacher scores and writes nothing here. Name its model: --teacher PATH.")
+        raise ValueError(
+            "this teacher scores and writes nothing here: it is served, or of another tokenizer. Name the model of a "
+            "served one: --teacher PATH."
+        )
     sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
     tokenizer, answers = trainer.tokenizer, Answers([], [], [], [])
     with trainer.teacher.scoring(trainer.model) as module, own_generation(module):

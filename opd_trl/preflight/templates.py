@@ -49,7 +49,7 @@ def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
         check_vocabulary(trainer, own),
         check_turn_end(trainer, rows),
         check_pad(trainer.tokenizer),
-        check_thinking(trainer.tokenizer, student[0], teacher[0]),
+        check_thinking(trainer, student[0], teacher[0]),
         check_lengths(trainer, student, teacher),
     ]
     if own is not None:
@@ -60,9 +60,9 @@ def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
 
 
 def teacher_tokenizer(trainer) -> PreTrainedTokenizerBase | None:
-    """The separate teacher's own tokenizer; None where the teacher is the student, or has no path to load it from."""
+    """The separate teacher's own tokenizer; None where it is the student, has no path, or reads text by its own."""
     path = getattr(getattr(trainer.teacher.model, "config", None), "_name_or_path", None)
-    if trainer.args.teaches_itself or not path:
+    if trainer.args.teaches_itself or not path or trainer.shared_ids.tokenizer is not None:
         return None
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trainer.args.trust_remote_code)
@@ -78,16 +78,16 @@ def check_vocabulary(trainer, own: PreTrainedTokenizerBase | None) -> Finding:
     if left_out:
         said = f"shared: {size - left_out:,} of {size:,} tokens compared, {1 - left_out / size:.2%}"
         sentence = "differ: from a token on that the teacher does not know, a row has no loss."
+    if trainer.shared_ids.tokenizer is not None:
+        said = f"text: {size - left_out:,} of {size:,} tokens have the bytes of one of the teacher's"
+        sentence = "have two tokenizers: the teacher reads the student's answers as text, in its own chat template."
     return Finding("vocabulary", "ok", said, f"Student and teacher {sentence}")
 
 
 def check_turn_end(trainer, rows: Sequence[dict[str, Any]]) -> Finding | None:
     """Is the token that ends an assistant's turn in the chat template one that generation stops at?"""
     tokenizer = trainer.tokenizer
-    if isinstance(rows[0]["prompt"], str):
-        return None
-    token = turn_end(tokenizer)
-    if token is None:
+    if isinstance(rows[0]["prompt"], str) or (token := turn_end(tokenizer)) is None:
         return None
     ends = end_ids(trainer.model.generation_config.eos_token_id, tokenizer.eos_token_id)
     shown = tokenizer.convert_ids_to_tokens(token)
@@ -181,9 +181,9 @@ def check_teacher_template(
     )
 
 
-def check_thinking(tokenizer: PreTrainedTokenizerBase, student: list[int], teacher: list[int]) -> Finding:
+def check_thinking(trainer, student: list[int], teacher: list[int]) -> Finding:
     """Do both prompts open, or close, a thinking block alike?"""
-    tails = [tokenizer.decode(ids[-16:]) for ids in (student, teacher)]
+    tails = [trainer.tokenizer.decode(student[-16:]), trainer.teacher_prompts.tokenizer.decode(teacher[-16:])]
     modes = [next((tag for tag in THINKING if tag in tail), None) for tail in tails]
     closed = ["</think>" in tail for tail in tails]
     if (modes[0], closed[0]) == (modes[1], closed[1]):
@@ -215,7 +215,7 @@ def check_lengths(trainer, student: Sequence[list[int]], teacher: Sequence[list[
 
 def check_contexts(trainer, rows: Sequence[dict[str, Any]], teacher: Sequence[list[int]]) -> list[Finding]:
     """Does the teacher read the whole privileged context?"""
-    view, tokenizer = trainer.teacher_prompts.view, trainer.tokenizer
+    view, tokenizer = trainer.teacher_prompts.view, trainer.teacher_prompts.tokenizer
     contexts = [texts_of(view.shared or row.get(view.column)) for row in rows]
     missing = []
     for texts, ids in zip(contexts, teacher, strict=True):

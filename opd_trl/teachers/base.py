@@ -37,6 +37,7 @@ class Host(Protocol):
     state: Any
     tokenizer: Any
     model: nn.Module  #: the student
+    objective: Any  #: temperature and chunk size of the loss
     shared_ids: SharedIds  #: on which the student is compared with all of its teachers
     model_wrapped: nn.Module  #: the student as the engine wrapped it (DDP, DeepSpeed, FSDP)
     is_deepspeed_enabled: bool

@@ -51,12 +51,12 @@ class ModelTeacher(Teacher):
 
     def prepare(self, host: Host) -> None:
         config, student = self.model.config.get_text_config(), host.model.config.get_text_config()
-        vocab, rows = host.tokenizer.get_vocab(), (vocabulary_rows(x) for x in (student, config))
+        vocab, rows = host.tokenizer.get_vocab(), [vocabulary_rows(x) for x in (student, config)]
         self.shared_ids = self._given_ids or compare_vocabularies(vocab, vocab, *rows)
         self.window = window_of(config)
         self.place(host)
         with self.scoring(host.model) as module:
-            compare_logits(host, module, self.shared_ids.num_rows, window=self.window)
+            compare_logits(host, module, min(self.shared_ids.num_rows, rows[1]), window=self.window)
 
     def place(self, host: Host) -> None:
         """Hand the model to the engine; an offloaded one stays a plain module on the CPU."""

@@ -35,6 +35,14 @@ class Scores:
         """`(b,)` bool: which rows are finite at their kept positions `(b, T)`."""
         return torch.ones(len(kept), dtype=torch.bool, device=kept.device)
 
+    def compared(self, kept: Tensor, support: str | None = None) -> Tensor:
+        """The kept positions `(b, T)` whose distributions are compared on a support; the others belong to `spans`."""
+        return kept
+
+    def spans(self, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """For `span_loss`: number of the span and log q of its text, `(n,)` both, at `kept` positions `(b, T)`."""
+        raise NotImplementedError
+
     def at(self, kept: Tensor, num_rows: int, excluded: Tensor | None = None) -> NextToken | TeacherTopK:
         """The teacher as the loss takes it.
 

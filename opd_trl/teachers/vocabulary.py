@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 
-#: Which vocabularies a teacher may have: that of the student, or one that shares most of its ids.
-TeacherVocabulary = Literal["auto", "same", "shared"]
+#: Which vocabularies a teacher may have: that of the student, one that shares most of its ids, or another (`text`).
+TeacherVocabulary = Literal["auto", "same", "shared", "text"]
 TEACHER_VOCABULARIES = get_args(TeacherVocabulary)
 #: Share of the student's ids that must mean the same token to the teacher.
 LEAST_SHARE = {"auto": 0.99, "shared": 0.5}
@@ -29,6 +29,7 @@ class SharedIds:
         is_whole: are these all ids of the student's head?
         left_out: tokens of the student's tokenizer that are not among them.
         notes: what a user should know of it, a line each.
+        tokenizer: the teacher's, where it reads the student's completion as text; None: it reads the student's ids.
     """
 
     num_rows: int
@@ -36,6 +37,7 @@ class SharedIds:
     is_whole: bool = True
     left_out: int = 0
     notes: tuple[str, ...] = ()
+    tokenizer = None
 
     @classmethod
     def of(cls, ids: Iterable[int], student_rows: int, **others: Any) -> "SharedIds":
@@ -194,7 +196,7 @@ def refuse(
         remedy = f"{remedy}, or choose a teacher of the student's family."
     else:
         remedy = (
-            "Choose a teacher of the student's tokenizer family; for two unrelated tokenizers see TRL's GOLDTrainer."
+            "Set teacher_vocabulary: text, which aligns two tokenizers, or choose a teacher of the student's family."
         )
     raise ValueError(
         f"student and teacher have different vocabularies: {len(differing)} tokens differ, e.g. {examples} (student / "

@@ -50,7 +50,7 @@ class StepFigures:
             FloatingPointError: a teacher's figures are not finite.
         """
         trainer = self.trainer
-        if not all(figures["teacher_mass"].isfinite().all() for figures in stats.values()):
+        if any(map(is_broken, stats.values())):
             stop_at_broken_teacher(trainer, inputs, scores)
         if trainer.monitor is not None:
             trainer.monitor.take_sample(stats, inputs, scores)
@@ -77,6 +77,12 @@ class StepFigures:
             if advice is not None:
                 self._may_warn = False
                 logger.warning(advice)
+
+
+def is_broken(stats: dict[str, Tensor]) -> Tensor:
+    """Is something that the teacher says not finite? In a span of several tokens its log-ratio tells."""
+    said = torch.where(stats["overlap"].isnan(), stats["sampled_log_ratio"], stats["teacher_mass"])
+    return ~said.isfinite().all()
 
 
 def sums_by_teacher(trainer, stats: dict[str, dict[str, Tensor]], inputs, scores: dict[str, Scores]) -> Tensor:
@@ -137,17 +143,17 @@ def is_recorded(step: int, max_steps: int) -> bool:
 
 
 def sample_lines(
-    tokenizer, stats: dict[str, dict[str, Tensor]], inputs: dict[str, Any], scores: dict[str, Scores]
+    trainer, stats: dict[str, dict[str, Tensor]], inputs: dict[str, Any], scores: dict[str, Scores]
 ) -> list[dict[str, Any]]:
     """The first completions of a micro-batch: lines of `samples.jsonl` without step and session.
 
     Args:
-        tokenizer: the student's.
+        trainer: whose tokenizers are asked.
         stats: of each teacher, from the loss.
         inputs: the micro-batch.
         scores: by which teachers its rows are scored.
     """
-    mask, kept = inputs["completion_mask"].bool(), inputs["loss_mask"].bool()
+    mask, kept, tokenizer = inputs["completion_mask"].bool(), inputs["loss_mask"].bool(), trainer.tokenizer
     divergence, log_ratio = torch.full((2, *kept.shape), torch.nan, device=kept.device)
     teachers = [""] * len(kept)
     for name, figures in stats.items():
@@ -162,7 +168,7 @@ def sample_lines(
         lines.append(
             {
                 "prompt": prompt_text(tokenizer, inputs, row, ""),
-                "teacher_prompt": prompt_text(tokenizer, inputs, row, "teacher_"),
+                "teacher_prompt": prompt_text(trainer.teacher_prompts.tokenizer, inputs, row, "teacher_"),
                 "tokens": token_texts(tokenizer, ids),
                 "divergence": rounded(divergence[row][mask[row]]),
                 "log_ratio": rounded(log_ratio[row][mask[row]]),

@@ -16,6 +16,7 @@ from ..models.lora_folders import base_of, is_adapter, tokenizer_of_path
 from ..privileged import check_column
 from ..teachers.own import check_trained_beside
 from ..teachers.routing import named_datasets
+from ..teachers.text_ids import text_ids
 from ..teachers.vocabulary import SharedIds, compare_vocabularies
 from .config_checks import TOP_K_SUPPORTS, say_once
 from .opd_config import OPDConfig
@@ -250,22 +251,18 @@ def check_teacher(
         )
     student_rows = vocabulary_rows(text_config(model, trust_remote_code=args.trust_remote_code))
     teacher_rows = vocabulary_rows(config)
-    if teacher_tokenizer is None and (teacher_rows != student_rows or args.teacher_vocabulary == "shared"):
+    if teacher_tokenizer is None and (teacher_rows != student_rows or args.teacher_vocabulary in ("shared", "text")):
         raise ValueError(
             "the teacher object has no path to load its tokenizer from, and it is needed: teacher_vocabulary is "
             f"{args.teacher_vocabulary!r}, the teacher has {teacher_rows} ids, the student {student_rows}. Pass "
             "teacher_processing_class, so that the ids can be compared."
         )
     theirs = tokenizer if teacher_tokenizer is None else teacher_tokenizer
-    return compare_vocabularies(
-        tokenizer.get_vocab(),
-        theirs.get_vocab(),
-        student_rows,
-        teacher_rows,
-        choice=args.teacher_vocabulary,
-        student_end=tokenizer.eos_token,
-        teacher_end=theirs.eos_token,
-    )
+    if args.teacher_vocabulary == "text":
+        return text_ids(tokenizer, theirs, student_rows, teacher_rows)
+    vocabularies = tokenizer.get_vocab(), theirs.get_vocab(), student_rows, teacher_rows
+    ends = {"student_end": tokenizer.eos_token, "teacher_end": theirs.eos_token}
+    return compare_vocabularies(*vocabularies, choice=args.teacher_vocabulary, **ends)
 
 
 def check_shared_ids(args: OPDConfig, shared_ids: SharedIds) -> None:

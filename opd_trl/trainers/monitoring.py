@@ -138,7 +138,7 @@ class MonitorCallback(TrainerCallback):
             self._sampled_step, self._seen = step, 0
         self._seen += 1
         if is_recorded(step, state.max_steps) and self._seen == 1 + (step - 1) % self.trainer.num_forwards:
-            for line in sample_lines(self.trainer.tokenizer, stats, inputs, scores):
+            for line in sample_lines(self.trainer, stats, inputs, scores):
                 self._run_log.write("samples", step, line)
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -61,7 +61,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
         default="auto",
         metadata={
             "help": "same: the teacher's tokens are the student's, id by id; shared: compare those that are; auto: "
-            "same, or shared where 99 in 100 of the student's are the teacher's too."
+            "same, or shared where 99 in 100 of the student's are the teacher's too; text: another tokenizer."
         },
     )
     teacher_model_revision: str | None = field(

@@ -181,7 +181,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         contexts = sibling_contexts(self, inputs, self._completions) if self.args.sibling_context else None
         output |= self.teacher_prompts.entries(self.given_rows(inputs), output, contexts=contexts)
         mask = loss_mask(self.args, output, self.tokenizer) * distilled_rows(self, len(inputs), contexts)
-        output["loss_mask"] = mask = mask * understood(self, output)
+        output["loss_mask"] = mask = mask * understood(self, output, mask)
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         output[SHARED] = self.teacher_prompts.shared_tokens(output)
         if routing.is_routed(self.teachers):

@@ -45,6 +45,10 @@ class OPSDConfig(OPDConfig):
                     "teacher is the student itself. Remove it, or use OPDTrainer (`opd-trl opd`), which takes a "
                     "separate teacher and a privileged context too."
                 )
+        if self.teacher_vocabulary == "text":
+            raise ValueError(
+                "teacher_vocabulary='text' in OPSD: the teacher is the student itself and has its tokenizer. Drop it."
+            )
         if not 0.0 < self.teacher_update_rate <= 1.0:
             raise ValueError(
                 f"teacher_update_rate must lie in (0, 1], got {self.teacher_update_rate}. "

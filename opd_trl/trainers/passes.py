@@ -12,6 +12,7 @@ from ..losses.fused import distillation_loss
 from ..losses.head import Head
 from ..losses.next_token import NextToken, TeacherTopK
 from ..losses.objective import Objective, Tokens
+from ..losses.spans import merged, span_loss
 from ..models.forward import (
     causal_lm,
     completion_hidden_states,
@@ -25,6 +26,7 @@ from ..models.forward import (
 from ..models.sequences import join
 from ..teachers.base import teacher_pass
 from ..teachers.scores import Scores
+from ..teachers.text_ids import ALONE, SPAN, whole_spans
 from ..teachers.vocabulary import SharedIds
 from .opd_config import OPDConfig
 
@@ -114,13 +116,20 @@ def student_pass(
         head = whole.rows(num_rows, excluded)
         for name, teacher in scores.items():
             at = teacher.select(kept)
+            alone, states = teacher.compared(at, objective.support), teacher.select(hidden_states)
             loss, stats[name] = distillation_loss(
-                NextToken(teacher.select(hidden_states)[at], head),
-                teacher.at(at, num_rows, excluded),
-                kept_tokens(inputs, teacher, at, num_loss_tokens),
+                NextToken(states[alone], head),
+                teacher.at(alone, num_rows, excluded),
+                kept_tokens(inputs, teacher, alone, num_loss_tokens),
                 objective,
             )
             losses.append(loss)
+            if alone is not at:  # a teacher of another tokenizer
+                spans = teacher.spans(at & ~alone)
+                tokens = kept_tokens(inputs, teacher, at & ~alone, num_loss_tokens)
+                loss, of_spans = span_loss(NextToken(states[at & ~alone], whole), tokens, *spans, objective)
+                stats[name] = merged(stats[name], of_spans, alone[at])
+                losses.append(loss)
         per_token_logps = entropies = None
         if policy_temperature is not None:
             per_token_logps, entropies = sampled_logps(
@@ -201,16 +210,23 @@ def loss_mask(args: OPDConfig, batch: dict[str, Any], tokenizer) -> Tensor:
     return mask
 
 
-def understood(trainer, batch: dict[str, Any]) -> Tensor | int:
+def understood(trainer, batch: dict[str, Any], mask: Tensor) -> Tensor | int:
     """`(B, T)` bool: tokens that the teacher knows, behind a text of which it knows every token; 1 for all.
 
-    What stands behind a token that it does not know, the teacher would read as the end of another text. The log has
-    the share of tokens that are left out.
+    What stands behind a token that it does not know, the teacher would read as the end of another text. Of another
+    tokenizer: tokens of spans that count whole. The log has the share of tokens that are left out.
+
+    Args:
+        trainer: whose teacher it is.
+        batch: the generation batch.
+        mask: `(B, T)`, 1 where a token counts otherwise.
 
     Raises:
         ValueError: it understands no prompt of the whole batch.
     """
     shared = trainer.shared_ids
+    if SPAN in batch:
+        return in_spans(trainer, batch, mask)
     if shared.is_whole:
         return 1
     name, mask = "teacher_prompt" if "teacher_prompt_ids" in batch else "prompt", batch["completion_mask"].bool()
@@ -227,6 +243,17 @@ def understood(trainer, batch: dict[str, Any]) -> Tensor | int:
         )
     trainer.running_metrics["distillation/unknown_to_teacher"].append(left_out / max(1, tokens))
     return known
+
+
+def in_spans(trainer, batch: dict[str, Any], mask: Tensor) -> Tensor:
+    """`understood` for a teacher of another tokenizer; the log also has the share of tokens in longer spans."""
+    written, found = batch["completion_mask"].bool(), whole_spans(batch[SPAN], mask)
+    unread = written & (batch[SPAN] < 0)
+    counts = torch.stack([unread.sum(), (found & ~batch[ALONE]).sum(), written.sum()])
+    left_out, longer, tokens = trainer.accelerator.reduce(counts, reduction="sum").tolist()
+    trainer.running_metrics["distillation/unknown_to_teacher"].append(left_out / max(1, tokens))
+    trainer.running_metrics["distillation/in_longer_spans"].append(longer / max(1, tokens))
+    return found
 
 
 def first_place(found: Tensor) -> Tensor:

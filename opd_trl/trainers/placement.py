@@ -15,6 +15,7 @@ from ..models.loading import load_whole, plain_models
 from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
 from ..teachers.served import LocalCopy, LossNeeds, connect
+from ..teachers.text_teacher import TextTeacher
 from ..teachers.vocabulary import SharedIds
 from .input_checks import check_shared_ids, check_teacher, check_top_k_is_shared, text_config
 from .opd_config import OPDConfig
@@ -39,6 +40,7 @@ def find_teachers(
         name -> what builds the teacher once the student is there.
     """
     check_loading_options(named, args)
+    check_text(named, args)
     found, shared = {}, []
     for name, teacher in named.items():
         try:
@@ -71,6 +73,24 @@ def check_loading_options(named: dict[str, Any], args: OPDConfig) -> None:
                 f"{name}={getattr(args, name)!r} has no effect: no teacher is loaded here, it is a ready model or a "
                 f"server. Remove {name}, or give the teacher as a path or hub id."
             )
+
+
+def check_text(named: dict[str, Any], args: OPDConfig) -> None:
+    """Raise ValueError for what a teacher of another tokenizer cannot be, or be used with."""
+    refused = {
+        "several teachers": list(named) != [""],
+        "a served teacher": any(map(is_url, named.values())),
+        "teacher_batch_size or teacher_offload": args.teacher_rows_ahead is not None,
+        "loss_baseline": args.loss_baseline is not None,
+        "loss_extrapolation": args.loss_extrapolation != 1.0,
+        "loss_importance_cap": args.loss_importance_cap is not None,
+    }
+    for what in (what for what, wanted in refused.items() if wanted and args.teacher_vocabulary == "text"):
+        raise ValueError(
+            f"teacher_vocabulary='text' with {what}: a teacher of another tokenizer is one model in this process that "
+            "scores the student's micro-batches, under a loss of its distributions alone. Leave that out, or choose a "
+            "teacher of the student's tokenizer."
+        )
 
 
 def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
@@ -136,7 +156,7 @@ def load_teacher(path: str, args: OPDConfig) -> nn.Module:
 def model_teacher(teacher: Any, args: OPDConfig, shared_ids: SharedIds) -> Teacher:
     """A teacher in this process, from a model or from a path."""
     model = load_teacher(teacher, args) if isinstance(teacher, str) else teacher
-    return ModelTeacher(model, shared_ids=shared_ids)
+    return (ModelTeacher if shared_ids.tokenizer is None else TextTeacher)(model, shared_ids=shared_ids)
 
 
 def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | None, **options: Any) -> Teacher:

@@ -68,6 +68,7 @@ def check_images(args: OPDConfig, datasets: dict[str, Any], processing_class, te
         "a served teacher": any(map(is_url, teachers.values())),
         "teacher_batch_size or teacher_offload": args.teacher_rows_ahead is not None,
         "loss_extrapolation": args.loss_extrapolation != 1.0,
+        "teacher_vocabulary: text": args.teacher_vocabulary == "text",
     }
     for what in (what for what, wanted in cut.items() if wanted):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from itertools import islice
 from typing import Any
 
 from torch import Tensor
@@ -11,9 +12,14 @@ from ..data.template_checks import Template
 from ..models.sequences import left_pad, unpadded
 from ..privileged import Context, Prompt, TeacherView
 from ..teachers.shared_prefix import shared_tokens
+from ..teachers.text_ids import check_aligned
 from .input_checks import tokenizer_of
 from .opd_config import OPDConfig
 from .readable import other_parts
+
+
+#: Rows by which two tokenizers are tried before anything is trained.
+FEW = 32
 
 
 def teacher_view(args: OPDConfig) -> TeacherView:
@@ -50,22 +56,33 @@ class TeacherPrompts:
     Attributes:
         template_kwargs: chat-template arguments of the teacher's prompts.
         limit: longest prompt in tokens that every teacher can read and the arguments allow; None where there is none.
+        own_tokenizer: the teacher's, where it reads text; None: it reads the student's tokens.
+        tokenizer: reads the teacher's prompts.
     """
 
     def __init__(self, trainer, view: TeacherView | None):
         self.trainer, self.view = trainer, view
         self.template_kwargs = trainer.row_checks.teacher_kwargs
-        check_template_kwargs(trainer.args.teacher_chat_template_kwargs or {}, trainer.processing_class)
+        self.own_tokenizer = trainer.shared_ids.tokenizer
+        self.tokenizer = self.own_tokenizer or trainer.tokenizer
+        processing_class = self.own_tokenizer or trainer.processing_class
+        check_template_kwargs(trainer.args.teacher_chat_template_kwargs or {}, processing_class)
         windows = [teacher.window for teacher in trainer.teachers.values() if teacher.window is not None]
         limits = [window - trainer.max_completion_length for window in windows]
         if trainer.args.max_teacher_prompt_length is not None:
             limits.append(trainer.args.max_teacher_prompt_length)
         self.limit = min(limits, default=None)
+        if self.own_tokenizer is not None:
+            self._check_text()
 
     @property
     def differ(self) -> bool:
         """Does the teacher read another prompt than the student?"""
-        return self.view is not None or self.template_kwargs != self.trainer.chat_template_kwargs
+        return (
+            self.view is not None
+            or self.own_tokenizer is not None
+            or self.template_kwargs != self.trainer.chat_template_kwargs
+        )
 
     def entries(
         self, rows: list[dict[str, Any]], batch: dict[str, Any], *, contexts: list[Context | None] | None = None
@@ -91,10 +108,13 @@ class TeacherPrompts:
         check_images(given, prompts, names)
         ids, mask = left_pad(
             self._render(prompts, names),
-            pad_token_id=self.trainer.tokenizer.pad_token_id,
+            pad_token_id=0 if self.own_tokenizer is not None else self.trainer.tokenizer.pad_token_id,
             device=batch["prompt_ids"].device,
         )
-        return {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask}
+        entries = {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask}
+        if self.own_tokenizer is not None:
+            entries |= self.trainer.shared_ids.entries(batch | entries)
+        return entries
 
     def shared_tokens(self, batch: dict[str, Tensor]) -> Tensor:
         """How many tokens all prompts that the teacher reads begin with, as an entry for all rows of a batch."""
@@ -113,6 +133,26 @@ class TeacherPrompts:
         """
         return self._render(self._prompts(rows, names, contexts), names)
 
+    def _check_text(self) -> None:
+        """Refuse a teacher whose template cannot render the rows, or whose tokens do not fit to the student's."""
+        trainer, checks = self.trainer, self.trainer.row_checks
+        if checks.environment:
+            raise ValueError(
+                "teacher_vocabulary='text' with environment_factory, whose tools differ by row. Leave it out, or "
+                "choose a teacher of the student's tokenizer."
+            )
+        for checked in checks.sets:
+            rows = list(islice(checked.rows, FEW))
+            if isinstance(rows[0]["prompt"], list) and not self.own_tokenizer.chat_template:
+                raise ValueError(
+                    "the prompts are made of messages, and the teacher's tokenizer has no chat template. Give it one "
+                    "(teacher_processing_class with a chat_template), or give prompts as text."
+                )
+            if not checks.contexts_come_later:
+                self.token_ids(rows[:1], [f"the first row of the {checked.name} set"])
+            texts = [text for row in rows for text in texts_in(row["prompt"])]
+            check_aligned(trainer.shared_ids, trainer.tokenizer, texts)
+
     def _prompts(
         self, rows: list[dict[str, Any]], names: list[str], contexts: list[Context | None] | None
     ) -> list[Prompt]:
@@ -122,7 +162,13 @@ class TeacherPrompts:
         return self.view.prompts(rows, names) if contexts is None else self.view.prompts_with(contexts, rows)
 
     def _render(self, prompts: list[Prompt], names: list[str]) -> list[list[int]]:
-        """Token ids of the teacher's prompts under its own chat-template arguments."""
+        """Token ids of the teacher's prompts under its own chat-template arguments; a teacher of text has its own."""
+        if self.own_tokenizer is not None:
+            prompt_ids = rendered(
+                self.own_tokenizer, prompts, tools=self.trainer.tools or None, **self.template_kwargs
+            )
+            check_lengths(prompt_ids, names, limit=self.limit)
+            return prompt_ids
         student_kwargs, self.trainer.chat_template_kwargs = self.trainer.chat_template_kwargs, self.template_kwargs
         try:
             prompt_ids = self.trainer.tokenize(prompts)
@@ -130,6 +176,17 @@ class TeacherPrompts:
             self.trainer.chat_template_kwargs = student_kwargs
         check_lengths(prompt_ids, names, limit=self.limit)
         return prompt_ids
+
+
+def rendered(tokenizer, prompts: list[Prompt], **options: Any) -> list[list[int]]:
+    """Token ids of prompts by the teacher's own tokenizer and chat template, which takes `options`."""
+    template = {"add_generation_prompt": True, "tokenize": True, "return_dict": True}
+    return [
+        tokenizer(prompt)["input_ids"]
+        if isinstance(prompt, str)
+        else tokenizer.apply_chat_template(prompt, **template, **options)["input_ids"]
+        for prompt in prompts
+    ]
 
 
 def check_template_kwargs(kwargs: dict[str, Any], processing_class) -> None:
@@ -142,6 +199,11 @@ def check_template_kwargs(kwargs: dict[str, Any], processing_class) -> None:
                 f"teacher_chat_template_kwargs has {name!r}, which the chat template does not read, so the teacher "
                 "would read what the student reads. Correct the name, or leave it out."
             )
+
+
+def texts_in(prompt: Prompt) -> list[str]:
+    """The texts of a prompt: itself, or those of its messages."""
+    return [prompt] if isinstance(prompt, str) else [x["content"] for x in prompt if isinstance(x["content"], str)]
 
 
 def check_images(given: list[Prompt], prompts: list[Prompt], names: list[str]) -> None:

@@ -34,7 +34,7 @@ def test_a_row_has_no_loss_from_a_token_on_that_the_teacher_does_not_know(traine
     scores = trainer.teacher_scores(trainer.model, batch)[""].hidden_states
     batch["completion_ids"][0, 2] = 103
     batch["prompt_ids"][1, -1] = 103
-    known = understood(trainer, batch)
+    known = understood(trainer, batch, batch["completion_mask"])
     assert known[:3].int().tolist() == [[1, 1, 0, 0, 0, 0, 0, 0], [0] * 8, [1] * 8]
     assert trainer.running_metrics["distillation/unknown_to_teacher"][-1] == pytest.approx(14 / 32)
     batch["loss_mask"] = known.long()
@@ -76,7 +76,7 @@ def test_the_policy_loss_stays_over_all_tokens_of_the_student(tmp_path, teacher_
     trainer.run_inside = spy
     batch = fixed_batch(trainer)
     batch["completion_ids"][0, 0], batch["completion_mask"][0, 0] = 103, 1
-    batch["loss_mask"] = batch["loss_mask"] * understood(trainer, batch)
+    batch["loss_mask"] = batch["loss_mask"] * understood(trainer, batch, batch["loss_mask"])
     trainer._compute_loss(trainer.model, batch)
     found = seen[-1].per_token_logps[0, 0]
     prompt = batch["prompt_ids"][0][batch["prompt_mask"][0].bool()]
@@ -125,7 +125,7 @@ def test_combinations_that_need_the_whole_vocabulary_are_refused(tmp_path, teach
     student = with_added_token(tmp_path / "student")
     with pytest.raises(ValueError, match=r"loss_importance_cap=2\.0 with a teacher that shares a part"):
         opd_trainer(tmp_path, student, teacher_path, loss_importance_cap=2.0)
-    with pytest.raises(ValueError, match="teacher_vocabulary must be one of auto, same, shared, got 'text'"):
-        opd_trainer(tmp_path, student, teacher_path, teacher_vocabulary="text")
+    with pytest.raises(ValueError, match="teacher_vocabulary must be one of auto, same, shared, text, got 'ids'"):
+        opd_trainer(tmp_path, student, teacher_path, teacher_vocabulary="ids")
     with pytest.raises(ValueError, match=r"no path to load its tokenizer.*teacher_processing_class"):
         opd_trainer(tmp_path, student, tiny.build_model(vocab_size=104), teacher_vocabulary="shared")

@@ -1,0 +1,82 @@
+"""Two tokenizers over one text: what is kept was read alike by both, whatever they do to it."""
+
+from itertools import accumulate, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opd_trl.teachers.alignment import text_of
+from opd_trl.teachers.text_ids import TextIds, text_ids
+from tests.two_tokenizers import KINDS, SCRIPTS, build
+
+
+FAITHFUL = ("byte-level", "byte-level 2", "unigram", "llama")
+STUDENTS = (*FAITHFUL, "characters")
+LETTERS = "aeiot nThA,.019éßÄñ жыёБ 日本語天 नमस्ते ق م ﬁ①ｶ \uff21 😀👍🏽 \u0301\u200d\u00a0\n\t\r  ▁Ġ<>/|s\x00\ufffd"
+texts = st.one_of(
+    st.text(st.sampled_from(LETTERS), max_size=30),
+    st.text(max_size=12),
+    st.lists(st.sampled_from(SCRIPTS), max_size=2).map(" ".join),
+    st.sampled_from(["</s> and </s>", "<|end|>a", "<0x41>b", " x", "  x", "▁x", ""]),
+)
+
+
+def pair(student: str, teacher: str) -> TextIds:
+    own, theirs = build(student), build(teacher)
+    return text_ids(own, theirs, len(own), len(theirs))
+
+
+def read(tokenizer, ids) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def check(student: str, teacher: str, ids: list[int]) -> list[tuple[int, int]]:
+    """Align a completion; both tokenizers themselves must decode all it keeps to the same text."""
+    shared, own = pair(student, teacher), build(student)
+    theirs, ends = found = shared.aligned(ids)
+    if ends and theirs[ends[-1][1] - 1] == build(teacher).eos_token_id:
+        assert ends[-1] == (len(ids), len(theirs))
+        assert ids[-1] == own.eos_token_id
+        ids, theirs, ends = ids[:-1], theirs[:-1], ends[:-1]
+    for (start, first), (end, last) in pairwise([(0, 0), *ends]):
+        assert end > start
+        assert last > first
+        mine, other = read(own, ids[:end]), read(build(teacher), theirs[:last])
+        if (
+            "\ufffd" in mine.removesuffix("\ufffd") or "\ufffd" in other
+        ):  # inside of a character, or the character itself
+            continue
+        starts = {mine, mine.removeprefix(" ")} & {other, other.removeprefix(" ")}
+        assert starts, (mine, other)
+    lengths = [
+        [0, *accumulate(len(piece) for piece in pieces)]
+        for pieces in (
+            [piece or b"" for piece in shared.pieces(ids)],
+            [piece or b"" for piece in shared.pieces_there(theirs, text_of(shared.pieces(ids)))],
+        )
+    ]
+    for (start, first), (end, last) in pairwise([(0, 0), *ends]):
+        inside = set(lengths[0][start + 1 : end]) & set(lengths[1][first + 1 : last])
+        assert not inside - {lengths[0][start], lengths[0][end]}, "a shorter span ends here"
+    return found.ends
+
+
+@pytest.mark.parametrize("teacher", KINDS)
+@pytest.mark.parametrize("student", STUDENTS)
+@settings(max_examples=25, deadline=None)
+@given(text=texts)
+def test_every_kept_position_has_the_same_text_before_it(student, teacher, text):
+    ids = build(student).encode(text, add_special_tokens=False, split_special_tokens=True)
+    ends = check(student, teacher, [*ids, build(student).eos_token_id])
+    if student in FAITHFUL and teacher in FAITHFUL and not any(x in text for x in ("</s>", "<0x", "▁")):
+        assert ends[-1][0] == len(ids) + 1, "nothing is lost where both give the text back"
+
+
+@pytest.mark.parametrize("teacher", KINDS)
+@pytest.mark.parametrize("student", STUDENTS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_tokens_in_any_order_are_never_misaligned(student, teacher, data):
+    """Half characters, special tokens in the middle, pieces that the tokenizer itself would write otherwise."""
+    check(student, teacher, data.draw(st.lists(st.integers(0, len(build(student)) - 1), max_size=12)))
