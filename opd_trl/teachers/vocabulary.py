@@ -195,9 +195,7 @@ def refuse(
     if choice != "shared" and share >= LEAST_SHARE["shared"]:
         remedy = f"{remedy}, or choose a teacher of the student's family."
     else:
-        remedy = (
-            "Set teacher_vocabulary: text, which aligns two tokenizers, or choose a teacher of the student's family."
-        )
+        remedy = "Set teacher_vocabulary: text for a teacher in this process, or choose one of the student's family."
     raise ValueError(
         f"student and teacher have different vocabularies: {len(differing)} tokens differ, e.g. {examples} (student / "
         f"teacher id), and {share:.1%} of the student's ids mean the same token to the teacher (teacher_vocabulary: "

@@ -15,6 +15,7 @@ from ..models.micro_batches import rows_that_fit
 from ..models.sequences import spans
 from ..models.sharding import is_sharded
 from ..teachers.shared_prefix import FEWEST, SHARED, holds_text_alone
+from ..teachers.text_ids import TEXT_MASK
 from .input_checks import column_names, model_config
 from .opd_config import OPDConfig
 from .rewards import rows_stay_for
@@ -219,4 +220,5 @@ def computed_tokens(trainer, batch: dict[str, Any]) -> Tensor:
     reads_all = any(teacher.prefix is not None and teacher.prefix.works is False for teacher in teachers)
     shared = int(batch[SHARED]) if holds_text_alone(batch) and not (reads_all or is_sharded(trainer)) else 0
     shared = shared if shared >= FEWEST else 0
-    return torch.maximum(tokens, spans(batch["teacher_prompt_mask"], batch["completion_mask"]) - shared)
+    read = batch.get(TEXT_MASK, batch["completion_mask"])  # by a teacher of another tokenizer, in its own tokens
+    return torch.maximum(tokens, spans(batch["teacher_prompt_mask"], read) - shared)

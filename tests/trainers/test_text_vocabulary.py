@@ -101,6 +101,7 @@ def test_the_log_probability_of_a_span_is_that_of_its_text(tmp_path, student, te
     for row in range(len(TEXTS)):
         ids = batch[TEXT_IDS][row][batch[TEXT_MASK][row].bool()]
         prompt = batch["teacher_prompt_ids"][row][batch["teacher_prompt_mask"][row].bool()]
+        assert trainer.shared_ids.tokenizer.eos_token_id in prompt  # special tokens of its template are tokens
         logits = trainer.teacher.model(torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
         logps = logits.log_softmax(-1).gather(1, ids[:, None])
         firsts = batch[SPAN][row].diff(prepend=torch.tensor([-1])) > 0
