@@ -43,7 +43,7 @@ def test_a_teacher_of_another_tokenizer_family_is_found(run, recipe, tmp_path):
     assert status == 1
     assert found["the trainer refuses"]["verdict"] == "stop"
     assert "student and teacher have different vocabularies" in printed
-    assert "Choose a teacher of the student's tokenizer family" in printed
+    assert "Set teacher_vocabulary: text" in printed
 
 
 def test_a_teacher_fed_the_wrong_template_is_found(run, recipe, tmp_path):

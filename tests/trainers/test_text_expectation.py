@@ -207,11 +207,11 @@ def same_texts(toy: Toy) -> None:
         (UNIQUE, LETTERS, 0.0),
         # `a` is a token of the teacher only where no `b` follows, and says so: the student's `a` does not.
         (LETTERS, PAIR, 1e-3),
-        # The student can write `ab` in two ways, each of which is compared with the whole text.
+        # The other way round; and the student can write `ab` in two ways, each compared with the whole text.
         (PAIR, LETTERS, 1e-3),
     ],
 )
-def test_where_both_give_the_same_texts_the_student_rests_if_spans_need_no_look_ahead(
+def test_where_both_give_the_same_texts_the_student_rests_if_no_span_begins_a_longer_one(
     tmp_path, student, teacher, largest
 ):
     toy = Toy(tmp_path, student, teacher, loss_support="sampled")
