@@ -68,6 +68,24 @@ def save(folder: Path, *, tokenizer=None, **options) -> str:
     return str(folder)
 
 
+def save_reader(folder: Path, text: str, *, steps: int = 60, **options) -> str:
+    """Save a tiny model that has learned a text by heart, with norms of their own, and return the path."""
+    model, tokenizer = build_model(**options), build_tokenizer()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:
+                weight.uniform_(0.3, 2.0)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(steps):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def questions(n: int = 8, *, conversational: bool = True, **columns) -> Dataset:
     """Prompts of different lengths; extra columns hold one value per row, or one value for all."""
     texts = [f"{'a' * (i % 4 + 1)} plus {i}?" for i in range(n)]

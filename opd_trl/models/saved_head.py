@@ -1,6 +1,8 @@
-"""The LM head of a model on disk or on the hub: its tensors alone, without the body."""
+"""The LM head and the final norm of a model on disk or on the hub: their tensors alone, without the body."""
 
-from typing import Any
+import copy
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -20,12 +22,19 @@ from .own_forward import TRANSFORMS, name_of, run_to_head
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class SavedHead(NamedTuple):
+    """What stands behind the layers of a model: its LM head, and the norm before it in float32, None without one."""
+
+    head: Head
+    norm: nn.Module | None
+
+
 def read_saved_head(
     path: str, *, revision: str | None = None, trust_remote_code: bool = False, dtype: str | torch.dtype = "auto"
-) -> Head:
+) -> SavedHead:
     """Read the LM head of a model from its safetensors; what it does to logits is asked of its class.
 
-    Of the hub, only the files that hold the head are downloaded.
+    Of the hub, only the files that hold the head and the final norm are downloaded.
 
     Args:
         path: folder or hub id of a whole model.
@@ -42,31 +51,61 @@ def read_saved_head(
             raise ValueError("it is a LoRA adapter. Name the merged model that is served")
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
         model = on_meta(config, trust_remote_code=trust_remote_code)
-        weight, bias = read_tensors_of(model, path, revision)
-        head = Head(weight, bias, *transform_of(model)[1:])
+        read = reader_of(model, path, revision)
+        weight, bias = head_names(model)
+        norm = final_norm(model, read)
+        head = Head(read(weight), None if bias is None else read(bias), *transform_of(model)[1:])
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ValueError(f"the LM head of {path!r} cannot be read: {reason}.") from None
-    return head if dtype == "auto" else head.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    if dtype != "auto":
+        head = head.to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+    return SavedHead(head, norm)
 
 
-def read_tensors_of(model: PreTrainedModel, path: str, revision: str | None) -> tuple[Tensor, Tensor | None]:
-    """The weight and the bias of the head of a model on the meta device, from its files."""
+def reader_of(model: PreTrainedModel, path: str, revision: str | None) -> Callable[[str], Tensor]:
+    """Name of a tensor in the model -> that tensor, from the model's files."""
     files = weight_files(path, revision)
     keys, tied = saved_keys(model, list(files)), getattr(model, "all_tied_weights_keys", {})
 
     def read(name: str) -> Tensor:
         key = keys.get(name, keys.get(tied.get(name, "")))
         if key is None:
-            raise ValueError(f"its safetensors have no {name}, the LM head of a {name_of(model)}")
+            raise ValueError(f"its safetensors have no {name}, which a {name_of(model)} has")
         with safe_open(cached_file(path, files[key], revision=revision), framework="pt") as file:
             tensor = file.get_tensor(key)
         if tensor.dtype not in DTYPES:
             raise ValueError(f"{name} is stored as {tensor.dtype}, expected one of {DTYPES}")
         return tensor
 
-    weight, bias = head_names(model)
-    return read(weight), None if bias is None else read(bias)
+    return read
+
+
+def final_norm(model: PreTrainedModel, read: Callable[[str], Tensor]) -> nn.Module | None:
+    """The norm behind the last layer: the last one of the decoder that is no part of a numbered layer."""
+    decoder = model.get_decoder()
+    place = next((name for name, module in model.named_modules() if module is decoder), "")
+    norms = {name: module for name, module in decoder.named_modules() if is_outside_layers(name) and is_norm(module)}
+    if not norms:
+        return None
+    name, norm = norms.popitem()
+    norm = copy.deepcopy(norm).to_empty(device="cpu").float()
+    for own, parameter in norm.named_parameters():
+        parameter.data.copy_(read(".".join(filter(None, (place, name, own)))))
+    return norm.requires_grad_(False)
+
+
+def is_norm(module: nn.Module) -> bool:
+    return "norm" in type(module).__name__.lower()
+
+
+def is_outside_layers(name: str) -> bool:
+    """Has the path of a module no number in it?
+
+    >>> is_outside_layers("model.norm"), is_outside_layers("model.layers.1.norm")
+    (True, False)
+    """
+    return not any(part.isdigit() for part in name.split("."))
 
 
 def on_meta(config: Any, *, trust_remote_code: bool) -> PreTrainedModel:

@@ -41,30 +41,47 @@ def size(work: Workload, engine: Engine, engines: list[Engine]) -> dict[str, Any
         "engines": [summary(work, other) for other in engines],
         "advice": [asdict(line) for line in advice(work, engine, engines)],
         "not_counted": NOT_COUNTED,
-        "notes": [note for teacher in work.teachers_served for note in notes(teacher, work.served_top_k)],
+        "notes": [note for teacher in work.teachers_served for note in notes(teacher, work)],
     }
 
 
-def notes(teacher: Teacher, served_top_k: int | None) -> list[str]:
-    """Sentences on what the figures take a served teacher for, and what is not counted of it."""
+def notes(teacher: Teacher, work: Workload) -> list[str]:
+    """Sentences on what the figures take a served teacher for, what travels, and what is not counted of it."""
+    served_top_k = work.served_top_k
     who = f"The served teacher {teacher.name}".strip()
     if teacher.size is None:
         kind = "" if served_top_k is None else f"{who} is counted as vLLM's completions endpoint, by its TopK alone. "
         needed = "which this loss_support needs" if served_top_k is None else "in its place"
         return [
             f"{kind}NOT COUNTED: the LM head and the hidden states of {who[0].lower() + who[1:]} that opd-trl "
-            f"serve-teacher, {needed}, leaves here. Give --teacher-config {teacher_flag(teacher.name)} to count them."
+            f"serve-teacher or vLLM's pooling runner, {needed}, leaves here. Give --teacher-config "
+            f"{teacher_flag(teacher.name)} to count them."
         ]
-    found = [f"{who} is counted as opd-trl serve-teacher: its LM head and its hidden states lie here."]
+    found = [
+        f"{who} is counted as opd-trl serve-teacher or vLLM's pooling runner: its LM head and its hidden states lie "
+        f"here. {travels(teacher, work)}"
+    ]
     if served_top_k is not None:
         found[0] += " vLLM's completions endpoint would leave its TopK alone."
     if teacher.local_copy is not None:
         size = gib(stored_bytes(teacher.size, teacher.size.width))
         found.append(
             f"{teacher.local_copy} is a local copy for the parity check at start, {size} GiB in the first process "
-            "before the student is loaded. It is not resident during training and not counted."
+            "before the student is loaded. It is not resident during training and not counted. Of vLLM's pooling "
+            "runner its LM head alone is read, by every process."
         )
     return found
+
+
+def travels(teacher: Teacher, work: Workload) -> str:
+    """What hidden states cost on the wire, of one completion of full length."""
+    prompt, completion, row = work.teacher_prompt_length, work.completion_length, teacher.size.hidden_size
+    row *= teacher.size.width
+    return (
+        f"A completion of {completion:,} tokens behind {prompt:,} of prompt takes {completion * row / 2**20:,.1f} MiB "
+        f"on the wire from the first ({row:,} B a token), {(prompt + completion) * row / 2**20:,.1f} MiB from the "
+        "second, which sends the prompt's states too."
+    )
 
 
 def summary(work: Workload, engine: Engine) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from transformers import TrainerCallback
 from ..models.agreement import PROBE_TOKENS, check_agreement, check_head
 from ..models.forward import has_router_loss, vocabulary_rows
 from .base import Host, scoring_mode
-from .served import probe_ids
+from .connect import probe_ids
 
 
 class CheckInEngine(TrainerCallback):

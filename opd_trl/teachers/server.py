@@ -1,11 +1,16 @@
-"""A teacher behind HTTP: `opd-trl serve-teacher`, or any server with vLLM's completions endpoint."""
+"""A teacher behind HTTP: `opd-trl serve-teacher`, vLLM's pooling runner, or a completions endpoint like vLLM's."""
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..losses.head import Head
+from ..models.forward import token_log_probs
+from . import pooling
 from .connections import SMALL
 from .server_answers import (
     SequenceLogProbs,
@@ -42,11 +47,12 @@ ENTRY = 512
 
 
 class TeacherServer:
-    """Scores token sequences over HTTP; knows two kinds of server.
+    """Scores token sequences over HTTP; knows three kinds of server.
 
     `opd-trl serve-teacher` sends hidden states, and its LM head once: every support, the same numbers as a teacher
-    in this process. A server with vLLM's `/v1/completions` (vLLM itself, `trl vllm-serve`) sends the TopK
-    log-probabilities at temperature 1.
+    in this process. vLLM's pooling runner (`POST /pooling`) sends hidden states too, those of every token, and no
+    head. A server with vLLM's `/v1/completions` (vLLM itself, `trl vllm-serve`) sends the TopK log-probabilities at
+    temperature 1.
 
     Args:
         url: root of the server.
@@ -56,18 +62,25 @@ class TeacherServer:
         model: its name there.
         max_length: longest sequence in tokens, or None where the server does not say.
         is_ours: is it `opd-trl serve-teacher`?
+        pooled_size: H of the hidden states of vLLM's pooling runner; None where it is another kind.
 
     Raises:
-        TeacherServerError: it is not reached, or does not say what it serves.
+        TeacherServerError: it is not reached, does not say what it serves, or pools something else than tokens.
     """
 
     def __init__(self, url: str, **options: Any):
-        self._probe: tuple[list[int], int, Tensor] | None = None
+        self._probe: tuple[Callable[..., Tensor], Tensor] | None = None
         self.transport = Transport(url, on_return=self._check_same_model, **options)
         self.url = self.transport.url
         what = "the list of its models"
         self.model, self.max_length, owner = self.transport.call("/v1/models", read_models, what=what, most=SMALL)
         self.is_ours = owner == OURS
+        self.pooled_size = None if self.is_ours else self._ask_pooled_size()
+
+    @property
+    def sends_hidden_states(self) -> bool:
+        """Or log-probabilities?"""
+        return self.is_ours or self.pooled_size is not None
 
     # Scores
 
@@ -104,9 +117,31 @@ class TeacherServer:
         return self.transport.call("/v1/completions", check, what=what, most=most, body=body, verify=verify)
 
     def hidden_states(
-        self, sequences: list[list[int]], num_scored: list[int], *, hidden_size: int, what: str = "a request"
+        self,
+        sequences: list[list[int]],
+        num_scored: list[int],
+        *,
+        hidden_size: int,
+        dtype: torch.dtype = torch.bfloat16,
+        what: str = "a request",
+        verify: bool = True,
     ) -> list[Tensor]:
-        """Hidden states `(num_scored[i], H)` that predict the last tokens of each sequence, in one request."""
+        """Hidden states `(num_scored[i], H)` that predict the last tokens of each sequence, in one request.
+
+        `dtype` is theirs on the wire from vLLM's pooling runner; `opd-trl serve-teacher` sends its own.
+        """
+        if self.pooled_size is not None:
+            lengths = list(map(len, sequences))
+            expected = {"model": self.model, "dtype": dtype, "hidden_size": hidden_size}
+            return self.transport.call(
+                pooling.PATH,
+                partial(pooling.read_states, lengths=lengths, num_scored=num_scored, **expected),
+                header=pooling.HEADER,
+                what=what,
+                most=SMALL + sum(lengths) * hidden_size * FLOAT,
+                body=pooling.request(self.model, sequences, dtype),
+                verify=verify,
+            )
         body = {"model": self.model, "sequences": sequences, "num_scored": num_scored}
         shapes = {"hidden_states": (sum(num_scored), hidden_size)}
 
@@ -114,7 +149,7 @@ class TeacherServer:
             return list(read_tensors(content, shapes)["hidden_states"].split(num_scored))
 
         most = SMALL + sum(num_scored) * hidden_size * FLOAT
-        return self.transport.call("/v1/hidden_states", check, what=what, most=most, body=body)
+        return self.transport.call("/v1/hidden_states", check, what=what, most=most, body=body, verify=verify)
 
     def head(self, *, num_rows: int) -> Head:
         """The LM head, which may have a quarter more rows than the student's `num_rows`: padding."""
@@ -137,29 +172,61 @@ class TeacherServer:
                 return None
             raise
 
-    def probe(self, sequence: list[int], *, top_k: int, vocab_size: int) -> Tensor:
+    def probe(self, sequence: list[int], *, top_k: int, vocab_size: int, head: Head | None = None) -> Tensor:
         """Log-probabilities `(n - 1,)` of a sequence's tokens, kept to recognise the model after a lost connection.
+
+        `head` is that of vLLM's pooling runner, which gives no log-probabilities.
 
         Raises:
             TeacherServerError: the server gives no such log-probabilities, or not so many.
         """
-        what = f"{top_k} log-probabilities for each of {len(sequence)} tokens (the probe at start)"
-        (scores,) = self.log_probs([sequence], [len(sequence) - 1], top_k=top_k, vocab_size=vocab_size, what=what)
-        self._probe = (sequence, vocab_size, scores.sampled_log_probs)
-        return scores.sampled_log_probs
+
+        def ask(top_k: int, what: str, **options: bool) -> Tensor:
+            asked = [sequence], [len(sequence) - 1]
+            if self.pooled_size is not None:
+                expected = {"hidden_size": head.weight.size(1), "dtype": head.weight.dtype}
+                (states,) = self.hidden_states(*asked, what=what, **expected, **options)
+                return log_probs_of(states, head, sequence)
+            (scores,) = self.log_probs(*asked, top_k=top_k, vocab_size=vocab_size, what=what, **options)
+            return scores.sampled_log_probs
+
+        found = ask(top_k, f"{top_k} log-probabilities for each of {len(sequence)} tokens (the probe at start)")
+        self._probe = (ask, found)
+        return found
+
+    def _ask_pooled_size(self) -> int | None:
+        """H of the states that `POST /pooling` sends; None where there is no such endpoint."""
+        dtype = torch.bfloat16
+        try:
+            return self.transport.call(
+                pooling.PATH,
+                partial(pooling.width_of, model=self.model, dtype=dtype),
+                header=pooling.HEADER,
+                what="the hidden states of two tokens",
+                most=SMALL,
+                body=pooling.request(self.model, [[0, 0]], dtype),
+            )
+        except TeacherServerError as error:
+            if error.status in (400, 404, 405, 501) and not any(words in str(error) for words in pooling.OTHER_TASK):
+                return None
+            raise
 
     def _check_same_model(self) -> None:
         """After a lost connection: does the probe still get the answer that it got at start?"""
         if self._probe is None:
             return
-        sequence, vocab_size, expected = self._probe
-        (scores,) = self.log_probs(
-            [sequence], [len(expected)], top_k=1, vocab_size=vocab_size, what="the probe again", verify=False
-        )
-        difference = (scores.sampled_log_probs - expected).abs().mean().item()
+        ask, expected = self._probe
+        difference = (ask(1, "the probe again", verify=False) - expected).abs().mean().item()
         if not difference <= SAME_MODEL:
             raise TeacherServerError(
                 f"teacher server {self.url} came back with another model: its log-probabilities of the probe differ "
                 f"by {difference:.2f} nats a token from those at start. Serve {self.model} again, as it was."
             )
         logger.warning(f"teacher server {self.url} is back, with the same model ({difference:.3f} nats a token).")
+
+
+def log_probs_of(hidden_states: Tensor, head: Head, sequence: list[int]) -> Tensor:
+    """Log-probabilities `(n - 1,)` of a sequence's tokens from hidden states `(n - 1, H)`."""
+    device = head.weight.device
+    log_probs, _ = token_log_probs(hidden_states.to(device), head, torch.tensor(sequence[1:], device=device))
+    return log_probs.cpu()

@@ -27,12 +27,16 @@ PASSING = (408, 425, 429, 500, 502, 503, 504)
 LOST = (HTTPError, HTTPException, OSError)
 #: Reasons of OpenSSL for what is no TLS at all.
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
+#: How vLLM is started so that it sends the hidden states of every token.
+POOLING_FLAGS = "--runner pooling --convert embed --pooler-config.task token_embed"
 #: What is in a refusal -> what to do about it.
 HINTS = {
     "HTTP 401": "Set OPD_TRL_API_KEY to the server's key.",
     "HTTP 403": "Set OPD_TRL_API_KEY to the server's key.",
     "HTTP 404": "teacher_server_url is the root of the server, e.g. http://127.0.0.1:8000.",
     "greater than max allowed": "Start vLLM with a larger --max-logprobs (20 by default), or lower loss_top_k.",
+    "pooling_task": f"Start it with {POOLING_FLAGS}.",
+    "Unsupported task": f"Start it with {POOLING_FLAGS}.",
     "not JSON compliant": "vLLM says so of NaN: restart it with --dtype bfloat16 or float32.",
 }
 #: Longest pause between two attempts, seconds.
@@ -94,12 +98,13 @@ class Transport:
     def call(
         self,
         path: str,
-        check: Callable[[bytes], T],
+        check: Callable[..., T],
         *,
         what: str,
         most: int,
         body: Any = None,
         verify: bool = True,
+        header: str | None = None,
     ) -> T:
         """Send one request (POST where there is a `body`) and return what `check` makes of its answer.
 
@@ -110,6 +115,7 @@ class Transport:
             most: bytes that the answer can have.
             body: sent as JSON.
             verify: call `on_return` after a lost connection.
+            header: of the answer, that `check` takes too; the empty text where it has none.
 
         Raises:
             TeacherServerError: refused (status 4xx), a certificate that is not trusted, or the last attempt failed.
@@ -125,7 +131,7 @@ class Transport:
                 if self._stopped.wait(pause):
                     raise TeacherServerError(f"{what}: given up, since another request failed.")
             try:
-                value = checked(check, self._send(path, body, what, most))
+                value = checked(check, *self._send(path, body, what, most, header))
             except LOST as error:
                 self._check_trust(error)
                 lost, fault = True, one_line(f"{type(error).__name__}: {innermost(error)}.", 500)
@@ -141,8 +147,11 @@ class Transport:
             "teacher_server_timeout wait longer. A run that was under way goes on from its last checkpoint."
         )
 
-    def _send(self, path: str, body: Any, what: str, most: int) -> bytes:
-        """One attempt; a status that time can cure is a `BadAnswerError`, any other one ends the run."""
+    def _send(self, path: str, body: Any, what: str, most: int, header: str | None) -> tuple[bytes | str, ...]:
+        """One attempt: the answer, and its header where one is wanted.
+
+        A status that time can cure is a `BadAnswerError`, any other one ends the run.
+        """
         response = self._pool.urlopen(
             "GET" if body is None else "POST",
             self._path + path,
@@ -153,7 +162,8 @@ class Transport:
         )
         try:
             if response.status == 200:
-                return read(response, most)
+                content = read(response, most)
+                return (content,) if header is None else (content, response.headers.get(header, ""))
             fault = f"HTTP {response.status}: {read_refusal(response)}"
         finally:
             response.close()
@@ -189,10 +199,10 @@ class Transport:
                 raise
 
 
-def checked(check: Callable[[bytes], T], content: bytes) -> T:
+def checked(check: Callable[..., T], *answer: bytes | str) -> T:
     """What `check` makes of an answer; whatever it raises is a `BadAnswerError`, for the answer is another's."""
     try:
-        return check(content)
+        return check(*answer)
     except BadAnswerError:
         raise
     except Exception as error:

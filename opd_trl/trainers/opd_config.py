@@ -74,8 +74,9 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     teacher_server_url: str | None = field(
         default=None,
         metadata={
-            "help": "Separate teacher behind HTTP: `opd-trl serve-teacher` (every loss_support), or vLLM (teacher, "
-            "intersection, sampled). Key in OPD_TRL_API_KEY. With teacher_model_name_or_path too, both are compared."
+            "help": "Separate teacher behind HTTP: `opd-trl serve-teacher` or vLLM's pooling runner (every "
+            "loss_support), or vLLM's completions (teacher, intersection, sampled). Key in OPD_TRL_API_KEY. "
+            "teacher_model_name_or_path beside it: the LM head of a pooling runner; else both are compared."
         },
     )
     teacher_server_timeout: float = field(

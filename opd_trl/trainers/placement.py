@@ -14,7 +14,7 @@ from ..models.forward import vocabulary_rows
 from ..models.loading import load_whole, plain_models
 from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
-from ..teachers.served import LocalCopy, LossNeeds, connect
+from ..teachers.connect import LocalCopy, LossNeeds, connect
 from ..teachers.text_teacher import TextTeacher
 from ..teachers.vocabulary import SharedIds
 from .input_checks import check_shared_ids, check_teacher, check_top_k_is_shared, text_config
@@ -114,7 +114,7 @@ def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
         student_rows=vocabulary_rows(text_config(model, trust_remote_code=args.trust_remote_code)),
         rows_per_request=args.teacher_batch_size or args.per_device_train_batch_size,
         device=args.device,
-        local_copy=None if path is None else LocalCopy(path, args.trust_remote_code, load),
+        local_copy=None if path is None else LocalCopy(path, loading_options(args), load),
         compares=args.distributed_state.is_main_process,
         vocabulary=args.teacher_vocabulary,
     )

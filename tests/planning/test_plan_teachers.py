@@ -46,7 +46,9 @@ def test_the_sizes_of_a_served_teacher_may_be_given(plan, without_teacher):
     assert component(figures, "teacher's head") == 103 * 128 * 4
     assert component(figures, "scored ahead") == 8 * 4096 * 128 * 4  # 4 steps of 2 completions, float32
     assert figures["notes"] == [
-        "The served teacher is counted as opd-trl serve-teacher: its LM head and its hidden states lie here."
+        "The served teacher is counted as opd-trl serve-teacher or vLLM's pooling runner: its LM head and its hidden "
+        "states lie here. A completion of 4,096 tokens behind 512 of prompt takes 2.0 MiB on the wire from the first "
+        "(512 B a token), 2.2 MiB from the second, which sends the prompt's states too."
     ]
     dtype = ["--teacher_model_init_kwargs", '{"dtype": "bfloat16"}']  # of models in this job
     assert component(plan(*flags, *dtype, config=without_teacher), "teacher's head") == 103 * 128 * 4
@@ -59,7 +61,7 @@ def test_a_local_copy_of_a_served_teacher_is_there_at_start_alone(plan):
     assert figures["teacher_parameters"] == component(figures, "teacher weights") == 0
     assert component(figures, "teacher's head") > 0
     assert figures["notes"][1].startswith("Qwen/Qwen3-8B is a local copy for the parity check at start, 0.00 GiB")
-    assert "not resident during training and not counted" in plan.text
+    assert "not resident during training and not counted. Of vLLM's pooling runner its LM head alone" in plan.text
 
 
 def test_a_local_copy_whose_sizes_cannot_be_read_is_an_error(refuse, configs):

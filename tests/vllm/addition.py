@@ -35,9 +35,15 @@ def dataset() -> Dataset:
     return Dataset.from_dict({"prompt": [prompt(*pair) for pair in TRAINING]})
 
 
-def train_teacher(teacher: Path, student: Path, *, steps: int = 150, student_steps: int = 50) -> None:
-    """Train on right answers; save the model after `student_steps` as the student, the last one as the teacher."""
+def train_teacher(
+    teacher: Path, student: Path, *, steps: int = 150, student_steps: int = 50, text: str | None = None
+) -> None:
+    """Train on right answers; save the model after `student_steps` as the student, the last one as the teacher.
+
+    `text` is learned by heart beside them.
+    """
     model, tokenizer, draw = build(), tiny.build_tokenizer(), random.Random(1)
+    text_ids = None if text is None else tokenizer(text, return_tensors="pt")["input_ids"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min(1.0, (step + 1) / 10, 3 * (1 - step / steps))
@@ -48,6 +54,8 @@ def train_teacher(teacher: Path, student: Path, *, steps: int = 150, student_ste
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
         labels[:, : len(prompt(10, 10))] = -100
         model(**batch, labels=labels).loss.backward()
+        if text_ids is not None:
+            model(input_ids=text_ids, labels=text_ids).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

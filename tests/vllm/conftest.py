@@ -6,6 +6,7 @@
 import pytest
 from transformers import Qwen3ForCausalLM
 
+from opd_trl.teachers.server import PROBE_TEXT
 from tests import tiny
 from tests.vllm.server import MAX_LENGTH, PYTHON, vllm_server
 
@@ -42,6 +43,14 @@ def teacher_path(tmp_path_factory) -> str:
 def teacher(teacher_path) -> Qwen3ForCausalLM:
     """What the server serves, in this process."""
     return Qwen3ForCausalLM.from_pretrained(teacher_path).eval()
+
+
+@pytest.fixture(scope="session")
+def reader_path(tmp_path_factory) -> str:
+    """A teacher that has learned to read a text, as one whose hidden states are pooled must have."""
+    folder = tmp_path_factory.mktemp("reader")
+    sizes = {"hidden_size": 48, "head_dim": 32, "max_position_embeddings": MAX_LENGTH}
+    return tiny.save_reader(folder, PROBE_TEXT, seed=1, **sizes)
 
 
 @pytest.fixture(scope="session")

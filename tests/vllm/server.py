@@ -14,19 +14,33 @@ MAX_LENGTH = 512
 START_LIMIT = 240  # seconds
 
 
+#: Hidden states of every token in place of completions.
+POOLING = ["--runner", "pooling", "--convert", "embed", "--pooler-config.task", "token_embed"]
+
+
 @contextmanager
 def vllm_server(model: str, log: Path, *options: str) -> Iterator[str]:
-    """Serve a model in float32 on the CPU and yield the server's url; end every process of it afterwards.
+    """`vllm_process`, of which the server's url is enough."""
+    with vllm_process(model, log, *options) as (url, _):
+        yield url
+
+
+@contextmanager
+def vllm_process(
+    model: str, log: Path, *options: str, port: int | None = None
+) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Serve a model in float32 on the CPU; yield the server's url and process, whose group is ended afterwards.
 
     Args:
         model: a path.
         log: file for what the server prints; its end is part of the error where the server does not start.
         options: further ones of vLLM's command line.
+        port: a free one by default.
 
     Raises:
         RuntimeError: the server ends before it answers, or does not answer in time.
     """
-    port = free_port()
+    port = port or free_port()
     command = [PYTHON, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--host", "127.0.0.1"]
     command += ["--port", str(port), "--dtype", "float32", "--max-model-len", str(MAX_LENGTH)]
     command += ["--enforce-eager", *options]
@@ -39,7 +53,7 @@ def vllm_server(model: str, log: Path, *options: str) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_healthy(process, url, limit=START_LIMIT)
-        yield url
+        yield url, process
     finally:
         end(process)
 

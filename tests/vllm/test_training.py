@@ -4,28 +4,32 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from opd_trl import OPDConfig, OPDTrainer
+from opd_trl.teachers.server import PROBE_TEXT
 from tests import tiny
 from tests.trainers.build import settings
 from tests.vllm import addition
-from tests.vllm.server import vllm_server
+from tests.vllm.server import POOLING, vllm_server
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The teacher, and the student that is an early state of it."""
+    """The teacher, and the student that is an early state of it. They read plain text too, as a pooled one must."""
     folder = tmp_path_factory.mktemp("addition")
-    addition.train_teacher(folder / "teacher", folder / "student")
+    addition.train_teacher(folder / "teacher", folder / "student", text=PROBE_TEXT)
     return folder
 
 
-def test_a_student_of_a_served_teacher_learns_to_add(tmp_path, folder, measured):
-    """Forward KL on the teacher's 16 most probable of 103 ids, 100 steps of 64 sums."""
+@pytest.mark.parametrize("kind", ["completions", "pooling"])
+def test_a_student_of_a_served_teacher_learns_to_add(tmp_path, folder, measured, kind):
+    """100 steps of 64 sums. Forward KL on the teacher's 16 most probable of 103 ids; pooled, on the student's."""
     tokenizer = tiny.build_tokenizer()
     teacher = addition.accuracy(AutoModelForCausalLM.from_pretrained(folder / "teacher"), tokenizer)
-    with vllm_server(str(folder / "teacher"), tmp_path / "server.log") as url:
+    flags = POOLING if kind == "pooling" else []
+    with vllm_server(str(folder / "teacher"), tmp_path / "server.log", *flags) as url:
         options = {
             "teacher_server_url": url,
-            "loss_support": "teacher",
+            "teacher_model_name_or_path": str(folder / "teacher") if kind == "pooling" else None,
+            "loss_support": "student" if kind == "pooling" else "teacher",
             "loss_top_k": 16,
             "divergence": "forward_kl",
             "max_steps": 100,
@@ -42,7 +46,7 @@ def test_a_student_of_a_served_teacher_learns_to_add(tmp_path, folder, measured)
         seconds = trainer.train().metrics["train_runtime"]
     after = addition.accuracy(trainer.model, tokenizer)
     measured(
-        f"addition, held-out accuracy: teacher {teacher:.3f}, student {before:.3f} -> {after:.3f} in "
+        f"addition, {kind}, held-out accuracy: teacher {teacher:.3f}, student {before:.3f} -> {after:.3f} in "
         f"{args.max_steps} steps, {seconds:.0f} s"
     )
     assert teacher > 0.9
