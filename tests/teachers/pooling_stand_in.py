@@ -111,7 +111,8 @@ class Pooling(BaseHTTPRequestHandler):
         asked = {"sequences": [[*ids, 0] for ids in body["input"]], "num_scored": lengths}
         found = requests.post(f"{self.server.upstream}/v1/hidden_states", json=asked, timeout=60)
         states = load(found.content)["hidden_states"].float().split(lengths)
-        answer = self.server.habit(Answer(list(states), body["model"], body["embed_dtype"]))
+        habit = self.server.habit if body["use_activation"] is False else HABITS["normalises"]
+        answer = habit(Answer(list(states), body["model"], body["embed_dtype"]))
         if self.server.faults:
             answer = self.server.faults.pop()(answer)
         header = json.dumps(answer.described)

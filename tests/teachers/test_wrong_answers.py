@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from opd_trl.teachers.connections import BadAnswerError
+from opd_trl.teachers.pooling import read_states
 from opd_trl.teachers.server_answers import (
     json_of,
     read_completions,
@@ -87,7 +88,24 @@ def mutated(body, random: random.Random) -> bytes:
     return json.dumps(body).encode()
 
 
+STATES = torch.arange(7 * 4, dtype=torch.float32).view(7, 4)
+POOLED = {
+    "model": "t",
+    "data": [
+        {"index": 0, "embed_dtype": "float32", "endianness": "little", "start": 0, "end": 64, "shape": [4, 4]},
+        {"index": 1, "embed_dtype": "float32", "endianness": "little", "start": 64, "end": 112, "shape": [3, 4]},
+    ],
+}
+
+
+def read_pooled(metadata: bytes) -> list:
+    content, lengths = STATES.numpy().tobytes(), list(map(len, SEQUENCES))
+    found = read_states(content, metadata.decode(), lengths, NUM_SCORED, model="t", dtype=torch.float32, hidden_size=4)
+    return [states.tolist() for states in found]
+
+
 READERS = {
+    "pooled": (POOLED, read_pooled),
     "completions": (completions(), read),
     "models": ({"data": [{"id": "t", "owned_by": "opd_trl", "max_model_len": 1024}]}, read_models),
     "vocabulary": ({"vocab": {"a": 0, "b": 1}}, read_vocabulary),
@@ -110,7 +128,7 @@ def test_a_mutated_answer_is_refused_or_changes_nothing(name, random):
         found = checked(reader, mutated(body, random))
     except BadAnswerError:
         return
-    if name == "completions":
+    if name in ("completions", "pooled"):
         assert found == right
     elif name == "models":  # its name, window and owner may be others: these kinds of values they can have
         assert [type(x) for x in found[:2]] in ([str, int], [str, type(None)])
