@@ -17,7 +17,8 @@ from .head import (
     in_compute_dtype,
     project,
 )
-from .next_token import ChunkTeacher, NextToken, TeacherBlock, TeacherTopK, normalize, take
+from .mixture import LossTeacher
+from .next_token import ChunkTeacher, NextToken, TeacherBlock, normalize, take
 from .objective import Objective, Tokens, extrapolated_logps, importance_weight, sampled_figures, sampled_token_loss
 from .support import is_member, support_divergence, top_ids
 
@@ -29,13 +30,14 @@ SAMPLED_STATS = ("sampled_log_ratio", "teacher_rank")
 
 
 def distillation_loss(
-    student: NextToken, teacher: NextToken | TeacherTopK, tokens: Tokens, objective: Objective
+    student: NextToken, teacher: LossTeacher, tokens: Tokens, objective: Objective
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum over tokens of weight x divergence: `opd_trl.losses.chunked_support_loss` with its arguments in four.
 
     Args:
         student: carries the gradient, in its hidden states and wherever its head requires one.
-        teacher: at the same N positions, by its head or by log-probabilities on its TopK; never a gradient.
+        teacher: at the same N positions, by its head, as a mean of several, or by log-probabilities on its TopK;
+            never a gradient.
         tokens: the N sampled tokens and their weights.
         objective: which divergence, on which support, at which temperature.
 

@@ -159,13 +159,14 @@ ACCELERATOR_BUDGET = 1024 * 2**20
 BLOCKS_PER_CHUNK = 16
 
 
-def chunk_size_for(vocab_size: int, device: torch.device, *, budget: int | None = None) -> int:
+def chunk_size_for(vocab_size: int, device: torch.device, *, budget: int | None = None, tensors: int = 2) -> int:
     """Tokens projected at once, budget / (2 x 4 bytes x V), at least 1.
 
     Args:
         vocab_size: V.
         device: where the head lies; decides the default budget.
         budget: bytes for the logits of student and teacher; 128 MiB on a CPU, 1 GiB on an accelerator by default.
+        tensors: `(chunk, V)` that live at a time, where they are not 2.
 
     Example:
         >>> chunk_size_for(151936, torch.device("cpu")), chunk_size_for(151936, torch.device("cuda"))
@@ -173,7 +174,7 @@ def chunk_size_for(vocab_size: int, device: torch.device, *, budget: int | None 
     """
     if budget is None:
         budget = CPU_BUDGET if device.type == "cpu" else ACCELERATOR_BUDGET
-    return max(1, budget // (2 * 4 * vocab_size))
+    return max(1, budget // (tensors * 4 * vocab_size))
 
 
 def block_size_for(vocab_size: int, device: torch.device) -> int:

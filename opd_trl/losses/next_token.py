@@ -92,6 +92,21 @@ class NextToken:
         Raises:
             ValueError: heads of different vocabularies, other positions, a K that the vocabulary does not have.
         """
+        top_k = self.check_as_teacher(student, objective)
+        ready, transform = self.ready(), self.head.transform(objective.temperature)
+
+        def chunk(rows: slice) -> Callable[[slice], TeacherBlock]:
+            raw = ready.raw(rows)
+            return lambda block: FromLogits.of(transform.apply(raw[block]), top_k)
+
+        return chunk
+
+    def ready(self) -> "NextToken":
+        """The same without gradients, its head cast once for all chunks."""
+        return replace(self, head=replace(self.head, weight=in_compute_dtype(self.head.weight.detach())))
+
+    def check_as_teacher(self, student: "NextToken", objective: Objective) -> int:
+        """How many of its most probable ids the loss of a student reads; raises what `as_teacher` says."""
         vocab_size, top_k = self.head.weight.size(0), objective.top_k
         if student.head.weight.size(0) != vocab_size:
             raise ValueError(
@@ -102,14 +117,7 @@ class NextToken:
             top_k = min(top_k, self.head.num_ids)
         check_top_k(top_k, self.head.num_ids)
         check_rows(len(student), teacher_hidden_states=self.hidden_states.shape[:-1])
-        weight = in_compute_dtype(self.head.weight.detach())
-        transform = self.head.transform(objective.temperature)
-
-        def chunk(rows: slice) -> Callable[[slice], TeacherBlock]:
-            raw = project(self.hidden_states[rows], weight, self.head.bias)
-            return lambda block: FromLogits.of(transform.apply(raw[block]), top_k)
-
-        return chunk
+        return top_k
 
 
 @dataclass(frozen=True)
