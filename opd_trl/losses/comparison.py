@@ -9,6 +9,7 @@ from torch import Tensor
 from .divergences import as_pair, check_beta, divergence_named
 from .fused import block_loss
 from .head import LogitGradient, chunk_size_for, chunks
+from .mixture import Mixture
 from .next_token import FromLogits, NextToken, take
 from .objective import Objective, Tokens
 
@@ -69,7 +70,7 @@ def exact_logit_gradient(
 @torch.no_grad()
 def compare_gradients(
     student: NextToken,
-    teacher: NextToken,
+    teacher: NextToken | Mixture,
     tokens: Tokens,
     objectives: Mapping[str, Objective],
     *,

@@ -11,6 +11,7 @@ from .divergences import check_choice
 from .head import block_size_for, check_rows, chunk_size_for, chunks
 from .next_token import ChunkTeacher, FromLogits, NextToken, TeacherBlock, TeacherTopK
 from .objective import Objective, Tokens
+from .support import top_ids
 
 
 #: How distributions are averaged, as `Mixture` explains it.
@@ -80,14 +81,23 @@ class Mixture:
         return total
 
     @torch.no_grad()
-    def log_probs_of(self, ids: Tensor, *, temperature: float = 1.0) -> Tensor:
-        """Log-probabilities `(N,)` of one id `(N,)` at each position, nats."""
-        head = self.parts[0].head.weight
-        parts = []
-        for rows in chunks(len(self), chunk_size_for(head.size(0), head.device, tensors=LIVE_LOGITS)):
-            log_probs = self.logits(rows, temperature).log_softmax(-1)
-            parts.append(log_probs.gather(-1, ids[rows, None]).squeeze(-1))
-        return torch.cat(parts)
+    def log_probs(
+        self,
+        *,
+        ids: Tensor | None = None,
+        top_k: int | None = None,
+        temperature: float = 1.0,
+        chunk_size: int | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities `(N, K)`, ids and entropies, as `NextToken.log_probs` gives them, without gradients."""
+        head, found = self.parts[0].head.weight, []
+        if chunk_size is None:
+            chunk_size = chunk_size_for(head.size(0), head.device, tensors=LIVE_LOGITS)
+        for rows in chunks(len(self), chunk_size):
+            logits = self.logits(rows, temperature)
+            log_probs, at = logits.log_softmax(-1), top_ids(logits, top_k) if ids is None else ids[rows]
+            found.append((log_probs.gather(-1, at), at, -(log_probs.exp() * log_probs).sum(-1)))
+        return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
     def as_teacher(self, student: NextToken, tokens: Tokens, objective: Objective) -> ChunkTeacher:
         """See `NextToken.as_teacher`, whose demands hold for every part."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .divergences import DIVERGENCES, check_beta, divergence_named, expected, forward_kl, reverse_kl
 from .head import chunk_size_for, chunks
+from .mixture import Mixture
 from .next_token import NextToken
 
 
@@ -40,7 +41,7 @@ class Spread:
 @torch.no_grad()
 def context_spread(
     student: NextToken,
-    teachers: Sequence[NextToken],
+    teachers: Sequence[NextToken | Mixture],
     *,
     divergence: str = "reverse_kl",
     beta: float = 0.5,
@@ -101,7 +102,7 @@ def context_spread(
     return Spread(*(torch.cat(part).float() for part in zip(*parts, strict=True)))
 
 
-def check(student: NextToken, teachers: Sequence[NextToken], divergence: str) -> None:
+def check(student: NextToken, teachers: Sequence[NextToken | Mixture], divergence: str) -> None:
     """Raise ValueError for what cannot be split."""
     if not divergence_named(divergence).splits_by_context:
         known = [name for name, entry in DIVERGENCES.items() if entry.splits_by_context]

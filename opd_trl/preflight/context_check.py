@@ -12,9 +12,10 @@ import torch
 from rich.table import Table
 
 from ..losses.divergences import DIVERGENCES
+from ..losses.mixture import Mixture
 from ..losses.next_token import NextToken
 from ..losses.spread import context_spread
-from ..teachers.scores import HiddenStates
+from ..teachers.scores import Scores
 from .clustered import WIDTH
 from .context_draw import Draw, TeacherIds, draw_contexts, row_gains, teacher_prompts, text_of, under
 from .context_figures import ContextFigures, ContextTokens, context_figures, findings_of
@@ -184,7 +185,7 @@ def score_tokens(
     return parts
 
 
-def next_tokens(trainer, rollout: Rollout, teacher: HiddenStates) -> NextToken:
+def next_tokens(trainer, rollout: Rollout, teacher: Scores) -> NextToken | Mixture:
     """A teacher's distributions at its kept tokens, as `rollouts.score` reads them."""
     return teacher.at(teacher.select(rollout.kept), *trainer.shared_ids.rows)
 

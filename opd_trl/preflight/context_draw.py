@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.forward import scatter, token_log_probs
+from ..models.forward import scatter
 from ..models.sequences import left_pad
 from ..privileged import TEMPLATES, Context, Prompt, check_context, with_text
+from ..teachers.routing import ROW_ENTRIES
 from ..teachers.scores import Scores
 from ..teachers.shared_prefix import SHARED, shared_tokens
 from .rollouts import Rollout
@@ -196,16 +197,15 @@ def text_log_probs(
     # Padded on the left, then turned: completions are padded on the right.
     ids, mask = left_pad([text[::-1] for text in texts], pad_token_id=0, device=trainer.accelerator.device)
     part = trainer.shared_ids.readable({"completion_ids": ids.flip(-1), "completion_mask": mask.flip(-1)})
-    if "teacher_index" in batch:
-        part["teacher_index"] = batch["teacher_index"][list(rows)]
+    part |= {name: batch[name][list(rows)] for name in ROW_ENTRIES if name in batch}
     sums = torch.zeros(len(rows), device=ids.device)
     for teacher in under(trainer, part, prefixes).values():
-        kept, head = part["completion_mask"].bool(), teacher.head.rows(*trainer.shared_ids.rows)
-        hidden_states = teacher.hidden_states[..., : head.weight.size(-1)][teacher.select(kept)]
+        kept = part["completion_mask"].bool()
+        distributions = teacher.at(teacher.select(kept), *trainer.shared_ids.rows)
         if teacher.rows is not None:
             kept = kept & teacher.rows[:, None]
-        found, _ = token_log_probs(hidden_states, head, part["completion_ids"][kept])
-        sums += scatter(found.float(), kept).sum(-1)
+        found, *_ = distributions.log_probs(ids=part["completion_ids"][kept].unsqueeze(-1))
+        sums += scatter(found.squeeze(-1).float(), kept).sum(-1)
     return (sums / mask.sum(-1)).tolist()
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..losses.fused import distillation_loss
+from ..losses.mixture import Mixture
 from ..losses.next_token import NextToken
 from ..losses.objective import Objective, Tokens
 from .rollouts import Rollout, Scored, quarters_of, score
@@ -71,14 +72,17 @@ def pair_figures(trainer, rollouts: Sequence[Rollout], *, on_batch: Callable[[],
 def figures_of(scored: Scored, objective: Objective) -> tuple[Tensor, ...]:
     """The fields of `PairFigures` for the tokens of one teacher, by the code of the loss."""
     forward = measure(scored.student, scored.teacher, objective, support="full")
-    backward = measure(scored.teacher, scored.student, objective, support="full")
+    backward = measure(scored.student, scored.teacher, objective, support="full", divergence="forward_kl")
+    _, _, entropy = scored.teacher.log_probs(
+        top_k=1, temperature=objective.temperature, chunk_size=objective.chunk_size
+    )
     on_support = measure(scored.student, scored.teacher, objective, support="student")
     kept = scored.kept
     figures = (
         forward["per_token_divergence"],
         backward["per_token_divergence"],
         forward["entropy"],
-        backward["entropy"],
+        entropy,
         on_support["overlap"],
         1 - on_support["teacher_mass"],
         torch.arange(kept.size(1), device=kept.device).expand_as(kept)[kept],
@@ -87,11 +91,19 @@ def figures_of(scored: Scored, objective: Objective) -> tuple[Tensor, ...]:
     return tuple(figure.cpu() for figure in figures)
 
 
-def measure(student: NextToken, teacher: NextToken, objective: Objective, *, support: str) -> dict[str, Tensor]:
-    """Statistics of the reverse KL between two models, at the temperature of the loss."""
+def measure(
+    student: NextToken,
+    teacher: NextToken | Mixture,
+    objective: Objective,
+    *,
+    support: str,
+    divergence: str = "reverse_kl",
+) -> dict[str, Tensor]:
+    """Statistics of a divergence between two models, at the temperature of the loss."""
     plain = Objective(
         top_k=min(objective.top_k, student.head.weight.size(0)),
         support=support,
+        divergence=divergence,
         tail="drop",
         temperature=objective.temperature,
         chunk_size=objective.chunk_size,

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from ..losses.mixture import Mixture
 from ..losses.next_token import NextToken
 from ..losses.objective import Tokens
 from ..models.forward import completion_hidden_states, read_head
 from ..models.sequences import join
-from ..teachers.scores import HiddenStates
 from ..trainers.passes import kept_tokens, multimodal_inputs
 
 
@@ -49,7 +49,7 @@ class Scored:
 
     teacher_name: str
     student: NextToken
-    teacher: NextToken
+    teacher: NextToken | Mixture
     tokens: Tokens
     kept: Tensor
 
@@ -106,13 +106,13 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
     hidden_states = student_hidden_states(trainer, batch)
     student_head = read_head(trainer.model)
     for name, teacher in scores.items():
-        if not isinstance(teacher, HiddenStates):
+        kept = teacher.compared(teacher.select(rollout.kept))
+        if teacher.is_top_k:
             raise ValueError(
                 f"the served teacher{f' {name!r}' * bool(name)} sends TopK log-probabilities alone, and this check "
                 "reads the whole distribution. Give it as teacher_model_name_or_path, or serve it with "
                 "`opd-trl serve-teacher` and name a local copy beside teacher_server_url."
             )
-        kept = teacher.compared(teacher.select(rollout.kept))
         with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
             head = student_head.rows(*trainer.shared_ids.rows).detach()
             student = NextToken(teacher.select(hidden_states)[kept], head)

@@ -161,8 +161,8 @@ def teacher_answers(
     """
     if not trainer.teacher.can_write:
         raise ValueError(
-            "this teacher scores and writes nothing here: it is served, or of another tokenizer. Name the model of a "
-            "served one: --teacher PATH."
+            "this teacher scores and writes nothing here: it is served, a mean of several, or of another tokenizer. "
+            "Name a model: --teacher PATH."
         )
     sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
     tokenizer, answers = trainer.tokenizer, Answers([], [], [], [])

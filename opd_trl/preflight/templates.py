@@ -61,7 +61,7 @@ def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
 
 def teacher_tokenizer(trainer) -> PreTrainedTokenizerBase | None:
     """The separate teacher's own tokenizer; None where it is the student, has no path, or reads text by its own."""
-    path = getattr(getattr(trainer.teacher.model, "config", None), "_name_or_path", None)
+    path = getattr(getattr(trainer.teacher.parts[0].model, "config", None), "_name_or_path", None)
     if trainer.args.teaches_itself or not path or trainer.shared_ids.tokenizer is not None:
         return None
     try:
@@ -128,7 +128,7 @@ def check_pad(tokenizer: PreTrainedTokenizerBase) -> Finding:
 def check_eos(trainer, own: PreTrainedTokenizerBase) -> Finding:
     """Do student and teacher stop at a common token?"""
     of_student = end_ids(trainer.model.generation_config.eos_token_id, trainer.tokenizer.eos_token_id)
-    of_teacher = end_ids(trainer.teacher.model.generation_config.eos_token_id, own.eos_token_id)
+    of_teacher = end_ids(trainer.teacher.parts[0].model.generation_config.eos_token_id, own.eos_token_id)
     names = [" ".join(map(str, trainer.tokenizer.convert_ids_to_tokens(ids))) for ids in (of_student, of_teacher)]
     if trainer.tokenizer.eos_token_id in of_teacher:
         return Finding("EOS of both", "ok", names[0], "Both models end their answers with the student's EOS token.")

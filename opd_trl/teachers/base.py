@@ -74,6 +74,11 @@ class Teacher:
     window: int | None = None
     prefix: SharedPrefix | None = None
 
+    @property
+    def parts(self) -> tuple["Teacher", ...]:
+        """The teachers that it is made of: itself, or those that it is a mean of."""
+        return (self,)
+
     def check_placement(self, host: Host) -> None:
         """Raise ValueError for what this kind of teacher cannot do under the engine and the settings of the host."""
         if host.args.teacher_rows_ahead is not None:

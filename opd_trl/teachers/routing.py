@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..models.sharding import is_sharded
 from .base import Host, Teacher
+from .mixed import WEIGHTS, Mix, check_weights, row_weights
 from .scores import Scores, check_no_images, merge, rows_of
 from .vocabulary import SharedIds
 
@@ -17,6 +18,10 @@ from .vocabulary import SharedIds
 DataSet = Dataset | IterableDataset
 #: Column of the data set that names each row's teacher.
 TEACHER_COLUMN = "teacher"
+#: Batch entry `(B,)` int64: the place of each row's teacher among several.
+INDEX = "teacher_index"
+#: Batch entries that say which teachers count for a row.
+ROW_ENTRIES = (INDEX, WEIGHTS)
 
 
 def named_teachers(
@@ -54,30 +59,37 @@ def is_routed(names: Iterable[str]) -> bool:
     return list(names) != [""]
 
 
-def check_routes(train_dataset, eval_dataset, *, names: list[str]) -> None:
-    """Check the column `teacher` of every map-style data set, where there are several teachers.
+def check_routes(train_dataset, eval_dataset, *, names: list[str], mix: Mix | None = None) -> None:
+    """Check the column of every map-style data set that says which of several teachers count for a row.
 
     Args:
         train_dataset, eval_dataset: as the trainer takes them.
         names: of the teachers.
+        mix: where all of them are one target; None: the column `teacher` names one for each row.
 
     Raises:
-        ValueError: no such column, or a row that names none of the teachers.
+        ValueError: no such column, or a row that names none of the teachers or gives no weights.
     """
-    if not is_routed(names):
+    if not is_routed(names) or isinstance(mix, Mapping):
         return
+    column = TEACHER_COLUMN if mix is None else mix
+    says = "each row names its own" if mix is None else "each row maps them to weights"
     for set_name, dataset in named_datasets(train_dataset, eval_dataset).items():
         columns = getattr(dataset, "column_names", None)
         if columns is None:
             continue
-        if TEACHER_COLUMN not in columns:
+        if column not in columns:
             raise ValueError(
-                f"the {set_name} set has no column {TEACHER_COLUMN!r}, it has {', '.join(map(repr, columns))}. With "
-                f"several teachers each row names its own: {', '.join(map(repr, names))}."
+                f"the {set_name} set has no column {column!r}, it has {', '.join(map(repr, columns))}. With "
+                f"several teachers {says}: {', '.join(map(repr, names))}."
             )
         if not isinstance(dataset, IterableDataset):
-            for row, name in enumerate(dataset[TEACHER_COLUMN]):
-                check_route(name, names, f"row {row} of the {set_name} set")
+            for row, value in enumerate(dataset[column]):
+                where = f"row {row} of the {set_name} set"
+                if mix is None:
+                    check_route(value, names, where)
+                else:
+                    check_weights(value, names, f"column {column!r} of {where}")
 
 
 def check_route(name: Any, names: list[str], row: str) -> None:
@@ -87,6 +99,17 @@ def check_route(name: Any, names: list[str], row: str) -> None:
             f"{row} names the teacher {name!r}, and there are {', '.join(map(repr, names))}. Correct the column "
             f"{TEACHER_COLUMN!r}, or add the teacher to `teachers`."
         )
+
+
+def row_entries(
+    rows: list[dict[str, Any]], teachers: Mapping[str, Teacher], mix: Mix | None, device: torch.device
+) -> dict[str, Tensor]:
+    """The entries of a batch that say which of several teachers count for its rows; none where all count alike."""
+    if is_routed(teachers):
+        return {INDEX: teacher_index(rows, list(teachers), device)}
+    if isinstance(mix, str):
+        return {WEIGHTS: row_weights(rows, mix, list(teachers[""].teachers), device)}
+    return {}
 
 
 def teacher_index(rows: list[dict[str, Any]], names: list[str], device: torch.device) -> Tensor:

@@ -1,12 +1,13 @@
 """What a teacher says of a micro-batch, as the loss reads it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..losses.head import Head
+from ..losses.mixture import LossTeacher
 from ..losses.next_token import NextToken, TeacherTopK
 from ..models.forward import MULTIMODAL_KEYS
 from .shared_prefix import SHARED
@@ -18,9 +19,11 @@ class Scores:
 
     Attributes:
         rows: `(B,)` bool, or None for all; every tensor below holds these rows alone.
+        is_top_k: are they log-probabilities of a TopK alone, and not whole distributions?
     """
 
     rows: Tensor | None
+    is_top_k: ClassVar[bool] = False
 
     def select(self, values: Tensor) -> Tensor:
         """Its rows of a tensor `(B, ...)`."""
@@ -43,7 +46,7 @@ class Scores:
         """For `span_loss`: number of the span and log q of its text, `(n,)` both, at `kept` positions `(b, T)`."""
         raise NotImplementedError
 
-    def at(self, kept: Tensor, num_rows: int, excluded: Tensor | None = None) -> NextToken | TeacherTopK:
+    def at(self, kept: Tensor, num_rows: int, excluded: Tensor | None = None) -> LossTeacher:
         """The teacher as the loss takes it.
 
         Args:
@@ -76,6 +79,7 @@ class HiddenStates(Scores):
 class LogProbs(Scores):
     """TopK ids and log-probabilities `(b, T, K)`, and those of the sampled tokens `(b, T)`, as a server sends them."""
 
+    is_top_k = True
     ids: Tensor
     log_probs: Tensor
     sampled_log_probs: Tensor

@@ -15,14 +15,15 @@ import torch
 from ..addresses import Address, is_url, shown
 from ..given import check_finite, default_of
 from ..losses.divergences import DIVERGENCES
+from ..losses.mixture import MEANS
 from ..losses.objective import BASELINES
 from ..losses.support import SUPPORTS, TAILS, TOP_K_SUPPORTS
 from ..spelling import did_you_mean
+from ..teachers.mixed import check_mix
 from ..teachers.vocabulary import TEACHER_VOCABULARIES
 
 
 logger = logging.getLogger(__name__)
-
 
 #: Fields that name a separate teacher.
 SEPARATE_TEACHERS = ("teacher_model_name_or_path", "teacher_server_url", "teachers")
@@ -31,17 +32,15 @@ CHOICES = {
     "loss_support": SUPPORTS,
     "loss_tail": TAILS,
     "teacher_vocabulary": TEACHER_VOCABULARIES,
+    "teacher_mean": MEANS,
     "teacher_offload": (None, "cpu"),
     "distillation_coef_schedule": ("constant", "linear"),
     "distillation_gate": (None, "correct", "incorrect"),
     "loss_baseline": (None, *BASELINES),
 }
 NOT_NEGATIVE = (
-    "num_loss_tokens_to_skip",
-    "distillation_coef",
-    "distillation_coef_end",
-    "policy_coef",
-    "teacher_server_retries",
+    *("num_loss_tokens_to_skip", "distillation_coef", "distillation_coef_end"),
+    *("policy_coef", "teacher_server_retries"),
 )
 ABOVE_ZERO = ("loss_temperature", "loss_pointwise_clip", "loss_importance_cap", "loss_extrapolation")
 AT_LEAST_ONE = (
@@ -107,6 +106,7 @@ def check_config(config) -> None:
 READ_WHERE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "divergence": (lambda config: config.loss_support != "sampled", "a loss_support other than sampled"),
     "teacher_vocabulary": (lambda config: not config.teaches_itself, "a separate teacher"),
+    "teacher_mean": (lambda config: config.teacher_mix is not None, "teacher_mix"),
     "divergence_beta": (lambda config: config.divergence in ("jsd", "mixed"), "divergence: jsd or mixed"),
     "loss_top_k": (
         lambda config: config.loss_support in TOP_K_SUPPORTS or config.loss_baseline == "top_k",
@@ -170,10 +170,10 @@ def check_teachers(config) -> None:
         raise ValueError(f"teachers together with {' and '.join(given)}. Put every teacher into the mapping.")
     if config.teachers is not None and not (isinstance(config.teachers, dict) and config.teachers):
         raise ValueError(
-            "teachers must map at least one name to a model or a URL, got "
-            f"{type(config.teachers).__name__}. In YAML: "
+            f"teachers must map at least one name to a model or URL, got {type(config.teachers).__name__}. In YAML: "
             "`teachers: {math: Qwen/Qwen3-8B, code: 'http://127.0.0.1:8001'}`."
         )
+    check_mix(config.teacher_mix, [""] if given else config.teachers)
     check_addresses(config)
     if config.teacher_server_url is not None and config.teacher_offload is not None:
         raise ValueError("teacher_offload with teacher_server_url: a served teacher has no weights here. Drop one.")

@@ -28,18 +28,13 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
 
     _VALID_DICT_FIELDS = [  # noqa: RUF012 - transformers reads this name; it is not a field
         *GRPOConfig._VALID_DICT_FIELDS,
-        "teacher_model_init_kwargs",
-        "teacher_chat_template_kwargs",
-        "teachers",
+        *("teacher_model_init_kwargs", "teacher_chat_template_kwargs", "teachers", "teacher_mix"),
     ]
 
     # Method
     method: str | None = field(
         default=None,
-        metadata={
-            "help": "A published method by name (`opd-trl methods`) sets its fields; one that is also given by hand "
-            "wins, and the log says so."
-        },
+        metadata={"help": "A published method (`opd-trl methods`) sets its fields; those set by hand win."},
     )
 
     # Defaults that differ from GRPOConfig
@@ -94,6 +89,17 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
             "help": "Several teachers: a mapping (JSON) from a name to a model or a server's URL. The data set's "
             "column `teacher` names each row's."
         },
+    )
+    teacher_mix: dict[str, float] | str | None = field(
+        default=None,
+        metadata={
+            "help": "One target of all teachers: a mapping (JSON) from each one's name to its weight, or a column of "
+            "such mappings. Weights sum to 1."
+        },
+    )
+    teacher_mean: str = field(
+        default="arithmetic",
+        metadata={"help": "Mean of their distributions: arithmetic, what any of them does; geometric, what all do."},
     )
     teacher_chat_template_kwargs: dict[str, Any] | str | None = field(
         default=None,
@@ -198,10 +204,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     )
     loss_importance_cap: float | None = field(
         default=None,
-        metadata={
-            "help": "Weight each token by min(student now / student at sampling, cap): for vLLM, and where one "
-            "generation feeds several steps."
-        },
+        metadata={"help": "Weight tokens by min(student now / at sampling, cap): for vLLM and reused generations."},
     )
     loss_temperature: float | None = field(
         default=None, metadata={"help": "Temperature of both distributions in the loss. Default: that of sampling."}
@@ -222,10 +225,7 @@ class OPDConfig(GRPOConfig, metaclass=Settings):
     )
     loss_skip_first: list[str] | None = field(
         default=None,
-        metadata={
-            "help": "Texts whose tokens are left out of the loss at their first place in a completion, e.g. <think> "
-            "where the teacher opens its answers otherwise."
-        },
+        metadata={"help": "Texts whose tokens have no loss at their first place in a completion, e.g. <think>."},
     )
     distillation_coef: float = field(default=1.0, metadata={"help": "Weight of the distillation loss."})
     distillation_coef_schedule: str = field(

@@ -105,8 +105,8 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         self.row_checks = row_checks(args, processing_class, kwargs)
         check_data(self.row_checks, args, train_dataset, eval_dataset, required=self.requires_privileged_context)
         teachers = self._find_teachers(model, teacher_model, args, processing_class, teacher_processing_class)
-        routing.check_routes(train_dataset, eval_dataset, names=list(teachers))
         named = routing.named_teachers(teacher_model, **args.teacher_fields)
+        routing.check_routes(train_dataset, eval_dataset, names=list(named), mix=args.teacher_mix)
         check_images(args, routing.named_datasets(train_dataset, eval_dataset), processing_class, named)
         initial_copy = self._copy_student(model, args, kwargs)
 
@@ -160,7 +160,8 @@ class OPDTrainer(Checkpoints, OpenTrainer):
 
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
-        columns = (self.args.privileged_context_column, routing.TEACHER_COLUMN)
+        mix = (self.args.teacher_mix,) if isinstance(self.args.teacher_mix, str) else ()
+        columns = (self.args.privileged_context_column, routing.TEACHER_COLUMN, *mix)
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -184,8 +185,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         output["loss_mask"] = mask = mask * understood(self, output, mask)
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         output[SHARED] = self.teacher_prompts.shared_tokens(output)
-        if routing.is_routed(self.teachers):
-            output["teacher_index"] = routing.teacher_index(inputs, list(self.teachers), self.accelerator.device)
+        output |= routing.row_entries(inputs, self.teachers, self.args.teacher_mix, self.accelerator.device)
         return output | token_logps(self, output) | self.score_ahead(output)
 
     def _prepare_inputs(self, generation_batch):

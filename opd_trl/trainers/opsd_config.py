@@ -38,7 +38,7 @@ class OPSDConfig(OPDConfig):
     def __post_init__(self):
         super().__post_init__()
         check_choice("teacher_model_kind", self.teacher_model_kind, TEACHER_KINDS)
-        for name in SEPARATE_TEACHERS:
+        for name in (*SEPARATE_TEACHERS, "teacher_mix"):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} with teacher_model_kind={self.teacher_model_kind!r}: in OPSD the "

@@ -10,7 +10,8 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from ..losses import chunk_size_for
 from ..losses.fused import distillation_loss
 from ..losses.head import Head
-from ..losses.next_token import NextToken, TeacherTopK
+from ..losses.mixture import LIVE_LOGITS, LossTeacher
+from ..losses.next_token import NextToken
 from ..losses.objective import Objective, Tokens
 from ..losses.spans import merged, span_loss
 from ..models.forward import (
@@ -35,7 +36,7 @@ from .opd_config import OPDConfig
 TOKEN_ENTRIES = ("completion_ids", "sampling_logps", "reference_logps")
 #: Student, teacher, tokens and objective -> loss and figures per token. `OPDTrainer.distillation_loss` is one; where
 #: another loss is wanted, a subclass sets it.
-DistillationLoss = Callable[[NextToken, NextToken | TeacherTopK, Tokens, Objective], tuple[Tensor, dict[str, Tensor]]]
+DistillationLoss = Callable[[NextToken, LossTeacher, Tokens, Objective], tuple[Tensor, dict[str, Tensor]]]
 
 
 class StudentPass(NamedTuple):
@@ -63,7 +64,9 @@ def build_objective(args: OPDConfig, sampling_temperature: float, vocab_size: in
         extrapolation=args.loss_extrapolation,
         importance_cap=args.loss_importance_cap,
         temperature=sampling_temperature if args.loss_temperature is None else args.loss_temperature,
-        chunk_size=chunk_size_for(vocab_size, device, budget=budget),
+        chunk_size=chunk_size_for(
+            vocab_size, device, budget=budget, tensors=2 if args.teacher_mix is None else LIVE_LOGITS
+        ),
     )
 
 

@@ -8,13 +8,14 @@ from accelerate.utils import set_seed
 from torch import nn
 from trl.trainer.utils import get_config_model_id
 
-from ..addresses import is_url
+from ..addresses import is_url, shown
 from ..credentials import api_key
 from ..models.forward import vocabulary_rows
 from ..models.loading import load_whole, plain_models
 from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
 from ..teachers.connect import LocalCopy, LossNeeds, connect
+from ..teachers.mixed import MixedTeacher, check_mix
 from ..teachers.text_teacher import TextTeacher
 from ..teachers.vocabulary import SharedIds
 from .input_checks import check_shared_ids, check_teacher, check_top_k_is_shared, text_config
@@ -41,11 +42,17 @@ def find_teachers(
     """
     check_loading_options(named, args)
     check_text(named, args)
+    check_mix(args.teacher_mix, list(named))
     found, shared = {}, []
     for name, teacher in named.items():
         try:
             if is_url(teacher):
                 served = served_teacher(teacher, model, args, tokenizer)
+                if args.teacher_mix is not None and not served.gives_hidden_states:
+                    raise ValueError(
+                        f"the teacher server {shown(teacher)} sends its own TopK alone, and teacher_mix is a mean "
+                        "of whole distributions. Serve the teacher with `opd-trl serve-teacher`."
+                    )
                 shared_ids = served.shared_ids
                 found[name] = partial(lambda connected: connected, served)
             else:
@@ -59,6 +66,8 @@ def find_teachers(
             kind = TeacherServerError if isinstance(error, TeacherServerError) else ValueError
             raise kind(f"teacher {name!r}: {error}") from error
     check_top_k_is_shared(args, reduce(SharedIds.both, shared))
+    if args.teacher_mix is not None:
+        return {"": partial(mixed_teacher, found, args)}
     return found
 
 
@@ -157,6 +166,11 @@ def model_teacher(teacher: Any, args: OPDConfig, shared_ids: SharedIds) -> Teach
     """A teacher in this process, from a model or from a path."""
     model = load_teacher(teacher, args) if isinstance(teacher, str) else teacher
     return (ModelTeacher if shared_ids.tokenizer is None else TextTeacher)(model, shared_ids=shared_ids)
+
+
+def mixed_teacher(found: dict[str, Callable[[], Teacher]], args: OPDConfig) -> Teacher:
+    """All of the teachers as one."""
+    return MixedTeacher({name: build() for name, build in found.items()}, args.teacher_mix, args.teacher_mean)
 
 
 def own_teacher(trainer, *, kind: str, rate: float, initial_copy: nn.Module | None, **options: Any) -> Teacher:

@@ -214,7 +214,8 @@ def computed_tokens(trainer, batch: dict[str, Any]) -> Tensor:
     A teacher counts where it scores micro-batches and reads a prompt of its own.
     """
     tokens = spans(batch["prompt_mask"], batch["completion_mask"])
-    teachers = [teacher for teacher in trainer.teachers.values() if not teacher.scores_ahead(trainer)]
+    every = (part for teacher in trainer.teachers.values() for part in teacher.parts)
+    teachers = [teacher for teacher in every if not teacher.scores_ahead(trainer)]
     if not teachers or "teacher_prompt_mask" not in batch:
         return tokens
     reads_all = any(teacher.prefix is not None and teacher.prefix.works is False for teacher in teachers)

@@ -1,5 +1,7 @@
 """A mean of several teachers: the loss is that of a teacher whose whole distribution is the mean."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -137,12 +139,18 @@ def test_a_teacher_of_weight_zero_has_no_part_and_one_alone_is_itself(mean):
 
 
 @pytest.mark.parametrize("mean", MEANS)
-def test_some_positions_and_single_ids_are_those_of_the_mean(mean):
+def test_log_probabilities_and_entropies_at_some_positions_are_those_of_the_mean(mean):
     parts, shares = teachers()
-    at, ids = torch.tensor([5, 0, 3]), torch.tensor([1, 10, 4])
-    expected = mean_of(parts, shares, mean, TEMPERATURE).log()[at, ids]
-    found = Mixture(parts, shares, mean).select(at).log_probs_of(ids, temperature=TEMPERATURE)
-    torch.testing.assert_close(found, expected, **EXACT)
+    at, ids = torch.tensor([5, 0, 3]), torch.tensor([[1], [10], [4]])
+    probs = mean_of(parts, shares, mean, TEMPERATURE)[at]
+    mixed, options = Mixture(parts, shares, mean).select(at), {"temperature": TEMPERATURE, "chunk_size": 2}
+    log_probs, _, entropy = mixed.log_probs(ids=ids, **options)
+    torch.testing.assert_close(log_probs, probs.log().gather(-1, ids), **EXACT)
+    torch.testing.assert_close(entropy, torch.special.entr(probs).sum(-1), **EXACT)
+    best, found, _ = mixed.log_probs(top_k=3, **options)
+    expected = probs.log().topk(3)
+    assert found.tolist() == expected.indices.tolist()
+    torch.testing.assert_close(best, expected.values, **EXACT)
 
 
 @pytest.mark.parametrize("mean", MEANS)
@@ -153,7 +161,7 @@ def test_ids_that_are_left_out_have_no_part_in_the_mean(mean):
     left, selected = (
         Mixture(
             tuple(
-                NextToken(x.hidden_states, Head(x.head.weight[rows], x.head.bias[rows], *x.head.transform(1)[1:3], out))
+                replace(x, head=replace(x.head, weight=x.head.weight[rows], bias=x.head.bias[rows], excluded=out))
                 for x in parts
             ),
             shares,
