@@ -111,9 +111,9 @@ def activations(work: Workload, engine: Engine) -> list[Component]:
 
 
 def hidden_states(work: Workload, engine: Engine) -> Component:
-    """Of the completion: all and kept rows of student and teacher, and the student's gradient."""
+    """Of the completion: all and kept rows of student and teachers, and the student's gradient."""
     tokens, width = work.completion_tokens, work.compute_width
-    teacher = max((model.hidden_size for model in work.scorers), default=0)
+    teacher = work.together(model.hidden_size for model in work.scorers)
     per_token = 3 * stream_width(work, engine) * work.student.hidden_size + 2 * width * teacher
     return Component("hidden states", tokens * per_token, f"{tokens:,} tokens x {per_token:,} B", STUDENT)
 
@@ -137,22 +137,24 @@ def working_weights(work: Workload, engine: Engine) -> Component:
 
 
 def head(work: Workload, engine: Engine) -> list[Component]:
-    """The loss's two float32 chunks of logits, one more in 16 bits for the products, and temporaries of a block.
+    """The loss's float32 chunks of logits, one more in 16 bits for the products, and temporaries of a block.
 
-    Then the head's gradient, summed over the chunks in float32, and the heads that are cast or gathered whole. The
-    loss against each teacher has a gradient of its own until backward: as many as a micro-batch has rows, or of every
-    teacher where weights are sharded, since each rank then runs all of them.
+    There are two chunks, and three where the target is a mean of teachers. Then the head's gradient, summed over the
+    chunks in float32, and the heads that are cast or gathered whole. The loss against each teacher has a gradient of
+    its own until backward: as many as a micro-batch has rows, or of every teacher where weights are sharded, since
+    each rank then runs all of them.
     """
     student, width = work.student, work.compute_width
     vocab_size, device = student.vocab_size, torch.device(work.device)
     budget = None if work.loss_memory_mib is None else work.loss_memory_mib * 2**20
-    rows = min(work.completion_tokens, chunk_size_for(vocab_size, device, budget=budget))
+    live = work.live_logits
+    rows = min(work.completion_tokens, chunk_size_for(vocab_size, device, budget=budget, tensors=live))
     block = min(rows, block_size_for(vocab_size, device))
     temporaries = FULL_TEMPORARIES if work.loss_support == "full" else TEMPORARIES
-    chunks = vocab_size * (rows * (2 * 4 + (2 if width == 2 else 0)) + block * temporaries * 4)
-    parts = [Component("loss chunk", chunks, f"2 x {rows:,} tokens x {vocab_size:,} x 4 B, and blocks", (LOSS,))]
+    chunks = vocab_size * (rows * (live * 4 + (2 if width == 2 else 0)) + block * temporaries * 4)
+    parts = [Component("loss chunk", chunks, f"{live} x {rows:,} tokens x {vocab_size:,} x 4 B, and blocks", (LOSS,))]
     if not work.use_peft:
-        teachers = max(1, len(work.teachers))
+        teachers = 1 if work.mixes else max(1, len(work.teachers))
         held = (teachers if engine.stage == 3 or work.micro_batch_tokens else min(teachers, work.batch_size)) - 1
         shape, stored = student.head_parameters, 4 + held * trained_width(work, engine)
         how = product(shape, stored) + (f", of {held + 1} teachers" if held else "")
@@ -164,15 +166,16 @@ def head(work: Workload, engine: Engine) -> list[Component]:
 def head_copies(work: Workload, engine: Engine) -> tuple[int, str]:
     """Weights of heads that are cast or gathered whole for the loss, and why.
 
-    Casts and FSDP2's gathered heads of several teachers come one after the other; ZeRO-3 gathers all at once.
+    Casts and FSDP2's gathered heads of several teachers come one after the other, unless the target is their mean;
+    ZeRO-3 gathers all at once.
     """
     own = work.student.head_parameters
     if casts_weights(work, engine):
-        return own + max((x.head_parameters for x in work.scorers if x.width == 4), default=0), "cast to 16 bits"
+        return own + work.together(x.head_parameters for x in work.scorers if x.width == 4), "cast to 16 bits"
     if engine.stage < 3:
         return 0, ""
     sharded = [teacher.size.head_parameters for teacher in work.teachers_here]
-    return own + (sum(sharded) if engine.deepspeed else max(sharded, default=0)), "gathered whole"
+    return own + (sum(sharded) if engine.deepspeed else work.together(sharded)), "gathered whole"
 
 
 TOP_K_ENTRY = 8 + 4  # an int64 id and a float32 log-probability
@@ -224,11 +227,12 @@ def shared_context(work: Workload, engine: Engine) -> list[Component]:
     """
     if engine.stage == 3 or not work.models_scoring_here:
         return []
-    kept = max(2 * x.num_layers * x.num_kv_heads * x.head_dim * work.compute_width for x in work.models_scoring_here)
+    sizes = [2 * x.num_layers * x.num_kv_heads * x.head_dim * work.compute_width for x in work.models_scoring_here]
+    kept, largest = work.together(sizes), max(sizes)
     tokens, name, once = work.scored_tokens, "shared context", work.teacher_prompt_length
     return [
         Component(name, once * kept, f"its keys and values, {once:,} tokens x {kept:,} B"),
-        Component(f"{name}, rows", tokens * kept, f"with each row, {tokens:,} tokens x {kept:,} B", (TEACHER,)),
+        Component(f"{name}, rows", tokens * largest, f"with each row, {tokens:,} tokens x {largest:,} B", (TEACHER,)),
     ]
 
 
@@ -252,7 +256,7 @@ def forward(work: Workload, engine: Engine, model: ModelSize) -> Component:
 
 
 def scored_ahead(work: Workload) -> list[Component]:
-    """Scores of the whole generation batch, as wide as the widest teacher's.
+    """Scores of the whole generation batch: as wide as the widest teacher's, or those of each in a mean.
 
     They stay until the next generation batch has its own, so both are there while it is scored.
     """
@@ -263,7 +267,7 @@ def scored_ahead(work: Workload) -> list[Component]:
         widths = [teacher.size.width for teacher in work.teachers_served if teacher.size is not None]
         if len(widths) < len(sizes):
             widths.append(work.compute_width)
-        parts.append(("scored ahead", max(size.hidden_size for size in sizes) * max(widths)))
+        parts.append(("scored ahead", work.together(size.hidden_size for size in sizes) * max(widths)))
     if work.served_top_k is not None and any(teacher.size is None for teacher in work.teachers_served):
         parts.append(("TopK scored ahead", work.served_top_k * TOP_K_ENTRY))
     kept = [Component(name, tokens * stored, f"{tokens:,} tokens x {stored:,} B") for name, stored in parts]

@@ -1,9 +1,11 @@
 """What the sizing of a run starts from: the models, what the recipe asks of one GPU, the engine."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import get_args
 
 from ..losses.chunked import KnownSupport
+from ..losses.mixture import LIVE_LOGITS
 from .component import product
 
 
@@ -95,6 +97,7 @@ class Workload:
         device: `cuda` or `cpu`.
         extrapolates: is there a reference model of `loss_extrapolation`? It is counted as large as the student.
         micro_batch_tokens: as in OPDConfig: what a micro-batch computes in place of `batch_size` rows.
+        mixes: are the teachers one target, so that each of them scores every row?
     """
 
     student: ModelSize
@@ -125,6 +128,7 @@ class Workload:
     device: str
     extrapolates: bool = False
     micro_batch_tokens: int | None = None
+    mixes: bool = False
 
     @property
     def micro_batch(self) -> int:
@@ -175,7 +179,16 @@ class Workload:
     @property
     def served_top_k(self) -> int | None:
         """K of a server that sends log-probabilities; None where the loss needs hidden states."""
-        return self.loss_top_k if self.loss_support in get_args(KnownSupport) else None
+        return self.loss_top_k if self.loss_support in get_args(KnownSupport) and not self.mixes else None
+
+    @property
+    def live_logits(self) -> int:
+        """`(chunk, V)` tensors of the loss that live at a time."""
+        return LIVE_LOGITS if self.mixes else 2
+
+    def together(self, sizes: Iterable[int]) -> int:
+        """What a micro-batch holds of sizes of its teachers: in a mean that of each, else the largest."""
+        return sum(sizes) if self.mixes else max(sizes, default=0)
 
     @property
     def dense_log_probs(self) -> int:

@@ -68,6 +68,16 @@ def test_a_local_copy_whose_sizes_cannot_be_read_is_an_error(refuse, configs):
     assert "for the teacher 'Qwen/Qwen3-8B'" in refuse("--config", OPD, *configs[:2], *SERVED)
 
 
+def test_a_mix_is_read_from_the_recipe_and_a_wrong_one_is_refused(plan, refuse, without_teacher):
+    teachers = ["--teachers", '{"math": "teacher", "code": "teacher"}']
+    configs = ["--teacher-config", "math=teacher", "code=teacher"]
+    routed = plan(*teachers, *configs, config=without_teacher)
+    mean = plan(*teachers, "--teacher_mix", '{"math": 0.5, "code": 0.5}', *configs, config=without_teacher)
+    assert component(mean, "hidden states") > component(routed, "hidden states")
+    wrong = [*teachers, "--teacher_mix", '{"math": 0.5, "code": 0.4}']
+    assert "the weights in teacher_mix sum to 0.9" in refuse("--config", without_teacher, *wrong, *configs)
+
+
 def test_several_teachers_are_sized_each_by_its_own_config(plan, without_teacher):
     teachers = ["--teachers", f'{{"math": "teacher", "code": "{URL}", "law": "student"}}']
     figures = plan(*teachers, config=without_teacher)

@@ -191,6 +191,23 @@ def test_each_teacher_of_a_micro_batch_has_a_gradient_of_the_head(several):
     assert by_name(one_row, ZERO3)["LM head gradient"] == shape * (4 + 2)  # each rank runs all teachers
 
 
+def test_in_a_mean_all_teachers_count_at_once_and_there_is_one_gradient(several, work):
+    mean = replace(several, mixes=True)
+    parts, routed, one = (by_name(x, SINGLE) for x in (mean, several, work))
+    assert parts["hidden states"] - routed["hidden states"] == 4096 * 2 * 2 * 2048 * mean.batch_size
+    assert parts["shared context"] > routed["shared context"]
+    assert parts["shared context, rows"] == routed["shared context, rows"]
+    assert by_name(mean, ZERO2)["LM head gradient"] == 151936 * 2048 * 4
+    assert by_name(mean, ZERO3)["LM head gradient"] == 151936 * 2048 * 4
+    assert by_name(mean, FSDP2)["LM heads"] == 151936 * (2048 + 4096 + 2048) * 2
+    assert by_name(replace(mean, teacher_batch_size=2), SINGLE)["scored ahead"] == AHEAD * 3 / 2
+    # Three chunks of logits in place of two, each two thirds as long: the same budget.
+    assert parts["loss chunk"] == pytest.approx(one["loss chunk"], rel=0.15)
+    few = replace(mean, completion_length=8, prompt_length=8)
+    more = by_name(few, SINGLE)["loss chunk"] - by_name(replace(few, mixes=False), SINGLE)["loss chunk"]
+    assert more == 8 * few.batch_size * 151936 * 4
+
+
 def test_what_is_scored_ahead_is_as_wide_as_the_widest_of_those_that_score_ahead(several, student, teacher):
     math, code = several.teachers
     mixed = replace(several, teachers=(math, replace(code, served=True)))

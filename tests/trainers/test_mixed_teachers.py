@@ -107,7 +107,10 @@ def test_teachers_can_be_models_given_by_name(tmp_path, student_path, teacher_pa
 WRONG = {
     "no sum of 1": ({"math": 0.7, "code": 0.2}, r"the weights in {} sum to 0\.9\. Make them sum to 1"),
     "negative": ({"math": 1.5, "code": -0.5}, r"{} gives 'code' the weight -0\.5\. Give a number from 0 to 1"),
-    "an unknown name": ({"math": 0.5, "coda": 0.5}, r"{} gives a weight to 'coda', and .* 'code'. Did you mean code\?"),
+    "an unknown name": (
+        {"math": 0.5, "coda": 0.5},
+        r"{} gives a weight to 'coda', and .* 'code'. Did you mean code\?",
+    ),
     "all zero": ({"math": 0.0, "code": 0.0}, r"the weights in {} sum to 0\."),
 }
 
@@ -164,7 +167,7 @@ def test_a_mix_needs_several_teachers(tmp_path, student_path, teacher_path):
         OPDConfig(**settings(tmp_path, teacher_model_name_or_path="x", teacher_mix=MIX))
     with pytest.raises(ValueError, match=message):
         opd_trainer(tmp_path, student_path, teacher_path, teacher_mix=MIX)
-    with pytest.raises(ValueError, match="teacher_mix=.* the teacher is the student itself"):
+    with pytest.raises(ValueError, match=r"teacher_mix=.* the teacher is the student itself"):
         OPSDConfig(**settings(tmp_path, teacher_mix=MIX))
 
 
