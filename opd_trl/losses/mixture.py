@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .divergences import check_choice
-from .head import block_size_for, check_rows, chunk_size_for, chunks
+from .head import Head, block_size_for, check_rows, chunk_size_for, chunks
 from .next_token import ChunkTeacher, FromLogits, NextToken, TeacherBlock, TeacherTopK
 from .objective import Objective, Tokens
 from .support import top_ids
@@ -62,6 +62,11 @@ class Mixture:
     def __len__(self) -> int:
         return self.weights.size(0)
 
+    @property
+    def head(self) -> Head:
+        """That of the first teacher; all of them lie on one device and have V rows."""
+        return self.parts[0].head
+
     def select(self, at: Tensor) -> "Mixture":
         """Some positions, `at` `(n,)` int64 or `(N,)` bool."""
         return replace(self, parts=tuple(part.select(at) for part in self.parts), weights=self.weights[at])
@@ -90,9 +95,9 @@ class Mixture:
         chunk_size: int | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities `(N, K)`, ids and entropies, as `NextToken.log_probs` gives them, without gradients."""
-        head, found = self.parts[0].head.weight, []
+        weight, found = self.head.weight, []
         if chunk_size is None:
-            chunk_size = chunk_size_for(head.size(0), head.device, tensors=LIVE_LOGITS)
+            chunk_size = chunk_size_for(weight.size(0), weight.device, tensors=LIVE_LOGITS)
         for rows in chunks(len(self), chunk_size):
             logits = self.logits(rows, temperature)
             log_probs, at = logits.log_softmax(-1), top_ids(logits, top_k) if ids is None else ids[rows]

@@ -40,7 +40,7 @@ class Spread:
 
 @torch.no_grad()
 def context_spread(
-    student: NextToken,
+    student: NextToken | Mixture,
     teachers: Sequence[NextToken | Mixture],
     *,
     divergence: str = "reverse_kl",

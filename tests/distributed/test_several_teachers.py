@@ -42,6 +42,13 @@ def test_an_engine_that_shards_the_teachers_trains_as_one_process(
     assert max(deviation(outcome, reference).values()) < 1e-5
 
 
+def test_a_mean_of_sharded_teachers_trains_as_in_one_process(tmp_path, setting):
+    options = {"teacher_mix": {"a": 0.7, "b": 0.3}}
+    one = run_job("1 process", tmp_path / "one", per_device=8, accumulate=1, options=options, **setting)
+    outcome = run_job("FSDP2", tmp_path / "engine", per_device=2, accumulate=2, options=options, **setting)
+    assert max(deviation(outcome, one).values()) < 1e-5
+
+
 def test_two_processes_ask_one_server(tmp_path, setting, reference, wide_path):
     with serve(wide_path) as url:
         served = setting | {"teachers": setting["teachers"] | {"b": url}}

@@ -37,6 +37,27 @@ def test_every_section_reports_and_nothing_but_the_json_is_written(run, recipe, 
     assert places == sorted(places)
 
 
+def test_a_mean_of_teachers_is_checked_whole_but_for_answers_of_its_own(run, recipe, teacher_path, tmp_path):
+    other = tiny.save(tmp_path / "other", seed=2, hidden_size=64)
+    shares = [{"math": 0.7, "code": 0.3}, {"math": 0.2, "code": 0.8}]
+    rows = [
+        {
+            "prompt": f"{'a' * (i + 1)} plus {i}?",
+            "privileged_context": f"{i} b",
+            "answer": "b",
+            "shares": shares[i % 2],
+        }
+        for i in range(8)
+    ]
+    options = {"teacher_model_name_or_path": None, "teachers": {"math": teacher_path, "code": other}}
+    _, printed, found, figures = preflight(run, recipe, "--prompts", "4", rows=rows, teacher_mix="shares", **options)
+    assert [name for name, finding in found.items() if finding["verdict"] == "not run"] == ["answers"]
+    assert "this teacher scores and writes nothing here: it is served, a mean of several" in printed
+    assert found["gradient"]["verdict"] in ("ok", "fix")
+    assert figures["tokens"]["mean"]["forward_kl"] > 0
+    assert figures["context"]["own"][0] > 0
+
+
 def test_a_teacher_of_another_tokenizer_family_is_found(run, recipe, tmp_path):
     other = tiny.save(tmp_path / "other", tokenizer=tiny.build_tokenizer(reverse=True), seed=1)
     status, printed, found, _ = preflight(run, recipe, teacher_model_name_or_path=other)

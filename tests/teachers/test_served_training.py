@@ -163,6 +163,23 @@ def test_a_teacher_that_shares_most_tokens_is_compared_on_those_and_refused_behi
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
+def test_a_server_of_hidden_states_takes_part_in_a_mean_and_one_of_top_k_is_refused(
+    tmp_path, student_path, teacher_path, served_path, ours, plain, questions, mean
+):
+    options = {"teacher_mix": {"math": 0.6, "code": 0.4}, "teacher_mean": mean, "dataset": questions}
+    losses = []
+    for url in (served_path, ours):
+        teachers = {"math": teacher_path, "code": url}
+        losses.append(loss_and_gradient(opd_trainer(tmp_path, student_path, None, teachers=teachers, **options)))
+    assert losses[0][0].abs() > 0.01
+    torch.testing.assert_close(losses[1][:2], losses[0][:2], rtol=1e-5, atol=1e-5)
+    options |= {"loss_support": "teacher", "teachers": teachers | {"code": plain}}
+    with pytest.raises(ValueError, match=r"teacher 'code': .* sends its own TopK alone, .* `opd-trl serve-teacher`"):
+        opd_trainer(tmp_path / "refused", student_path, None, **options)
+    assert not (tmp_path / "refused").exists()
+
+
 def test_a_local_copy_gives_a_parity_figure(tmp_path, student_path, served_path, plain, caplog):
     caplog.set_level(logging.INFO)
     fields = {"teacher_server_url": plain, "teacher_model_name_or_path": served_path, "loss_support": "teacher"}
