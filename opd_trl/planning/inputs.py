@@ -14,7 +14,7 @@ from ..models.lora_folders import is_adapter
 from ..scripts.common import model_init_kwargs
 from ..scripts.launching import launch_arguments
 from ..scripts.recipe_command import Flags, check_misplaced, make_parser, peek, training_command
-from ..teachers.routing import is_routed, named_teachers
+from ..teachers.several.routing import is_routed, named_teachers
 from ..trainers.opd_config import OPDConfig
 from .component import GIB
 from .model_size import adapter_parameters, build, measure, read_config

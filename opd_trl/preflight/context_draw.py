@@ -11,8 +11,8 @@ from torch import Tensor
 from ..models.forward import scatter
 from ..models.sequences import left_pad
 from ..privileged import TEMPLATES, Context, Prompt, check_context, with_text
-from ..teachers.routing import ROW_ENTRIES
 from ..teachers.scores import Scores
+from ..teachers.several.routing import ROW_ENTRIES
 from ..teachers.shared_prefix import SHARED, shared_tokens
 from .rollouts import Rollout
 

@@ -19,7 +19,7 @@ from ..losses.mixture import MEANS
 from ..losses.objective import BASELINES
 from ..losses.support import SUPPORTS, TAILS, TOP_K_SUPPORTS
 from ..spelling import did_you_mean
-from ..teachers.mixed import check_mix
+from ..teachers.several.mixed import check_mix
 from ..teachers.vocabulary import TEACHER_VOCABULARIES
 
 

@@ -18,8 +18,8 @@ from ..diagnostics import (
     token_sums,
 )
 from ..models.sequences import computed_and_real
-from ..teachers.routing import is_routed
 from ..teachers.scores import Scores
+from ..teachers.several.routing import is_routed
 
 
 logger = get_logger(__name__)

@@ -15,7 +15,7 @@ from ..models.loading import ProcessingClass
 from ..models.lora_folders import base_of, is_adapter, tokenizer_of_path
 from ..privileged import check_column
 from ..teachers.own import check_trained_beside
-from ..teachers.routing import named_datasets
+from ..teachers.several.routing import named_datasets
 from ..teachers.text_ids import text_ids
 from ..teachers.vocabulary import SharedIds, compare_vocabularies
 from .config_checks import TOP_K_SUPPORTS, say_once

@@ -13,8 +13,9 @@ from ..given import FullSignature, all_parameters
 from ..losses.fused import distillation_loss
 from ..models.loading import ProcessingClass, copy_student
 from ..models.micro_batches import by_length, spread
-from ..teachers import Teacher, own_logits, routing
+from ..teachers import Teacher, own_logits
 from ..teachers.scores import Scores
+from ..teachers.several import routing
 from ..teachers.shared_prefix import SHARED
 from .figures import StepFigures
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
@@ -23,7 +24,7 @@ from .opd_config import OPDConfig
 from .open_trainer import OpenTrainer
 from .passes import build_objective, loss_mask, student_pass, understood
 from .phases import STUDENT, timed
-from .placement import TeacherError, find_teachers, load_student
+from .placement import find_teachers, load_student, teacher_errors
 from .published_methods import PAPER
 from .readable import check_batch_lengths, check_images, check_micro_batches, check_windows, rows_within_budget
 from .resume import Checkpoints
@@ -106,7 +107,8 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         check_data(self.row_checks, args, train_dataset, eval_dataset, required=self.requires_privileged_context)
         teachers = self._find_teachers(model, teacher_model, args, processing_class, teacher_processing_class)
         named = routing.named_teachers(teacher_model, **args.teacher_fields)
-        routing.check_routes(train_dataset, eval_dataset, names=list(named), mix=args.teacher_mix)
+        with teacher_errors():
+            routing.check_routes(train_dataset, eval_dataset, names=list(named), mix=args.teacher_mix)
         check_images(args, routing.named_datasets(train_dataset, eval_dataset), processing_class, named)
         initial_copy = self._copy_student(model, args, kwargs)
 
@@ -138,11 +140,9 @@ class OPDTrainer(Checkpoints, OpenTrainer):
     def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
         """Name -> what builds the teacher, all checked; a single one has the empty name."""
         others = None if teacher_processing_class is None else tokenizer_of(teacher_processing_class)
-        try:
+        with teacher_errors():
             named = routing.named_teachers(teacher_model, **args.teacher_fields)
             return find_teachers(named, model, args, tokenizer_of(processing_class), others)
-        except ValueError as error:
-            raise TeacherError(str(error)) from error
 
     def _copy_student(self, model, args, kwargs):
         """A copy of the student at step 0 where something needs it, before TRL changes the student."""

@@ -1,6 +1,7 @@
 """Find the teachers that a run names, and build them: from paths, addresses, or the student itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial, reduce
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..models.loading import load_whole, plain_models
 from ..models.lora_folders import is_adapter, load_causal_lm, with_absolute_path
 from ..teachers import ModelTeacher, Teacher, TeacherServer, TeacherServerError, self_teacher
 from ..teachers.connect import LocalCopy, LossNeeds, connect
-from ..teachers.mixed import MixedTeacher, check_mix
+from ..teachers.several.mixed import MixedTeacher, check_mix
 from ..teachers.text_teacher import TextTeacher
 from ..teachers.vocabulary import SharedIds
 from .input_checks import check_shared_ids, check_teacher, check_top_k_is_shared, text_config
@@ -23,7 +24,16 @@ from .opd_config import OPDConfig
 
 
 class TeacherError(ValueError):
-    """A teacher that does not fit the student, the loss or the other arguments."""
+    """A teacher that does not fit the student, the loss, the rows or the other arguments."""
+
+
+@contextmanager
+def teacher_errors() -> Iterator[None]:
+    """What is refused of a teacher in this block is a `TeacherError`, which the command line shows in one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise TeacherError(str(error)) from error
 
 
 def find_teachers(

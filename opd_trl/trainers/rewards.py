@@ -15,7 +15,7 @@ from ..data.prompts import RowError
 from ..evaluation import graded_text, math_accuracy
 from ..evaluation.notation import plain_answer
 from ..privileged import Context, is_empty
-from ..teachers.routing import named_datasets
+from ..teachers.several.routing import named_datasets
 from .opd_config import OPDConfig
 
 

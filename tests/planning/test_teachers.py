@@ -7,7 +7,7 @@ import pytest
 from opd_trl.planning.component import MAX_LIVE_PARAMETERS, MOMENTS, TEACHER
 from opd_trl.planning.sizing import estimate
 from opd_trl.planning.workload import Teacher, Workload, engines
-from opd_trl.teachers import routing
+from opd_trl.teachers.several import routing
 from tests.planning.sized import FSDP2, SINGLE, ZERO2, ZERO3, by_name
 from tests.trainers.build import opd_trainer
 

@@ -7,7 +7,7 @@ import torch
 
 from opd_trl import OPDConfig, OPSDConfig
 from opd_trl.losses import support_divergence
-from opd_trl.teachers.mixed import MixedTeacher
+from opd_trl.teachers.several.mixed import MixedTeacher
 from tests import tiny
 from tests.trainers.build import fixed_batch, opd_trainer, settings
 

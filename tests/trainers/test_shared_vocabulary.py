@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from opd_trl.preflight.templates import check_vocabulary
-from opd_trl.teachers import Teacher, routing
+from opd_trl.teachers import Teacher
+from opd_trl.teachers.several import routing
 from opd_trl.teachers.vocabulary import SharedIds
 from opd_trl.trainers.passes import understood
 from tests import tiny

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..losses.mixture import Mean, Mixture
-from ..spelling import did_you_mean
-from .base import Host, Teacher
-from .scores import HIDDEN, HiddenStates, Scores
-from .vocabulary import SharedIds
+from ...losses.mixture import Mean, Mixture
+from ...spelling import did_you_mean
+from ..base import Host, Teacher
+from ..scores import HIDDEN, HiddenStates, Scores
+from ..vocabulary import SharedIds
 
 
 #: Weights of the teachers of a row, one of them for each, as a mapping from names; or the column that holds them.

@@ -8,11 +8,11 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 
-from ..models.sharding import is_sharded
-from .base import Host, Teacher
+from ...models.sharding import is_sharded
+from ..base import Host, Teacher
+from ..scores import Scores, check_no_images, merge, rows_of
+from ..vocabulary import SharedIds
 from .mixed import WEIGHTS, Mix, check_weights, row_weights
-from .scores import Scores, check_no_images, merge, rows_of
-from .vocabulary import SharedIds
 
 
 DataSet = Dataset | IterableDataset

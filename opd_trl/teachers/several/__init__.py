@@ -1,0 +1,1 @@
+"""Several teachers: which of them counts for which row, and the mean of all."""
