@@ -73,7 +73,7 @@ def connect(
         student_rows: rows of the student's head.
         rows_per_request: completions in a request.
         device: of the student, where its LM head will lie.
-        local_copy: the same model here, or None. Of vLLM's pooling runner it is needed, and only its head is read.
+        local_copy: the same model here, or None. Where hidden states are sent without one, only its head is read.
         compares: does this process compare the server with the local copy? One of a job is enough.
         vocabulary: which one it may have.
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from ..losses.head import Head
 from ..models.sequences import join
 from .base import Host, Teacher
-from .pooling import MOST_SEQUENCES
 from .scores import HIDDEN, LOG_PROBS, HiddenStates, LogProbs, Scores, select
 from .server import TeacherServer
 from .vocabulary import SharedIds
+from .wire.pooling import MOST_SEQUENCES
 
 
 class ServedTeacher(Teacher):

@@ -1,4 +1,4 @@
-"""What vLLM's pooling runner does not send: the teacher's LM head and its tokenizer, and whether they belong to it."""
+"""What a server of hidden states does not send: the LM head and the tokenizer, and whether they belong to it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ from ..losses.head import Head
 from ..losses.next_token import NextToken
 from ..models.lora_folders import tokenizer_of_path
 from ..models.saved_head import read_saved_head
-from .pooling import WIRE
 from .server import PROBE_TEXT, TeacherServer
 from .transport import TeacherServerError
+from .wire.pooling import WIRE
 
 
 logger = get_logger(__name__)
@@ -36,7 +36,7 @@ class SavedTeacher:
     """The head, final norm and tokenizer of a teacher, read from its folder or the hub; never its body.
 
     Args:
-        server: vLLM's pooling runner.
+        server: vLLM's pooling runner, or SGLang.
         path: folder or hub id of the model that it serves; None where none is named.
         options: of `from_pretrained`; the head is in their `dtype`, and so are states on the wire.
 
@@ -47,15 +47,15 @@ class SavedTeacher:
     def __init__(self, server: TeacherServer, path: str | None = None, options: Mapping[str, Any] | None = None):
         if path is None:
             raise ValueError(
-                f"the teacher server {server.url} is vLLM's pooling runner, which sends hidden states and no LM head. "
+                f"the teacher server {server.url} sends hidden states and no LM head. "
                 "Name the model that it serves in teacher_model_name_or_path beside teacher_server_url (not in "
                 f"`teachers`): its head and its tokenizer are read from there. {REMEDY}"
             )
         options = dict(options or {})
         if unused := sorted(options.keys() - OPTIONS):
             raise ValueError(
-                f"teacher_model_init_kwargs has {', '.join(unused)}, which has no effect: of a teacher behind vLLM's "
-                "pooling runner only the LM head is read here. Give dtype alone."
+                f"teacher_model_init_kwargs has {', '.join(unused)}, which has no effect: of a teacher that is "
+                "served so only the LM head is read here. Give dtype alone."
             )
         self.server, self.path, self.options = server, path, options
         self.tokenizer = self._tokenizer()
@@ -134,8 +134,8 @@ class SavedTeacher:
         if not distance <= NORM_TOLERANCE:
             raise TeacherServerError(
                 f"{who} cannot be those behind the final norm of {self.path!r}: they are off by {distance:.2g} of "
-                f"their length, and rounding stays below {NORM_TOLERANCE}. Either another model is served, or vLLM's "
-                "forward of this family ends before the norm. Name the model that is served in "
+                f"their length, and rounding stays below {NORM_TOLERANCE}. Either another model is served, or the "
+                "server's forward of this family ends before the norm. Name the model that is served in "
                 f"teacher_model_name_or_path. {REMEDY}"
             )
         real, shuffled = real_and_shuffled(states, head, ids)

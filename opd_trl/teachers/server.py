@@ -1,4 +1,4 @@
-"""A teacher behind HTTP: `opd-trl serve-teacher`, vLLM's pooling runner, or a completions endpoint like vLLM's."""
+"""A teacher behind HTTP: `opd-trl serve-teacher`, vLLM's pooling runner, SGLang, or completions like vLLM's."""
 
 import logging
 from collections.abc import Callable
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..losses.head import Head
 from ..models.forward import token_log_probs
-from . import pooling
 from .connections import SMALL
 from .server_answers import (
     SequenceLogProbs,
@@ -23,6 +22,7 @@ from .server_answers import (
     read_vocabulary,
 )
 from .transport import TeacherServerError, Transport
+from .wire import pooling, sglang
 
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ ENTRY = 512
 
 
 class TeacherServer:
-    """Scores token sequences over HTTP; knows three kinds of server.
+    """Scores token sequences over HTTP; knows four kinds of server.
 
     `opd-trl serve-teacher` sends hidden states, and its LM head once: every support, the same numbers as a teacher
-    in this process. vLLM's pooling runner (`POST /pooling`) sends hidden states too, those of every token, and no
-    head. A server with vLLM's `/v1/completions` (vLLM itself, `trl vllm-serve`) sends the TopK log-probabilities at
-    temperature 1.
+    in this process. vLLM's pooling runner (`POST /pooling`) and SGLang (`POST /generate`) send hidden states too, and
+    no head. A server with vLLM's `/v1/completions` (vLLM itself, `trl vllm-serve`) sends the TopK log-probabilities
+    at temperature 1.
 
     Args:
         url: root of the server.
@@ -62,7 +62,7 @@ class TeacherServer:
         model: its name there.
         max_length: longest sequence in tokens, or None where the server does not say.
         is_ours: is it `opd-trl serve-teacher`?
-        pooled_size: H of the hidden states of vLLM's pooling runner; None where it is another kind.
+        pooled_size: H of the hidden states of vLLM's pooling runner or of SGLang; None where it is another kind.
 
     Raises:
         TeacherServerError: it is not reached, does not say what it serves, or pools something else than tokens.
@@ -75,6 +75,7 @@ class TeacherServer:
         what = "the list of its models"
         self.model, self.max_length, owner = self.transport.call("/v1/models", read_models, what=what, most=SMALL)
         self.is_ours = owner == OURS
+        self._wire = sglang if owner == sglang.OWNER else pooling
         self.pooled_size = None if self.is_ours else self._ask_pooled_size()
 
     @property
@@ -134,12 +135,12 @@ class TeacherServer:
             lengths = list(map(len, sequences))
             expected = {"model": self.model, "dtype": dtype, "hidden_size": hidden_size}
             return self.transport.call(
-                pooling.PATH,
-                partial(pooling.read_states, lengths=lengths, num_scored=num_scored, **expected),
-                header=pooling.HEADER,
+                self._wire.PATH,
+                partial(self._wire.read_states, lengths=lengths, num_scored=num_scored, **expected),
+                header=self._wire.HEADER,
                 what=what,
-                most=SMALL + sum(lengths) * hidden_size * FLOAT,
-                body=pooling.request(self.model, sequences, dtype),
+                most=SMALL + sum(lengths) * hidden_size * self._wire.NUMBER,
+                body=self._wire.request(self.model, sequences, num_scored, dtype),
                 verify=verify,
             )
         body = {"model": self.model, "sequences": sequences, "num_scored": num_scored}
@@ -175,7 +176,7 @@ class TeacherServer:
     def probe(self, sequence: list[int], *, top_k: int, vocab_size: int, head: Head | None = None) -> Tensor:
         """Log-probabilities `(n - 1,)` of a sequence's tokens, kept to recognise the model after a lost connection.
 
-        `head` is that of vLLM's pooling runner, which gives no log-probabilities.
+        `head` is that of a server that sends hidden states and no head, and is not asked for log-probabilities.
 
         Raises:
             TeacherServerError: the server gives no such log-probabilities, or not so many.
@@ -195,19 +196,21 @@ class TeacherServer:
         return found
 
     def _ask_pooled_size(self) -> int | None:
-        """H of the states that `POST /pooling` sends; None where there is no such endpoint."""
+        """H of the states that it sends; None where it has no endpoint for them."""
         dtype = torch.bfloat16
         try:
             return self.transport.call(
-                pooling.PATH,
-                partial(pooling.width_of, model=self.model, dtype=dtype),
-                header=pooling.HEADER,
+                self._wire.PATH,
+                partial(self._wire.width_of, model=self.model, dtype=dtype),
+                header=self._wire.HEADER,
                 what="the hidden states of two tokens",
                 most=SMALL,
-                body=pooling.request(self.model, [[0, 0]], dtype),
+                body=self._wire.request(self.model, [[0, 0]], [1], dtype),
             )
         except TeacherServerError as error:
-            if error.status in (400, 404, 405, 501) and not any(words in str(error) for words in pooling.OTHER_TASK):
+            if error.status in (400, 404, 405, 501) and not any(
+                words in str(error) for words in self._wire.OTHER_TASK
+            ):
                 return None
             raise
 

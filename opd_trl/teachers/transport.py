@@ -35,6 +35,7 @@ HINTS = {
     "HTTP 403": "Set OPD_TRL_API_KEY to the server's key.",
     "HTTP 404": "teacher_server_url is the root of the server, e.g. http://127.0.0.1:8000.",
     "greater than max allowed": "Start vLLM with a larger --max-logprobs (20 by default), or lower loss_top_k.",
+    "not configured to return": "Start SGLang with --enable-return-hidden-states --chunked-prefill-size -1.",
     "pooling_task": f"Start it with {POOLING_FLAGS}.",
     "Unsupported task": f"Start it with {POOLING_FLAGS}.",
     "not JSON compliant": "vLLM says so of NaN: restart it with --dtype bfloat16 or float32.",

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from opd_trl.teachers.server import PROBE_TEXT
 from tests import tiny
 from tests.serving.server import free_port, serve
 
@@ -39,6 +40,12 @@ def proxy(upstream: str, *flags: str) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def served_path(tmp_path_factory) -> str:
     return tiny.save(tmp_path_factory.mktemp("served"), seed=1, hidden_size=48)
+
+
+@pytest.fixture(scope="session")
+def reader_path(tmp_path_factory) -> str:
+    """A teacher that has learned to read, as every teacher of text has."""
+    return tiny.save_reader(tmp_path_factory.mktemp("reader"), PROBE_TEXT, seed=1, hidden_size=48)
 
 
 @pytest.fixture(scope="session")

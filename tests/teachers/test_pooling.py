@@ -21,12 +21,6 @@ SEQUENCES, NUM_SCORED = [[3, 5, 7, 9, 11, 20], [4, 6, 8], [30, 40, 50, 60, 70, 8
 
 
 @pytest.fixture(scope="module")
-def reader_path(tmp_path_factory) -> str:
-    """A teacher that has learned to read, as every teacher of text has."""
-    return tiny.save_reader(tmp_path_factory.mktemp("reader"), PROBE_TEXT, seed=1, hidden_size=48)
-
-
-@pytest.fixture(scope="module")
 def reader_url(reader_path) -> str:
     with serve(reader_path) as url:
         yield url
@@ -99,7 +93,10 @@ def test_the_log_says_what_was_seen_and_what_it_cannot_tell_apart(
     ("habit", "message"),
     [
         ("normalises", "are all of length 1, so they are normalised, although use_activation is false"),
-        ("leaves the norm out", "cannot be those behind the final norm of .*or vLLM's forward of this family ends"),
+        (
+            "leaves the norm out",
+            "cannot be those behind the final norm of .*or the server's forward of this family ends",
+        ),
         ("truncates", r"sequence 0 has states of \[1, 48\], expected \[2, 'H'\]"),
         ("cuts off dimensions", "reads hidden states of 48, and .* sends states of 32"),
         ("shuffles", "say nothing of a text to the LM head .* random orders"),

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from opd_trl.teachers.connections import BadAnswerError
-from opd_trl.teachers.pooling import read_states
 from opd_trl.teachers.server_answers import (
     json_of,
     read_completions,
@@ -23,6 +22,7 @@ from opd_trl.teachers.server_answers import (
     read_vocabulary,
 )
 from opd_trl.teachers.transport import checked
+from opd_trl.teachers.wire.pooling import read_states
 
 
 SEQUENCES, NUM_SCORED = [[3, 5, 7, 9], [4, 6, 8]], [2, 1]

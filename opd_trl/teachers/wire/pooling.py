@@ -5,13 +5,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .connections import BadAnswerError
-from .server_answers import json_of, of_kind
+from ..connections import BadAnswerError
+from ..server_answers import json_of, of_kind
 
 
 #: In a refusal of a pooling runner that was started for another task.
 OTHER_TASK = ("pooling_task", "Unsupported task")
 PATH = "/pooling"
+#: Bytes of a number at most.
+NUMBER = 4
 #: The header of an answer that says where each sequence lies in it.
 HEADER = "metadata"
 #: Sequences of a request. Each takes about 130 characters of the header, of which 65,536 are read.
@@ -20,8 +22,8 @@ MOST_SEQUENCES = 256
 WIRE = {torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float32: "float32"}
 
 
-def request(model: str, sequences: list[list[int]], dtype: torch.dtype) -> dict[str, Any]:
-    """The body that asks for the hidden states of every token, as they are behind the final norm."""
+def request(model: str, sequences: list[list[int]], num_scored: list[int], dtype: torch.dtype) -> dict[str, Any]:
+    """The body that asks for the hidden states of every token, as they are behind the final norm; not of fewer."""
     return {
         "model": model,
         "task": "token_embed",
