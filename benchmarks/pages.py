@@ -7,6 +7,7 @@ from statistics import fmean
 from internalise_table import MEASURES
 from lines import PHASES, Line, conditions_of
 from loss import DENSE, TRL
+from trainers import PAIRS
 
 from opd_trl.reproduce.tables import markdown
 
@@ -134,19 +135,23 @@ def step_table(lines: list[Line]) -> str:
 
 
 def step_row(line: Line, lines: list[Line]) -> dict[str, str]:
-    """Seconds of a step with its spread, ratios, seconds by phase, memory."""
+    """Seconds of a step with its spread, ratios to TRL's (where it is left out, to the first line), memory."""
+    row = {"trainer": line["trainer"]} | ({"context": str(line["context"])} if "context" in line else {})
     if "failed" in line:
-        return {"trainer": line["trainer"], "step": line["failed"]}
-    pair = "SDFT" if line["trainer"].startswith(("SDFT", "OPSD")) else "Distillation"
-    trl = [x for x in lines if x["trainer"].startswith(pair) and "failed" not in x]
-    row = {"trainer": line["trainer"], "step": spread_text(line["seconds"], 1, 2)}
+        return row | {"step": line["failed"]}
+    trl = next(names[0] for names in PAIRS.values() if line["trainer"] in names)
+    whose = "TRL's" if any(x["trainer"] == trl for x in lines) else "first"
+    others = [x for x in lines if x["trainer"] == trl and x.get("context") == line.get("context")]
+    others = [x for x in (others if whose == "TRL's" else lines) if "failed" not in x]
+    row["step"] = spread_text(line["seconds"], 1, 2)
     titles = {"seconds": "", "without_generation": "without generation ", "loss_and_backward": "loss + backward "}
-    row |= {f"{title}/ TRL's": ratio(line, trl, name) for name, title in titles.items()}
+    row |= {f"{title}/ {whose}": ratio(line, others, name) for name, title in titles.items()}
     row |= {phase: f"{line['phases'][phase]:.2f}" for phase in PHASES}
-    if line.get("real_tokens"):
-        row["computed / real"] = f"{line['computed_by_student'] / line['real_tokens']:.2f}"
+    for title, of, who in (("", "", "student"), ("teacher's ", "_of_teacher", "teacher")):
+        if line.get(f"real_tokens{of}"):
+            row[f"{title}computed / real"] = f"{line[f'computed_by_{who}'] / line[f'real_tokens{of}']:.2f}"
     for title, name in (("peak, MiB", "peak_mib"), ("loss + backward, MiB", "extra_mib")):
-        row |= {title: str(int(line[name])), f"{title.partition(',')[0]}, MiB / TRL's": ratio(line, trl, name)}
+        row |= {title: str(int(line[name])), f"{title.partition(',')[0]}, MiB / {whose}": ratio(line, others, name)}
     return row
 
 

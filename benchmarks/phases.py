@@ -22,7 +22,7 @@ REST, FORWARD = STUDENT, "forward"
 
 
 # What is counted anew in each step.
-OF_A_STEP = ("extra_mib", "real_tokens", "computed_by_student", "computed_by_teacher")
+OF_A_STEP = ("extra_mib", "real_tokens", "real_tokens_of_teacher", "computed_by_student", "computed_by_teacher")
 
 
 class StepClock(TrainerCallback):
@@ -33,8 +33,8 @@ class StepClock(TrainerCallback):
         send: called at the end of each step, with `phases` (seconds), `resident_mib` (what lived before the first
             step), `peak_mib` (until now), `extra_mib` (the peak of loss and backward of a micro-batch beyond what
             lived before or lives on, whichever is more: gradients stay, and are the same in all trainers), the padded
-            lengths of the student's and the teacher's prompts, tokens of the step that are no padding, and how many
-            went through the student's forward and the teacher's.
+            lengths of the student's and the teacher's prompts, tokens of the step that are no padding, for the student
+            and for the teacher, and how many went through the forwards of both.
         limit_mib: of the growth, on a CPU, where nothing runs out.
     """
 
@@ -82,7 +82,13 @@ class StepClock(TrainerCallback):
             self.seen["teacher_prompt_tokens"] = inputs["teacher_input_ids"].size(1) - inputs["completion_ids"].size(1)
         elif "teacher_prompt_ids" in inputs:
             self.seen["teacher_prompt_tokens"] = inputs["teacher_prompt_ids"].size(1)
-        self.seen["real_tokens"] += sum(int(inputs[name].sum()) for name in ("prompt_mask", "completion_mask"))
+        prompt, completion = (int(inputs[f"{name}_mask"].sum()) for name in ("prompt", "completion"))
+        self.seen["real_tokens"] += prompt + completion
+        if "teacher_attention_mask" in inputs:
+            self.seen["real_tokens_of_teacher"] += int(inputs["teacher_attention_mask"].sum())
+        else:
+            prompt = int(inputs.get("teacher_prompt_mask", inputs["prompt_mask"]).sum())
+            self.seen["real_tokens_of_teacher"] += prompt + completion
         self.look("peak_mib", peak_memory(self.device))
         self._before = start_of_memory(self.device)
         return self._compute_loss(model, inputs, *args, **kwargs)

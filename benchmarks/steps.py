@@ -1,12 +1,14 @@
-"""Whole training steps, phase by phase: OPDTrainer against TRL's DistillationTrainer, OPSDTrainer against SDFTTrainer.
+"""Whole training steps, phase by phase: ours against TRL's DistillationTrainer, SDFTTrainer and GRPOTrainer.
 
     make bench
     python benchmarks/steps.py --rounds 5 --completion-tokens 128 --pair opsd
+    python benchmarks/steps.py --pair opsd --ours --context-tokens 150 1000 4000
 
 Same model, prompts and seed; full fine-tuning with a separate teacher (OPD), LoRA with the adapters off as teacher
 (OPSD). Each trainer has a process of its own. On a CPU, in float32, the trainers take turns, one optimizer step at a
 time. `--lengths equal`: every completion has the same length, since EOS is not sampled before it; `log-normal`: drawn
-completions of drawn lengths stand in for generation, the same for every trainer.
+completions of drawn lengths stand in for generation, the same for every trainer. With several contexts, the cases of
+all contexts take turns.
 
 It is also the stage `steps` of gpu.py: models of the shapes of Qwen3-0.6B (student) and Qwen3-1.7B (teacher) with
 random weights, in bfloat16, and two kinds of lengths: `equal`, really generated; `log-normal`, where completions of
@@ -169,14 +171,16 @@ def draw_lengths(rows: int, task: Task, seed: int) -> torch.Tensor:
     return logarithms.exp().round().long().clamp(1, task.setup.completion_tokens)
 
 
-def in_turns(children: Children, pair: str, setup: Setup, lengths: str, mean: int) -> list[Line]:
-    """The trainers of a pair in a process each, one optimizer step in turn."""
-    homes = {name: replace(setup, output=setup.output / name) for name in PAIRS[pair]}  # one run writes to a folder
-    tasks = {name: Task(name, home, lengths, mean) for name, home in homes.items()}
-    running = [children.run(measure, task, name=f"steps-{name}") for name, task in tasks.items()]
-    turns = track(zip(*running, strict=True), description=f"measuring {pair}", total=setup.steps, transient=True)
-    steps = zip(*turns, strict=True)
-    return [{"trainer": name, **summary(list(own))} for name, own in zip(PAIRS[pair], steps, strict=True)]
+def in_turns(children: Children, tasks: list[tuple[Task, int]]) -> list[Line]:
+    """Tasks, each with the tokens of its context, in a process each: one optimizer step in turn."""
+    running, steps = [], tasks[0][0].setup.steps
+    for number, (task, _) in enumerate(tasks):
+        home = task.setup.output / str(number)  # one run writes to a folder
+        own = replace(task, setup=replace(task.setup, output=home))
+        running.append(children.run(measure, own, name=f"steps-{number}-{task.trainer}"))
+    turns = track(zip(*running, strict=True), description="measuring", total=steps, transient=True)
+    found = zip(tasks, zip(*turns, strict=True), strict=True)
+    return [{"trainer": task.trainer, "context": context, **summary(list(own))} for (task, context), own in found]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -190,9 +194,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--completion-tokens", type=int, default=64, help="of each completion, or of the longest one")
     parser.add_argument("--lengths", choices=LENGTHS, default="equal")
     parser.add_argument("--mean-tokens", type=int, default=100, help="of completions with log-normal lengths")
-    parser.add_argument("--context-tokens", type=int, default=20, help="of the privileged context, about")
+    parser.add_argument("--context-tokens", type=int, nargs="+", default=[20], help="of the privileged context, about")
     parser.add_argument("--rounds", type=int, default=3, help="steps of every trainer after the one that warms up")
-    parser.add_argument("--pair", choices=sorted(PAIRS), help="default: both")
+    parser.add_argument("--pair", choices=sorted(PAIRS), help="default: all")
+    parser.add_argument("--ours", action="store_true", help="leave TRL's trainers out: ratios are to the first line")
     parser.add_argument("--json", type=Path, default=Path("runs/bench/steps.json"))
     args = parser.parse_args(argv)
     if args.model is None:
@@ -210,13 +215,19 @@ def main(argv: list[str] | None = None) -> None:
         completion_tokens=args.completion_tokens,
         same_length=args.lengths == "equal",
         steps=args.rounds + 1,
-        context=CONTEXT + " and" * max(0, args.context_tokens - 20),
     )
-    children, pairs = Children(folder / "logs", "cpu"), [args.pair] if args.pair else list(PAIRS)
-    rows = {pair: in_turns(children, pair, setup, args.lengths, args.mean_tokens) for pair in pairs}
-    for lines in rows.values():
+    setups = {tokens: replace(setup, context=CONTEXT + " and" * max(0, tokens - 20)) for tokens in args.context_tokens}
+    children, rows = Children(folder / "logs", "cpu"), {}
+    for pair in [args.pair] if args.pair else PAIRS:
+        names, contexts = PAIRS[pair][args.ours :], args.context_tokens if pair == "opsd" else args.context_tokens[:1]
+        cases = [
+            (Task(name, setups[tokens], args.lengths, args.mean_tokens), tokens)
+            for tokens in contexts
+            for name in names
+        ]
+        rows[pair] = in_turns(children, cases)
         title = f"{args.prompts} prompts x {args.accumulation}, {args.completion_tokens} completion tokens a step"
-        print(f"\n{title}, {args.lengths}, a context of {args.context_tokens}\n\n{step_table(lines)}")
+        print(f"\n{title}, {args.lengths}\n\n{step_table(rows[pair])}")
     setting = {key: value for key, value in vars(args).items() if key not in ("pair", "json")}
     write_json(args.json, conditions=where, setting=setting, rows=rows)
 

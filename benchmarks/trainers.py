@@ -1,6 +1,7 @@
 """The trainers that are compared: ours beside TRL's, with the settings that make their work the same.
 
-OPD: full fine-tuning with a separate teacher. OPSD: LoRA, the adapters off as teacher, and a privileged context.
+OPD: full fine-tuning with a separate teacher. GRPO: the same with a reward, groups of two and, in ours, a teacher.
+OPSD: LoRA, the adapters off as teacher, and a privileged context.
 """
 
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 
+# The first of each pair is TRL's.
 PAIRS = {
     "opd": ("DistillationTrainer", "OPDTrainer, full vocabulary", "OPDTrainer (default)"),
     "opsd": ("SDFTTrainer, topk_logits", "OPSDTrainer (default)"),
+    "grpo": ("GRPOTrainer, reward", "OPDTrainer, reward and teacher"),
 }
 QUESTIONS = ("What is a comet?", "Why is the sea salty?", "Who wrote Hamlet?", "How do bees find their way home?")
 CONTEXT = "Answer in one short, friendly sentence that a child of six can understand, and name one example."
@@ -79,6 +82,8 @@ class Setup:
 
 def build_trainer(name: str, setup: Setup):
     """The trainer of a row of `PAIRS`."""
+    if name in PAIRS["grpo"]:
+        return build_rewarded(name, setup)
     teacher = {"teacher_model_init_kwargs": {"dtype": setup.dtype}}
     if name == "DistillationTrainer":
         from trl import DistillationConfig, DistillationTrainer
@@ -112,6 +117,24 @@ def build_trainer(name: str, setup: Setup):
     template = "{{ context }}\n\n{{ prompt }}"  # as the other: what rows share stands first
     config = OPSDConfig(**setup.options, privileged_builder="hint", privileged_template=template)
     return OPSDTrainer(model=setup.student, args=config, train_dataset=dataset, peft_config=lora())
+
+
+def build_rewarded(name: str, setup: Setup):
+    """A trainer with a reward, for two completions of each prompt."""
+    common = {"model": setup.student, "reward_funcs": different_tokens, "train_dataset": setup.dataset()}
+    if name.startswith("GRPOTrainer"):
+        from trl import GRPOConfig, GRPOTrainer
+
+        return GRPOTrainer(**common, args=GRPOConfig(**setup.options, num_generations=2))
+    from opd_trl import OPDConfig, OPDTrainer
+
+    teacher = {"teacher_model_init_kwargs": {"dtype": setup.dtype}, "teacher_model_name_or_path": setup.teacher}
+    return OPDTrainer(**common, args=OPDConfig(**setup.options, **teacher, num_generations=2))
+
+
+def different_tokens(completion_ids: list[list[int]], **columns) -> list[float]:
+    """A reward: the share of a completion's tokens that are not there twice."""
+    return [len(set(ids)) / max(1, len(ids)) for ids in completion_ids]
 
 
 def lora():

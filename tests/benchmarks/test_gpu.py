@@ -125,7 +125,8 @@ def test_the_phases_of_a_step_add_up_to_it_and_a_stand_in_takes_no_time_to_gener
         assert list(phases) == list(PHASES)
         assert sum(phases.values()) == pytest.approx(whole)
         assert line["without_generation"]["median"] == pytest.approx(whole - phases["generation"])
-        assert all(phases[name] > 0 for name in ("teacher", "student", "loss", "backward", "optimizer"))
+        assert all(phases[name] > 0 for name in ("student", "loss", "backward", "optimizer"))
+        assert (phases["teacher"] > 0) == (line["trainer"] != "GRPOTrainer, reward")
         generation[line["lengths"]].append(phases["generation"])
         assert line["loss_and_backward"]["median"] < line["without_generation"]["median"]
         assert 0 <= line["extra_mib"] <= line["peak_mib"]
@@ -135,7 +136,11 @@ def test_the_phases_of_a_step_add_up_to_it_and_a_stand_in_takes_no_time_to_gener
 def test_all_trainers_see_the_same_prompts_and_teachers_of_opsd_read_the_context(dry_run):
     for line in dry_run[2]["steps"]:
         setup = steps.task_of(line["trainer"], line["lengths"], "small", "cpu", PATHS, Path()).setup
-        assert line["prompt_tokens"] == gpu_memory.prompt_tokens(setup)
+        longest = gpu_memory.prompt_tokens(setup)
+        if line["trainer"] in PAIRS["grpo"]:  # a group of one prompt, which need not be the longest
+            assert line["prompt_tokens"] <= longest
+            continue
+        assert line["prompt_tokens"] == longest
         if line["trainer"].startswith(("SDFT", "OPSD")):
             assert line["teacher_prompt_tokens"] == gpu_memory.teacher_prompt_tokens(setup)
 
