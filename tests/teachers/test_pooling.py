@@ -122,6 +122,8 @@ def test_another_model_is_refused_by_its_norm_or_by_what_its_head_reads(tmp_path
 
 def test_what_is_missing_of_the_teacher_is_refused_with_the_remedy(tmp_path, reader_path, pooling, refused):
     assert "Name the model that it serves in teacher_model_name_or_path" in refused(reader_path=None)
+    several = {"reader_path": None, "teacher_server_url": None, "teachers": {"a": pooling.url}}
+    assert "(not in `teachers`)" in refused(**several, dataset=tiny.questions(teacher="a"))
     folder = Path(shutil.copytree(reader_path, tmp_path / "copy"))
     for file in folder.glob("token*"):
         file.unlink()

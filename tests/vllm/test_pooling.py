@@ -7,13 +7,13 @@ from threading import Thread
 
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Qwen3ForCausalLM, TrainerCallback
 
-from opd_trl.teachers import TeacherServerError
+from opd_trl.teachers import TeacherServer, TeacherServerError
 from tests import tiny
 from tests.serving.server import free_port
 from tests.trainers.build import opd_trainer
-from tests.vllm.server import POOLING, vllm_process, vllm_server
+from tests.vllm.server import MAX_LENGTH, POOLING, vllm_process, vllm_server
 from tests.vllm.test_loss import loss_and_gradient
 
 
@@ -23,7 +23,9 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def pooling_url(reader_path, tmp_path_factory) -> str:
-    with vllm_server(reader_path, tmp_path_factory.mktemp("vllm") / "pooling.log", *POOLING) as url:
+    """It computes 128 tokens at a time, so that longer sequences are put together of parts."""
+    options = [*POOLING, "--max-num-batched-tokens", "128"]
+    with vllm_server(reader_path, tmp_path_factory.mktemp("vllm") / "pooling.log", *options) as url:
         yield url
 
 
@@ -43,6 +45,23 @@ def test_every_support_has_the_loss_of_the_same_teacher_in_process(
     measured(f"pooled against in process, {support}: loss {abs(loss - expected):.1e}, gradient {difference:.1e}")
     assert loss == pytest.approx(expected, abs=TOLERANCE)
     assert difference < TOLERANCE
+
+
+def test_the_states_of_long_and_of_repeated_sequences_are_those_of_transformers(reader_path, pooling_url, measured):
+    """vLLM computes in parts, and keeps what it has read of a prefix."""
+    model, generator = Qwen3ForCausalLM.from_pretrained(reader_path).eval(), torch.Generator().manual_seed(0)
+    long = torch.randint(3, 103, (MAX_LENGTH - 1,), generator=generator).tolist()
+    sequences, num_scored = [long, long[:300], [7, 9], long[:200]], [MAX_LENGTH - 2, 40, 1, 199]
+    differences = []
+    for _ in range(2):
+        server = TeacherServer(pooling_url)
+        found = server.hidden_states(sequences, num_scored, hidden_size=48, dtype=torch.float32)
+        for ids, count, states in zip(sequences, num_scored, found, strict=True):
+            with torch.no_grad():
+                expected = model.model(torch.tensor([ids])).last_hidden_state[0, -1 - count : -1]
+            differences.append((states - expected).abs().max().item())
+    measured(f"pooled states against transformers, {sum(num_scored)} positions twice: max {max(differences):.1e}")
+    assert max(differences) < 1e-3
 
 
 def test_bfloat16_on_the_wire_stays_near(tmp_path, student_path, reader_path, pooling_url, measured):
