@@ -172,8 +172,12 @@ def test_a_fault_that_passes_changes_no_number(pooling, fault):
         ask(server)
 
 
-def test_bytes_cut_short_are_a_fault(pooling):
+def test_a_fault_that_stays_is_named(pooling):
     server = TeacherServer(pooling.url, backoff=0.01, retries=0)
+    for fault, message in (("a sequence too few", "2 results for 3 sequences"), ("NaN", "not finite")):
+        pooling.faults[:] = [FAULTS[fault]]
+        with pytest.raises(TeacherServerError, match=message):
+            ask(server)
     pooling.bytes_kept = 100
     with pytest.raises(TeacherServerError, match="the answer has 100 bytes, its metadata name 3072"):
         ask(server)
