@@ -1,13 +1,14 @@
 """What a served teacher costs beside a forward of the same rows in this process.
 
     python benchmarks/serving.py
-    python benchmarks/serving.py --model runs/demo/model --clients 1 8 --tokens 512
+    python benchmarks/serving.py --model runs/demo/model --clients 1 8 32 --tokens 320 --shared 256 --requests 32
 
 A server of `opd-trl serve-teacher` with its default limits, and clients that ask for hidden states, each again as soon
-as it has its answer: threads of this process, with the code that a training uses. A round is a number of forwards here
-and then as many requests there, so that the noise of the machine is in both; ratios are those of a round. A client
-that is refused (HTTP 503) waits for a second, as the server asks. The overhead of one client is the median over pairs
-of a forward and a request that follow each other.
+as it has its answer: threads of this process, with the code that a training uses. A round is a number of plain
+forwards here, of the rows of one request each, and then as many requests there, so that the noise of the machine is
+in both; ratios are those of a round. Tokens are those that are sent, so that what the server does not compute twice
+counts. A client that is refused (HTTP 503) waits for a second, as the server asks. The overhead of one client is the
+median over pairs of a forward and a request that follow each other.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from opd_trl.teachers.transport import TeacherServerError
 
 
 PAUSE = 1.0  # seconds; the server's Retry-After
+VARIANTS = 97  # requests, one after another
 
 
 @dataclass
@@ -48,11 +51,18 @@ class Round:
 
 
 class Load:
-    """The rows, and both ways to score them."""
+    """The rows of requests, no two alike behind what they share, and both ways to score them."""
 
-    def __init__(self, url: str, scorer: Scorer, tokens: int):
-        self.url, self.scorer = url, scorer
-        self.rows = ([[5 + i % 50 for i in range(tokens)]], [tokens // 2])
+    def __init__(self, url: str, scorer: Scorer, *, sequences: int, tokens: int, shared: int):
+        self.url, self.scorer, self.next = url, scorer, count()
+        self.num_tokens, self.num_scored = sequences * tokens, [(tokens - shared) // 2] * sequences
+        ids = torch.randint(scorer.num_ids, (VARIANTS, sequences, tokens), generator=torch.Generator().manual_seed(0))
+        ids[:, :, :shared] = ids[0, 0, :shared]
+        self.rows = ids.tolist()
+
+    def take(self) -> list[list[int]]:
+        """The sequences of one request."""
+        return self.rows[next(self.next) % VARIANTS]
 
     def client(self) -> TeacherServer:
         """A client that is told of refusals."""
@@ -61,15 +71,17 @@ class Load:
     def here(self) -> float:
         """Seconds of a forward in this process."""
         start = time.perf_counter()
-        self.scorer.hidden_states(*self.rows)
+        with torch.no_grad():
+            self.scorer.model.base_model(input_ids=torch.tensor(self.take()), use_cache=False)
         return time.perf_counter() - start
 
     def there(self, client: TeacherServer, seen: Round) -> None:
         """One request, again after each refusal."""
+        rows = self.take()
         while True:
             start = time.perf_counter()
             try:
-                client.hidden_states(*self.rows, hidden_size=self.scorer.head.weight.size(1))
+                client.hidden_states(rows, self.num_scored, hidden_size=self.scorer.head.weight.size(1))
             except TeacherServerError as error:
                 if "HTTP 503" not in str(error):
                     raise
@@ -107,15 +119,15 @@ class Load:
         return found
 
 
-def line_of(clients: int, rounds: list[Round]) -> dict[str, Any]:
-    """One line of the table: medians over the rounds, and of the latency over all requests."""
+def line_of(clients: int, rounds: list[Round], num_tokens: int) -> dict[str, Any]:
+    """One line of the table: medians over the rounds, and of the latency over all requests of `num_tokens`."""
     seconds = sorted(x for seen in rounds for x in seen.seconds)
-    served = statistics.median(len(seen.seconds) / seen.elapsed for seen in rounds)
+    served = statistics.median(num_tokens * len(seen.seconds) / seen.elapsed for seen in rounds)
     ratio = statistics.median(seen.direct / seen.elapsed for seen in rounds)
     return {
         "clients": str(clients),
-        "served, requests/s": f"{served:.0f}",
-        "forward here, 1/s": f"{served / ratio:.0f}",
+        "served, tokens/s": f"{served:.0f}",
+        "plain forward, tokens/s": f"{served / ratio:.0f}",
         "ratio": f"{ratio:.2f}",
         "latency, median ms": f"{1e3 * statistics.median(seconds):.1f}",
         "95 %, ms": f"{1e3 * seconds[int(0.95 * (len(seconds) - 1))]:.1f}",
@@ -142,7 +154,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="path. Default: a tiny Qwen3 with random weights")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32, 48])
-    parser.add_argument("--tokens", type=int, default=64, help="of a request; half of them are scored")
+    parser.add_argument("--sequences", type=int, default=1, help="in a request")
+    parser.add_argument("--tokens", type=int, default=64, help="of a sequence")
+    parser.add_argument("--shared", type=int, default=0, help="that all begin with; half of the others are scored")
     parser.add_argument("--requests", type=int, default=192, help="in a round")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("runs/bench/serving.json"))
@@ -155,15 +169,16 @@ def main(argv: list[str] | None = None) -> None:
         if setting["model"] is None:
             toy_task.save(Path(folder), seed=0)
         with server(model) as url:
-            load = Load(url, load_scorer(model, device="cpu"), setting["tokens"])
+            sizes = {name: setting[name] for name in ("sequences", "tokens", "shared")}
+            load = Load(url, load_scorer(model, device="cpu"), **sizes)
             load.overhead(10)  # warm
             overhead = [1e3 * x for x in load.overhead(setting["requests"])]
             clients = [load.client() for _ in range(max(setting["clients"]))]
-            rounds: dict[int, list[Round]] = {count: [] for count in setting["clients"]}
+            rounds: dict[int, list[Round]] = {number: [] for number in setting["clients"]}
             for _ in range(setting["rounds"]):
-                for count, seen in rounds.items():
-                    seen.append(load.round(clients[:count], setting["requests"]))
-    lines = [line_of(count, seen) for count, seen in rounds.items()]
+                for number, seen in rounds.items():
+                    seen.append(load.round(clients[:number], setting["requests"]))
+    lines = [line_of(number, seen, load.num_tokens) for number, seen in rounds.items()]
     where = conditions("cpu")
     print(", ".join(where.values()))
     low, median, high = statistics.quantiles(overhead, n=4)

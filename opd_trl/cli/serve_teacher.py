@@ -99,7 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--port", type=port, default=8001, metavar="N", help="default 8001; 0 takes a free one")
     add("--served-model-name", metavar="NAME", help="default: what --model says")
     for flag, default, what in (
-        ("--batch-size", 8, "sequences in one forward"),
+        ("--batch-tokens", 4096, "tokens in one forward, padding included; a longer sequence is alone"),
+        ("--batch-size", 64, "sequences in one forward, those of several requests together"),
         ("--max-sequences", 64, "sequences in one request"),
         ("--max-logprobs", 100, "ids scored at a position, most probable ones and requested ones"),
         ("--max-request-mib", 16, "size of a request"),

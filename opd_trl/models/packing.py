@@ -1,7 +1,7 @@
 """Rows of one forward as a tree: what several rows begin with stands, and is computed, once."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Tree(NamedTuple):
     places: Tensor
 
 
-def common(rows: list[list[int]]) -> list[int]:
+def common(rows: Sequence[Sequence[int]]) -> list[int]:
     """How many tokens each row has in common with the one in front of it.
 
     >>> common([[5, 6, 7], [5, 6, 8], [9]])
@@ -130,7 +130,7 @@ def packed_hidden_states(model: nn.Module, rows: list[list[int]], prefix: Prefix
             attention_mask=mask[None, None],
             **({"use_cache": False} if prefix is None else prefix.inputs(1)),
         )
-        places = nn.functional.pad(tree.places, (0, width - tree.places.size(1)))
+        places = nn.functional.pad(tree.places, (0, width - tree.places.size(1))).to(hidden_states.device)
         for i, row in zip(part, hidden_states[0][places], strict=True):
             states[i] = row
     return torch.stack(states)

@@ -90,6 +90,7 @@ def serve(args: argparse.Namespace, sock: socket.socket, key: str | None) -> Non
     name = args.served_model_name or args.model
     limits = Limits(
         batch_size=args.batch_size,
+        batch_tokens=args.batch_tokens,
         max_sequences=args.max_sequences,
         max_log_probs=args.max_logprobs,
         max_concurrent_requests=args.max_concurrent_requests,

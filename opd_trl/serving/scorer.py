@@ -3,6 +3,7 @@
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from ..losses.head import Head
 from ..losses.next_token import NextToken
 from ..models.agreement import fold_head
-from ..models.forward import completion_hidden_states, read_head, vocabulary_rows, window_of
+from ..models.forward import read_head, vocabulary_rows, window_of
 from ..models.lora_folders import base_of, load_causal_lm, tokenizer_of_path
 from .answers import PromptScores, safetensors
+from .rows import RowReader
 
 
 class NonFiniteScores(ValueError):
@@ -44,40 +46,20 @@ class Scorer:
         """Rows of the head: the ids that a sequence may hold."""
         return self.head.weight.size(0)
 
-    @torch.no_grad()
+    @cached_property
+    def rows(self) -> RowReader:
+        """What reads sequences, and remembers what they begin with: by one thread at a time."""
+        return RowReader(self.model)
+
     def hidden_states(self, sequences: Sequence[Sequence[int]], num_scored: Sequence[int]) -> list[Tensor]:
-        """Hidden states at the positions that predict the last tokens of each sequence.
-
-        Args:
-            sequences: token ids; one forward for all of them.
-            num_scored: n of each sequence, 0 <= n < its length.
-
-        Returns:
-            `(n, H)` of each, after the backbone's final norm, in the model's dtype, where the head lies.
-
-        Raises:
-            NonFiniteScores: some are NaN or infinite.
-        """
-        device = self.model.get_input_embeddings().weight.device
-        width = max(map(len, sequences))
-        input_ids = torch.zeros(len(sequences), width, dtype=torch.int64)
-        for row, ids in zip(input_ids, sequences, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        input_ids = input_ids.to(device)
-        # Padded on the right, a causal model never sees the padding. A mask of ones says so without a (W, W) mask in
-        # memory, and positions are 0, 1, 2, ... for every architecture.
-        hidden_states, _ = completion_hidden_states(
-            self.model, input_ids, torch.ones_like(input_ids), width - 1, multimodal={}
-        )
-        hidden_states = hidden_states.to(self.head.weight.device)
-        lengths = [len(ids) for ids in sequences]
-        scored = [h[w - 1 - n : w - 1] for h, w, n in zip(hidden_states, lengths, num_scored, strict=True)]
-        check_finite(scored)
-        return scored
+        """Hidden states `(n, H)` as `RowReader.hidden_states` explains, where the head lies."""
+        device = self.head.weight.device
+        return [x.to(device) for x in self.rows.hidden_states(sequences, num_scored)]
 
     @torch.no_grad()
     def prompt_scores(
         self,
+        hidden_states: Sequence[Tensor],
         sequences: Sequence[Sequence[int]],
         *,
         top_k: int,
@@ -87,7 +69,8 @@ class Scorer:
         """Log-probabilities of each token of each sequence given those before it, and of others in its place.
 
         Args:
-            sequences: token ids; one forward for all of them.
+            hidden_states: `(W - 1, H)` for each sequence of W tokens, those that predict all but its first.
+            sequences: token ids.
             top_k: K, the most probable ids to add; 0 for none.
             requested: ids to add: per sequence how many at each position, none at the first, and all of them in order.
             temperature: divides the logits.
@@ -100,10 +83,10 @@ class Scorer:
             NonFiniteScores: some are NaN or infinite.
         """
         lengths = [len(ids) - 1 for ids in sequences]
-        hidden_states = torch.cat(self.hidden_states(sequences, lengths))
+        states = torch.cat(list(hidden_states))
         actual = torch.cat([torch.tensor(ids[1:], dtype=torch.int64) for ids in sequences])
         wanted = actual.unsqueeze(-1) if requested is None else beside(actual, requested)
-        scores = self.rows_scores(hidden_states, wanted.to(hidden_states.device), top_k, temperature)
+        scores = self.rows_scores(states, wanted.to(states.device), top_k, temperature)
         per_sequence = [PromptScores(*parts) for parts in zip(*(x.cpu().split(lengths) for x in scores), strict=True)]
         check_finite([scores.log_probs for scores in per_sequence])
         return per_sequence

@@ -1,4 +1,4 @@
-"""What the routes of a teacher do: read, score one forward at a time, answer."""
+"""What the routes of a teacher do: read, have it scored beside other requests, answer."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -6,14 +6,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from torch import Tensor
 
 from .answers import PIECE, CompletionsAnswer, PromptScores, pieces_of, safetensors
-from .bodies import Refusal, check_requested, too_long
+from .batching import Batcher, Job
+from .bodies import check_requested, too_long
 from .reader import CompletionsQuery, Reader, Rules, read_completions, read_hidden_states
-from .scorer import NonFiniteScores, Scorer
+from .scorer import Scorer, check_finite
 
 
 BINARY, JSON = "application/octet-stream", "application/json"
@@ -24,9 +25,10 @@ CHARACTERS = 4  # a text of so many for each token that fits is tokenized in one
 
 @dataclass(frozen=True)
 class Limits:
-    """How much at a time: sequences per forward, and what a request and all of them together may ask."""
+    """How much at a time: sequences and tokens in a forward, and what a request and all of them together may ask."""
 
     batch_size: int
+    batch_tokens: int
     max_sequences: int
     max_log_probs: int
     max_concurrent_requests: int
@@ -34,17 +36,19 @@ class Limits:
 
 
 class Room:
-    """Bytes of memory that answers may take; `take` is waited for by one at a time."""
+    """Bytes of memory that answers may take."""
 
     def __init__(self, most: int):
         self.most, self.taken, self.given_back = most, 0, asyncio.Event()
+        self.in_order = asyncio.Lock()
 
     async def take(self, size: int) -> None:
-        """Wait until there is room, or nothing else."""
-        while self.taken and self.taken + size > self.most:
-            self.given_back.clear()
-            await self.given_back.wait()
-        self.taken += size
+        """Wait until there is room, or nothing else; who came first goes first."""
+        async with self.in_order:
+            while self.taken and self.taken + size > self.most:
+                self.given_back.clear()
+                await self.given_back.wait()
+            self.taken += size
 
     def give_back(self, size: int) -> None:
         """Free bytes that `take` has taken."""
@@ -83,8 +87,7 @@ class Service:
         )
         self.reader = Reader(self.rules)
         self.room = Room(UNREAD)
-        self.one_at_a_time = asyncio.Lock()
-        self.forward = ThreadPoolExecutor(1)
+        self.batcher = Batcher(scorer, most_rows=limits.batch_size, most_tokens=limits.batch_tokens)
         # More threads that run Python would keep the event loop waiting for its turn.
         self.aside = ThreadPoolExecutor(2)
 
@@ -103,11 +106,12 @@ class Service:
         weight = self.scorer.head.weight
         size = sum(query.num_scored) * weight.size(1) * weight.element_size()
 
-        def score(rows: list[int]) -> list[torch.Tensor]:
-            parts = self.scorer.hidden_states([query.sequences[i] for i in rows], [query.num_scored[i] for i in rows])
-            return [part.to("cpu", copy=True) for part in parts]
+        def finish(states: list[Tensor], rows: list[int]) -> list[Tensor]:
+            check_finite(states)
+            return [x.to("cpu", copy=True) for x in states]
 
-        hidden_states = await self.in_batches(request, "sequences", query.sequences, score, size)
+        job = Job(request, "sequences", query.sequences, query.num_scored, finish)
+        hidden_states = await self.scored(job, size)
         length, pieces = safetensors({"hidden_states": hidden_states}, {"model": self.name})
         return self.answer(pieces, BINARY, size, length)
 
@@ -121,15 +125,17 @@ class Service:
         width = max((max(ids.counts) for ids in requested or ()), default=0)
         size = sum(map(len, prompts)) * (1 + width + query.top_k) * SCORE_BYTES
 
-        def score(rows: list[int]) -> list[PromptScores]:
+        def finish(states: list[Tensor], rows: list[int]) -> list[PromptScores]:
             return self.scorer.prompt_scores(
+                states,
                 [prompts[i] for i in rows],
                 top_k=query.top_k,
                 requested=None if requested is None else [requested[i] for i in rows],
                 temperature=query.temperature,
             )
 
-        scores = await self.in_batches(request, "prompt", prompts, score, size)
+        job = Job(request, "prompt", prompts, [len(ids) - 1 for ids in prompts], finish)
+        scores = await self.scored(job, size)
         return self.answer(iter(CompletionsAnswer(self.name, prompts, scores, self.scorer.tokenizer)), JSON, size)
 
     def tokenized(self, query: CompletionsQuery) -> list[Sequence[int]]:
@@ -166,53 +172,11 @@ class Service:
         done = lambda: self.room.give_back(size)  # noqa: E731
         return Answer(self.in_pieces(pieces), media_type, size=length, done=done)
 
-    async def in_batches(
-        self,
-        request: Request,
-        field: str,
-        sequences: Sequence[Sequence[int]],
-        score: Callable[[list[int]], list[Any]],
-        size: int,
-    ) -> list[Any]:
-        """Score sequences of about equal length together, the longest first; the results are in the given order.
-
-        Nothing is scored for a client that has gone: one that ran into its time limit asks again. The results have
-        taken `size` bytes of the room.
-        """
-        order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-        results: list[Any] = [None] * len(sequences)
-        may_have_left = self.one_at_a_time.locked()
-        async with self.one_at_a_time:
-            await self.room.take(size)
-            try:
-                for start in range(0, len(order), self.limits.batch_size):
-                    rows = order[start : start + self.limits.batch_size]
-                    if may_have_left and await request.is_disconnected():
-                        raise Refusal(499, "the client went away.")
-                    may_have_left = True
-                    for i, result in zip(rows, await self.run(self.forward, score, rows), strict=True):
-                        results[i] = result
-            except BaseException as error:
-                self.room.give_back(size)
-                raise self.refusal(error, field, sequences, rows) from None
-        return results
-
-    def refusal(
-        self, error: BaseException, field: str, sequences: Sequence[Sequence[int]], rows: list[int]
-    ) -> BaseException:
-        """What is answered where a forward over `rows` failed."""
-        if isinstance(error, NonFiniteScores):
-            return Refusal(
-                500,
-                f"the scores of {field}[{rows[error.index]}] hold NaN or infinity. Start the server with --dtype "
-                "bfloat16 or float32 (float16 overflows with some models), and check the checkpoint.",
-            )
-        if isinstance(error, torch.OutOfMemoryError):
-            return Refusal(
-                500,
-                f"out of memory with {len(rows)} sequences of up to {len(sequences[rows[0]])} tokens in one forward. "
-                "Start the server with a smaller --batch-size or --max-length.",
-            )
-        if isinstance(error, asyncio.CancelledError):  # by uvicorn, which waits for so long after a signal, no longer
-            return Refusal(503, "the server is ending. Try again when it is back.", retry_after="10")
-        return error
+    async def scored(self, job: Job, size: int) -> list[Any]:
+        """The results of a job, which have taken `size` bytes of the room."""
+        await self.room.take(size)
+        try:
+            return await self.batcher.score(job)
+        except BaseException:
+            self.room.give_back(size)
+            raise

@@ -1,5 +1,6 @@
 """What all rows of a batch begin with is read once by a teacher, and once for the whole run where it is frozen."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -43,18 +44,30 @@ class SharedPrefix:
     What all rows of a generation batch begin with is kept as keys and values. The rows of a forward, behind it, are a
     tree, so that what some of them share is computed once too, or else each row goes on from its own copy.
 
+    Args:
+        log: a logger that is told where a model cannot go on from a kept text.
+
     Attributes:
         works: do the hidden states behind the kept text equal those of whole rows? None: not tried yet.
         packs: do those of a tree? None: not tried yet.
     """
 
-    def __init__(self):
+    def __init__(self, log: Any = logger):
         self.works: bool | None = None
         self.packs: bool | None = None
+        self._log = log
         self._cache: PrefixCache | None = None
         self._moment: Any = None
 
-    def read(self, model: nn.Module, prompt: tuple[Tensor, Tensor], batch: dict[str, Any], moment: Any) -> Tensor:
+    def read(
+        self,
+        model: nn.Module,
+        prompt: tuple[Tensor, Tensor],
+        batch: dict[str, Any],
+        moment: Any,
+        *,
+        whole: Callable[[], Tensor] | None = None,
+    ) -> Tensor:
         """Hidden states `(B, T, H)` of the completions of a micro-batch. Each way is first compared with whole rows.
 
         Args:
@@ -62,6 +75,7 @@ class SharedPrefix:
             prompt: ids and mask `(B, P)`, left-padded.
             batch: with `completion_ids`, `completion_mask` and `SHARED`.
             moment: the same as long as the teacher says the same.
+            whole: gives the hidden states of whole rows; default: their forward, with the mask of their padding.
         """
         rows, count = join(*prompt, batch["completion_ids"], batch["completion_mask"]), batch["completion_ids"].size(1)
 
@@ -73,8 +87,10 @@ class SharedPrefix:
         found = None if cache is None and not packed else states(prefix=cache, packed=packed)
         if found is not None and (self.packs if packed else self.works):
             return found
-        whole, kept = states(), batch["completion_mask"].bool()
-        if found is None or not kept.any():  # rows without a kept token show nothing: the next ones are compared
+        whole = states() if whole is None else whole()
+        kept = batch["completion_mask"].bool().to(whole.device)
+        # Rows without a kept token, or with one that is NaN, show nothing: the next ones are compared.
+        if found is None or not kept.any() or not whole[kept].isfinite().all():
             return whole
         if packed:
             self.packs = difference(found, whole, kept) is None
@@ -115,7 +131,7 @@ class SharedPrefix:
 
     def _give_up(self, model: nn.Module, why: str) -> None:
         self.works, self._cache = False, None
-        logger.warning(
+        self._log.warning(
             f"The text that all prompts share is read with each row: {name_of(causal_lm(model))} cannot go on from a "
             f"cache of it ({why}). The numbers are the same, and scoring takes longer."
         )

@@ -12,10 +12,10 @@ def test_the_line_of_a_load_holds_medians_over_its_rounds_and_all_refusals():
         Round(seconds=[0.020] * 10, refused=2, elapsed=0.2, direct=0.05),
         Round(seconds=[0.030] * 10, refused=0, elapsed=0.4, direct=0.05),
     ]
-    assert line_of(8, rounds) == {
+    assert line_of(8, rounds, 100) == {
         "clients": "8",
-        "served, requests/s": "50",
-        "forward here, 1/s": "200",
+        "served, tokens/s": "5000",
+        "plain forward, tokens/s": "20000",
         "ratio": "0.25",
         "latency, median ms": "20.0",
         "95 %, ms": "30.0",

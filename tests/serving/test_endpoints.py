@@ -1,4 +1,5 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import requests
@@ -7,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load
 
 from tests import tiny
-from tests.serving.conftest import VOCAB
+from tests.serving.conftest import NOT_A_NUMBER, VOCAB
 
 
 SEQUENCES = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22], [30, 31, 32, 33, 34], [40, 41], [50, 51, 52, 53]]
@@ -152,3 +153,22 @@ def test_a_prompt_as_long_as_the_context_is_scored_in_pieces(url, local_log_prob
     got = torch.tensor([row[str(token)]["logprob"] for row, token in zip(rows[1:], ids[1:], strict=True)])
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=0)
     assert all(math.isfinite(entry["logprob"]) for row in rows[1:] for entry in row.values())
+
+
+def test_clients_that_ask_at_once_have_each_their_own_numbers(url, local_log_probs):
+    """One of them asks for what gives NaN, one for what is no id: the others do not notice."""
+    prompts = [[[5 + i] * (3 + i % 5), [30 + i, 7, 8, 9]] for i in range(12)]
+    prompts[3], prompts[7] = [[5, NOT_A_NUMBER, 6]], [[5, VOCAB]]
+
+    def ask(i: int) -> requests.Response:
+        body = {"prompt": prompts[i], "prompt_logprobs": 0, "temperature": 1 + i / 10}
+        return requests.post(f"{url}/v1/completions", json=body, timeout=60)
+
+    with ThreadPoolExecutor(len(prompts)) as executor:
+        answers = list(executor.map(ask, range(len(prompts))))
+    assert [answers[i].status_code for i in (3, 7)] == [500, 400]
+    for i in set(range(len(prompts))) - {3, 7}:
+        for choice, ids in zip(answers[i].json()["choices"], prompts[i], strict=True):
+            positions = zip(choice["prompt_logprobs"][1:], local_log_probs(ids, 1 + i / 10), ids[1:], strict=True)
+            for entries, row, token in positions:
+                assert entries[str(token)]["logprob"] == pytest.approx(row[token].item(), abs=1e-5)

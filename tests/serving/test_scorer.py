@@ -7,7 +7,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from opd_trl.serving.scorer import NonFiniteScores, Scorer, load_scorer
+from opd_trl.serving.answers import PromptScores
+from opd_trl.serving.scorer import NonFiniteScores, Scorer, check_finite, load_scorer
 from tests import tiny
 
 
@@ -51,10 +52,17 @@ def own_log_probs(model, ids: list[int], temperature: float) -> torch.Tensor:
     return (model(torch.tensor([ids])).logits[0, :-1].float() / temperature).log_softmax(-1)
 
 
+def scores_of(scorer: Scorer, sequences: list[list[int]], **options) -> list[PromptScores]:
+    """What a request of `/v1/completions` is answered."""
+    return scorer.prompt_scores(
+        scorer.hidden_states(sequences, [len(ids) - 1 for ids in sequences]), sequences, **options
+    )
+
+
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_log_probs_are_those_of_the_models_own_logits(kind):
     model = build(kind)
-    scores = Scorer(model, tiny.build_tokenizer(), 64).prompt_scores(SEQUENCES, top_k=5, temperature=0.8)
+    scores = scores_of(Scorer(model, tiny.build_tokenizer(), 64), SEQUENCES, top_k=5, temperature=0.8)
     for (ids, log_probs, ranks), sequence in zip(scores, SEQUENCES, strict=True):
         expected = own_log_probs(model, sequence, 0.8)
         assert torch.equal(ids[:, 0], torch.tensor(sequence[1:]))
@@ -86,7 +94,7 @@ def test_head_and_hidden_states_are_all_that_a_student_needs(kind, tmp_path):
 
 def test_the_whole_vocabulary_can_be_asked_for():
     model = build("qwen3")
-    (scores,) = Scorer(model, None, 64).prompt_scores(SEQUENCES[:1], top_k=103)
+    (scores,) = scores_of(Scorer(model, None, 64), SEQUENCES[:1], top_k=103)
     torch.testing.assert_close(scores.log_probs.exp()[:, 1:].sum(-1), torch.ones(7))
     assert torch.equal(scores.log_probs[:, 0], scores.log_probs[:, 1:].gather(-1, scores.ranks[:, :1] - 1).squeeze(-1))
 
@@ -108,23 +116,22 @@ def test_no_tensor_is_as_large_as_tokens_times_vocabulary(monkeypatch):
 
     scorer = Scorer(build("qwen3"), None, 64)
     with Watch():
-        scorer.prompt_scores(
-            [[5] * (tokens + 1)], top_k=3, requested=[([0] + [2] * tokens, array("i", [1, 2] * tokens))]
-        )
+        requested = [([0] + [2] * tokens, array("i", [1, 2] * tokens))]
+        scores_of(scorer, [[5] * (tokens + 1)], top_k=3, requested=requested)
     assert 0 < largest <= 4
 
 
 def test_the_sequence_with_scores_that_are_not_finite_is_named():
     model = build("qwen3")
     model.model.embed_tokens.weight.data[31] = float("inf")
-    scorer = Scorer(model, None, 64)
+    states = Scorer(model, None, 64).hidden_states(SEQUENCES, [1, 1, 1])
     with pytest.raises(NonFiniteScores, match="sequence 2") as error:
-        scorer.hidden_states(SEQUENCES, [1, 1, 1])
+        check_finite(states)
     assert error.value.index == 2
     model = build("phi")
     model.lm_head.bias.data[50] = float("inf")
     with pytest.raises(NonFiniteScores, match="sequence 0"):
-        Scorer(model, None, 64).prompt_scores(SEQUENCES, top_k=3)
+        scores_of(Scorer(model, None, 64), SEQUENCES, top_k=3)
 
 
 def test_the_model_is_frozen_in_the_dtype_asked_for_and_its_window_is_the_longest_sequence(student_path):
