@@ -163,6 +163,7 @@ def test_whoever_is_cancelled_is_told_that_the_server_ends_and_is_not_scored(mod
         (refusal,) = await asyncio.gather(tasks[1], return_exceptions=True)
         scorer.go.set()
         await tasks[0]
+        await batcher.task
         return refusal
 
     refusal = asyncio.run(cancelled())
