@@ -19,7 +19,7 @@ from tests.families import zoo
 FAMILIES = ["gemma2", "cohere", "granite", "phi", "gpt2", "opt", "falcon_h1", "llama4_text", "gpt_oss", "llava"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "bloom"])  # which has a norm behind its embeddings too
 def test_the_norm_is_the_one_whose_outputs_the_head_reads(tmp_path, family):
     model = zoo.build(family).eval()
     with torch.no_grad():
