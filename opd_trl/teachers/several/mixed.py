@@ -166,7 +166,7 @@ def check_weights(weights: Any, names: Collection[str], where: str) -> None:
                 f"{where} gives a weight to {name!r}, and the teachers are {', '.join(map(repr, names))}. "
                 f"{nearest or 'Correct the name, or add the teacher to `teachers`.'}"
             )
-        if not isinstance(weight, Real) or isinstance(weight, bool) or not (math.isfinite(weight) and weight >= 0):
+        if not isinstance(weight, Real) or isinstance(weight, bool) or not weight >= 0:  # nor is NaN
             raise ValueError(
                 f"{where} gives {name!r} the weight {weight!r}. Give a number from 0 to 1; all of them sum to 1."
             )
