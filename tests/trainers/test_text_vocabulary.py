@@ -66,9 +66,11 @@ def test_with_the_students_own_tokenizer_the_loss_is_that_over_the_shared_ids(tm
         torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("support", ["student", "full", "sampled"])
-def test_training_logs_what_is_left_out_and_what_is_in_longer_spans(tmp_path, student, teacher, support):
-    options = {"gradient_accumulation_steps": 2, "max_steps": 2, "loss_support": support}
+@pytest.mark.parametrize(
+    "options", [{}, {"loss_support": "full", "micro_batch_tokens": 100}, {"loss_support": "sampled"}], ids=str
+)
+def test_training_logs_what_is_left_out_and_what_is_in_longer_spans(tmp_path, student, teacher, options):
+    options = options | {"gradient_accumulation_steps": 2, "max_steps": 2}
     trainer = opd_trainer(tmp_path, student, teacher, teacher_vocabulary="text", **options)
     before = [x.detach().clone() for x in trainer.model.parameters()]
     trainer.train()
@@ -116,6 +118,15 @@ def test_what_does_not_fit_into_the_teachers_window_has_no_loss(tmp_path, studen
     assert lengths.tolist() == [48] * 4
     assert 0 < batch["loss_mask"].sum() < batch["completion_mask"].sum()
     assert trainer._compute_loss(trainer.model, batch).isfinite()
+
+
+@pytest.mark.parametrize("support", ["student", "sampled"])
+def test_a_broken_teacher_stops_the_run(tmp_path, student, teacher, support):
+    trainer = opd_trainer(tmp_path, student, teacher, teacher_vocabulary="text", loss_support=support)
+    batch = written(trainer, TEXTS)
+    trainer.teacher.model.get_output_embeddings().weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="not finite|NaN|nan"):
+        trainer._compute_loss(trainer.model, batch)
 
 
 def test_the_preflight_says_what_is_compared(tmp_path, student, teacher):
