@@ -47,8 +47,8 @@ def check(student: str, teacher: str, ids: list[int]) -> list[tuple[int, int]]:
             "\ufffd" in mine.removesuffix("\ufffd") or "\ufffd" in other
         ):  # inside of a character, or the character itself
             continue
-        starts = {mine, mine.removeprefix(" ")} & {other, other.removeprefix(" ")}
-        assert starts, (mine, other)
+        # A tokenizer with a marker may write a space that is there as that marker, which decoding takes away.
+        assert other == mine or (shared.teacher_marked and " " + other == mine)
     lengths = [
         [0, *accumulate(len(piece) for piece in pieces)]
         for pieces in (
@@ -80,3 +80,16 @@ def test_every_kept_position_has_the_same_text_before_it(student, teacher, text)
 def test_tokens_in_any_order_are_never_misaligned(student, teacher, data):
     """Half characters, special tokens in the middle, pieces that the tokenizer itself would write otherwise."""
     check(student, teacher, data.draw(st.lists(st.integers(0, len(build(student)) - 1), max_size=12)))
+
+
+def test_nothing_behind_a_special_token_is_kept_and_thinking_tags_are_text():
+    own, theirs = build.__wrapped__("byte-level"), build("unigram")
+    own.add_tokens(["<think>"])
+    shared = text_ids(own, theirs, len(own), len(theirs))
+    first, last = own.encode("one"), own.encode(" two")
+    thinking = [own.convert_tokens_to_ids("<think>"), own.eos_token_id]
+    for special, kept in ((own.pad_token_id, len(first)), (thinking[0], len(first) + 1 + len(last))):
+        assert shared.aligned([*first, special, *last]).ends[-1][0] == kept
+    ids, ends = shared.aligned([*first, *thinking])
+    assert read(theirs, ids) == "one<think></s>"
+    assert ends[-1] == (len(first) + 2, len(ids))

@@ -125,7 +125,7 @@ def test_a_broken_teacher_stops_the_run(tmp_path, student, teacher, support):
     trainer = opd_trainer(tmp_path, student, teacher, teacher_vocabulary="text", loss_support=support)
     batch = written(trainer, TEXTS)
     trainer.teacher.model.get_output_embeddings().weight.data.fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="not finite|NaN|nan"):
+    with pytest.raises(FloatingPointError, match="finite"):
         trainer._compute_loss(trainer.model, batch)
 
 
