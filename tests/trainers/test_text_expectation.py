@@ -17,7 +17,7 @@ from .build import fixed_batch, opd_trainer
 
 
 LONGEST, END = 2, "<end>"
-LETTERS, PAIR = ("a", "b", "c", "d", "e"), ("a", "b", "c", "d", "e", "ab")
+LETTERS, PAIR = ("e", "d", "c", "b", "a"), ("a", "b", "c", "d", "e", "ab")
 UNIQUE = ("ab", "b", "c", "d", "e")
 BYTES, ACCENT = ("a", "b", "c", "Ã", "©"), ("a", "b", "c", "d", "é")
 
