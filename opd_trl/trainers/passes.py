@@ -27,8 +27,9 @@ from ..models.forward import (
 from ..models.sequences import join
 from ..teachers.base import teacher_pass
 from ..teachers.scores import Scores
-from ..teachers.text_ids import ALONE, SPAN, whole_spans
+from ..teachers.text_ids import ALONE, LEAST_ALIGNED, SPAN, whole_spans
 from ..teachers.vocabulary import SharedIds
+from .config_checks import say_once
 from .opd_config import OPDConfig
 
 
@@ -254,6 +255,11 @@ def in_spans(trainer, batch: dict[str, Any], mask: Tensor) -> Tensor:
     unread = written & (batch[SPAN] < 0)
     counts = torch.stack([unread.sum(), (found & ~batch[ALONE]).sum(), written.sum()])
     left_out, longer, tokens = trainer.accelerator.reduce(counts, reduction="sum").tolist()
+    if left_out > (1 - LEAST_ALIGNED) * tokens:
+        say_once(
+            "More than half of what the student writes has no loss: it is no text, or the teacher's tokenizer changes "
+            "it. A student can escape into such text. See distillation/unknown_to_teacher, and train it on text first."
+        )
     trainer.running_metrics["distillation/unknown_to_teacher"].append(left_out / max(1, tokens))
     trainer.running_metrics["distillation/in_longer_spans"].append(longer / max(1, tokens))
     return found

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_trl.teachers.alignment import text_of
-from opd_trl.teachers.text_ids import TextIds, text_ids
+from opd_trl.teachers.text_ids import ALONE, PLACE, TextIds, text_ids
 from tests.two_tokenizers import KINDS, SCRIPTS, build
 
 
@@ -60,6 +60,11 @@ def check(student: str, teacher: str, ids: list[int]) -> list[tuple[int, int]]:
     for (start, first), (end, last) in pairwise([(0, 0), *ends]):
         inside = set(lengths[0][start + 1 : end]) & set(lengths[1][first + 1 : last])
         assert not inside - {lengths[0][start], lengths[0][end]}, "a shorter span ends here"
+    row = shared.columns(ids, theirs, ends)
+    for i, place in ((i, place) for i, place in enumerate(row[PLACE]) if row[ALONE][i]):
+        assert shared.student_bytes[ids[i]] == shared.teacher_bytes[theirs[place]], (
+            "with the marker of a space, if any"
+        )
     return found.ends
 
 

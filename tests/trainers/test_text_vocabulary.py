@@ -77,6 +77,7 @@ def test_training_logs_what_is_left_out_and_what_is_in_longer_spans(tmp_path, st
     log = trainer.state.log_history[0]
     assert 0 < log["distillation/in_longer_spans"] <= 1 - log["distillation/unknown_to_teacher"] < 1
     assert log["distillation/per_token_divergence"] == log["distillation/per_token_divergence"]
+    assert ("teacher/sampled_outside" in log) == (trainer.args.loss_support != "sampled")  # a text has no rank
     assert any(not torch.equal(x, y) for x, y in zip(before, trainer.model.parameters(), strict=True))
     sample = next(tmp_path.rglob("samples.jsonl")).read_text(encoding="utf-8")
     assert "[user] a" in sample  # the teacher's prompt, by its own template and tokenizer
