@@ -3,6 +3,7 @@
 No torch here, and nothing of a model: token ids and bytes in, places out.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -29,12 +30,13 @@ def byte_characters() -> dict[str, int]:
     return {chr(byte): byte for byte in shown} | {chr(256 + i): byte for i, byte in enumerate(hidden)}
 
 
-def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
+def token_bytes(tokenizer: PreTrainedTokenizerBase, *, special_too: bool = False) -> dict[int, bytes]:
     """Token id -> its bytes in a text. The end token has `END`; other special tokens have none and are left out.
 
     Args:
         tokenizer: byte-level (GPT-2, Llama 3, Qwen), or of pieces with a marker for the space (SentencePiece BPE and
             Unigram, with or without byte fallback), or of plain pieces.
+        special_too: give special tokens those of their names, as decoding shows them.
 
     Raises:
         ValueError: a tokenizer that joins its tokens in another way, so that they have no bytes of their own.
@@ -54,7 +56,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:
     found = {
         i: added[i].content.encode() if i in added else plain(piece)
         for piece, i in tokenizer.get_vocab().items()
-        if i not in special
+        if special_too or i not in special
     }
     return found if tokenizer.eos_token_id is None else found | {tokenizer.eos_token_id: END}
 
@@ -133,6 +135,39 @@ def marked_ids(tokenizer: PreTrainedTokenizerBase, pieces: Mapping[int, bytes]) 
         return frozenset()
     marker = tokenizer.convert_ids_to_tokens(written[0])[0]
     return frozenset(i for piece, i in tokenizer.get_vocab().items() if piece.startswith(marker) and i in pieces)
+
+
+def as_decoded(pieces: Sequence[bytes | None]) -> list[bytes | None]:
+    """The pieces of an answer in which bytes that are no text are U+FFFD, as decoding shows them.
+
+    What ends inside of a character belongs to the token that completes it, or to none at the end of the answer.
+
+    >>> as_decoded([b"a", b"\xe2", b"b"]), as_decoded([b"\xe2", END]) == ["\ufffd".encode(), END]
+    ([b'a', b'', b'\xef\xbf\xbdb'], True)
+    """
+    decoder, found, text = codecs.getincrementaldecoder("utf-8")("replace"), [], ""
+    for piece in pieces:
+        if piece is None or piece == END:
+            if found and found[-1] is not None:
+                found[-1] += (text + decoder.decode(b"", final=True)).encode()
+            found.append(piece)
+            text = ""
+            decoder.reset()
+            continue
+        text += decoder.decode(piece)
+        inside = bool(decoder.getstate()[0])
+        found.append(b"" if inside else text.encode())
+        text = text if inside else ""
+    return found
+
+
+def is_text(pieces: Sequence[bytes | None]) -> bool:
+    """Are the bytes of an answer UTF-8, to its end?"""
+    try:
+        b"".join(piece or b"" for piece in pieces if piece != END).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def without_marker(pieces: Sequence[bytes | None], text: str) -> list[bytes | None]:

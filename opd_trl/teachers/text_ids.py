@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..models.sequences import unpadded
-from .alignment import END, align, marked_ids, same_bytes, text_of, token_bytes, without_marker
+from .alignment import END, align, as_decoded, is_text, marked_ids, same_bytes, text_of, token_bytes, without_marker
 from .vocabulary import SharedIds
 
 
@@ -62,9 +62,10 @@ class TextIds(SharedIds):
         return batch if TEXT_IDS in batch else batch | self.entries(batch)
 
     def pieces(self, ids: Sequence[int]) -> list[bytes | None]:
-        """The bytes of each token of a completion of the student."""
+        """The bytes of each token of a completion of the student, as decoding shows them."""
         pieces = [self.student_bytes.get(i) for i in ids]
-        return [pieces[0][1:], *pieces[1:]] if ids and ids[0] in self.student_marked else pieces
+        pieces = [pieces[0][1:], *pieces[1:]] if ids and ids[0] in self.student_marked else pieces
+        return pieces if is_text(pieces) else as_decoded(pieces)
 
     def pieces_there(self, ids: Sequence[int], text: str) -> list[bytes | None]:
         """The bytes of each token of the teacher, by which it has written a text."""
@@ -158,6 +159,7 @@ def text_ids(
             "a turn of the teacher, e.g. eos_token = '<|im_end|>'."
         )
     ids = same_bytes(own, theirs, student_rows, teacher_rows)
+    own = token_bytes(student, special_too=True)  # what it writes must have a loss, or it would escape into it
     if not ids:
         raise ValueError(
             "no token of the student has the bytes of a token of the teacher. Choose a teacher with a vocabulary "

@@ -84,14 +84,18 @@ def test_tokens_in_any_order_are_never_misaligned(student, teacher, data):
     check(student, teacher, data.draw(st.lists(st.integers(0, len(build(student)) - 1), max_size=12)))
 
 
-def test_nothing_behind_a_special_token_is_kept_and_thinking_tags_are_text():
+def test_what_is_no_text_is_read_as_decoding_shows_it():
+    """It has a loss: a student could escape into what has none."""
     own, theirs = build.__wrapped__("byte-level"), build("unigram")
     own.add_tokens(["<think>"])
+    own.add_tokens(["<|turn|>"], special_tokens=True)
     shared = text_ids(own, theirs, len(own), len(theirs))
-    first, last = own.encode("one"), own.encode(" two")
-    thinking = [own.convert_tokens_to_ids("<think>"), own.eos_token_id]
-    for special, kept in ((own.pad_token_id, len(first)), (thinking[0], len(first) + 1 + len(last))):
-        assert shared.aligned([*first, special, *last]).ends[-1][0] == kept
-    ids, ends = shared.aligned([*first, *thinking])
-    assert read(theirs, ids) == "one<think></s>"
-    assert ends[-1] == (len(first) + 2, len(ids))
+    first, last, half = own.encode("one"), own.encode(" two"), own.encode("é")[:1]
+    for odd, shown in ((own.encode("<think>"), "<think>"), (own.encode("<|turn|>"), "<|turn|>"), (half, "\ufffd")):
+        ids, ends = shared.aligned([*first, *odd, *last, own.eos_token_id])
+        assert read(theirs, ids) == f"one{shown} two</s>"
+        assert ends[-1] == (len(first) + len(odd) + len(last) + 1, len(ids))
+    assert own.convert_tokens_to_ids("<|turn|>") not in shared.same
+    ids, ends = shared.aligned([*first, *half, own.eos_token_id])
+    assert read(theirs, ids) == "one\ufffd</s>"
+    assert shared.aligned([*first, *half]).ends[-1][0] == len(first)  # cut off inside of a character
