@@ -71,8 +71,10 @@ def judge_alignment(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
     name, figure = "tokens aligned", f"{aligned:.1%} of the student's, {alone:.1%} as one token in both"
     threshold = f"at least {LEAST_ALIGNED:.0%} ({OURS})"
     if aligned < LEAST_ALIGNED:
-        sentence = "Most of what the student writes has no loss: it is no text, or the teacher's tokenizer changes it."
-        change = "a teacher whose tokenizer gives every text back as it was, or a student that writes text"
+        sentence = (
+            "Most of what the student writes has no loss: the teacher's tokenizer changes it, or does not know it."
+        )
+        change = "a teacher whose tokenizer gives every text back as it was"
         return [Finding(name, "stop", figure, sentence, threshold, change, aligned)]
     sentence = "Both read the same text up to the end of each of these tokens, or of the span that it is in."
     findings = [Finding(name, "ok", figure, sentence, threshold, value=aligned)]

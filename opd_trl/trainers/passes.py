@@ -257,8 +257,8 @@ def in_spans(trainer, batch: dict[str, Any], mask: Tensor) -> Tensor:
     left_out, longer, tokens = trainer.accelerator.reduce(counts, reduction="sum").tolist()
     if left_out > (1 - LEAST_ALIGNED) * tokens:
         say_once(
-            "More than half of what the student writes has no loss: it is no text, or the teacher's tokenizer changes "
-            "it. A student can escape into such text. See distillation/unknown_to_teacher, and train it on text first."
+            "More than half of what the student writes has no loss: the teacher's tokenizer changes it, or does not "
+            "know it (distillation/unknown_to_teacher). A student can escape into such text. Choose another teacher."
         )
     trainer.running_metrics["distillation/unknown_to_teacher"].append(left_out / max(1, tokens))
     trainer.running_metrics["distillation/in_longer_spans"].append(longer / max(1, tokens))

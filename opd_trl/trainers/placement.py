@@ -19,6 +19,7 @@ from ..teachers.connect import LocalCopy, LossNeeds, connect
 from ..teachers.several.mixed import MixedTeacher, check_mix
 from ..teachers.text_teacher import TextTeacher
 from ..teachers.vocabulary import SharedIds
+from .config_checks import say_once
 from .input_checks import check_shared_ids, check_teacher, check_top_k_is_shared, text_config
 from .opd_config import OPDConfig
 
@@ -109,6 +110,12 @@ def check_text(named: dict[str, Any], args: OPDConfig) -> None:
             f"teacher_vocabulary='text' with {what}: a teacher of another tokenizer is one model in this process that "
             "scores the student's micro-batches, under a loss of its distributions alone. Leave that out, or choose a "
             "teacher of the student's tokenizer."
+        )
+    if args.teacher_vocabulary == "text" and args.loss_support != "sampled":
+        say_once(
+            f"teacher_vocabulary: text with loss_support: {args.loss_support} compares single tokens, and a token that "
+            "begins a longer one of the other tokenizer is then pushed away. Where both cut text differently, set "
+            "loss_support: sampled, which compares the text alone."
         )
 
 
