@@ -6,9 +6,10 @@
 A server of `opd-trl serve-teacher` with its default limits, and clients that ask for hidden states, each again as soon
 as it has its answer: threads of this process, with the code that a training uses. A round is a number of plain
 forwards here, of the rows of one request each, and then as many requests there, so that the noise of the machine is
-in both; ratios are those of a round. Tokens are those that are sent, so that what the server does not compute twice
-counts. A client that is refused (HTTP 503) waits for a second, as the server asks. The overhead of one client is the
-median over pairs of a forward and a request that follow each other.
+in both. Ratios are those of a round: of seconds, and of the processor's seconds that the forwards here and the server
+took, which other work on the machine changes less. Tokens are those that are sent, so that what the server does not
+compute twice counts. A client that is refused (HTTP 503) waits for a second, as the server asks. The overhead of one
+client is the median over pairs of a forward and a request that follow each other.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from measure import QUIET, conditions, write_json
 
@@ -42,19 +44,25 @@ VARIANTS = 97  # requests, one after another
 
 @dataclass
 class Round:
-    """What was seen of some clients: seconds of each answered request, refusals, and seconds in all."""
+    """What was seen of some clients: seconds of each answered request, refusals, and in all.
+
+    `elapsed` and `direct` are seconds of all requests and of the forwards here, `cpu` and `direct_cpu` the processor's
+    of the server and of the forwards here.
+    """
 
     seconds: list[float] = field(default_factory=list)
     refused: int = 0
     elapsed: float = 0.0
     direct: float = 0.0
+    cpu: float = 0.0
+    direct_cpu: float = 0.0
 
 
 class Load:
     """The rows of requests, no two alike behind what they share, and both ways to score them."""
 
-    def __init__(self, url: str, scorer: Scorer, *, sequences: int, tokens: int, shared: int):
-        self.url, self.scorer, self.next = url, scorer, count()
+    def __init__(self, url: str, pid: int, scorer: Scorer, *, sequences: int, tokens: int, shared: int):
+        self.url, self.process, self.scorer, self.next = url, psutil.Process(pid), scorer, count()
         self.num_tokens, self.num_scored = sequences * tokens, [(tokens - shared) // 2] * sequences
         ids = torch.randint(scorer.num_ids, (VARIANTS, sequences, tokens), generator=torch.Generator().manual_seed(0))
         ids[:, :, :shared] = ids[0, 0, :shared]
@@ -93,7 +101,9 @@ class Load:
 
     def round(self, clients: list[TeacherServer], requests: int) -> Round:
         """`requests` forwards here, then as many requests by all clients together."""
+        start = time.thread_time()
         seen = Round(direct=sum(self.here() for _ in range(requests)))
+        seen.direct_cpu, seen.cpu = time.thread_time() - start, -self.server_seconds()
         left = iter(range(requests))
 
         def work(client: TeacherServer) -> None:
@@ -107,7 +117,12 @@ class Load:
         for thread in threads:
             thread.join()
         seen.elapsed = time.perf_counter() - start
+        seen.cpu += self.server_seconds()
         return seen
+
+    def server_seconds(self) -> float:
+        """Seconds of the processor that the server has taken."""
+        return sum(self.process.cpu_times()[:2])
 
     def overhead(self, pairs: int) -> list[float]:
         """Seconds by which a request of one client takes longer than the forward before it."""
@@ -129,6 +144,7 @@ def line_of(clients: int, rounds: list[Round], num_tokens: int) -> dict[str, Any
         "served, tokens/s": f"{served:.0f}",
         "plain forward, tokens/s": f"{served / ratio:.0f}",
         "ratio": f"{ratio:.2f}",
+        "ratio, CPU": f"{statistics.median(seen.direct_cpu / seen.cpu for seen in rounds):.2f}",
         "latency, median ms": f"{1e3 * statistics.median(seconds):.1f}",
         "95 %, ms": f"{1e3 * seconds[int(0.95 * (len(seconds) - 1))]:.1f}",
         "refused": f"{sum(seen.refused for seen in rounds)} of {len(seconds)}",
@@ -136,14 +152,14 @@ def line_of(clients: int, rounds: list[Round], num_tokens: int) -> dict[str, Any
 
 
 @contextmanager
-def server(model: str) -> Iterator[str]:
-    """Yield the address of a server in a process of its own, on one core."""
+def server(model: str) -> Iterator[tuple[str, int]]:
+    """Yield address and number of a server in a process of its own, on one core."""
     command = [sys.executable, "-m", "opd_trl.cli.main", "serve-teacher", "--model", model, "--port", "0"]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     try:
         # It says its address, the recipe's line last, and nothing after it.
-        yield next(line.split()[-1] for line in process.stdout if "teacher_server_url" in line)
+        yield next(line.split()[-1] for line in process.stdout if "teacher_server_url" in line), process.pid
     finally:
         process.terminate()
         process.wait()
@@ -168,9 +184,9 @@ def main(argv: list[str] | None = None) -> None:
         model = setting["model"] or folder
         if setting["model"] is None:
             toy_task.save(Path(folder), seed=0)
-        with server(model) as url:
+        with server(model) as (url, pid):
             sizes = {name: setting[name] for name in ("sequences", "tokens", "shared")}
-            load = Load(url, load_scorer(model, device="cpu"), **sizes)
+            load = Load(url, pid, load_scorer(model, device="cpu"), **sizes)
             load.overhead(10)  # warm
             overhead = [1e3 * x for x in load.overhead(setting["requests"])]
             clients = [load.client() for _ in range(max(setting["clients"]))]

@@ -8,15 +8,16 @@ from serving import Round, line_of
 
 def test_the_line_of_a_load_holds_medians_over_its_rounds_and_all_refusals():
     rounds = [
-        Round(seconds=[0.010] * 10, refused=1, elapsed=0.1, direct=0.05),
-        Round(seconds=[0.020] * 10, refused=2, elapsed=0.2, direct=0.05),
-        Round(seconds=[0.030] * 10, refused=0, elapsed=0.4, direct=0.05),
+        Round(seconds=[0.010] * 10, refused=1, elapsed=0.1, direct=0.05, cpu=0.04, direct_cpu=0.04),
+        Round(seconds=[0.020] * 10, refused=2, elapsed=0.2, direct=0.05, cpu=0.02, direct_cpu=0.04),
+        Round(seconds=[0.030] * 10, refused=0, elapsed=0.4, direct=0.05, cpu=0.08, direct_cpu=0.04),
     ]
     assert line_of(8, rounds, 100) == {
         "clients": "8",
         "served, tokens/s": "5000",
         "plain forward, tokens/s": "20000",
         "ratio": "0.25",
+        "ratio, CPU": "1.00",
         "latency, median ms": "20.0",
         "95 %, ms": "30.0",
         "refused": "3 of 30",
