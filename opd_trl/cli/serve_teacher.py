@@ -98,8 +98,9 @@ def make_parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", metavar="ADDRESS", help=a_host)
     add("--port", type=port, default=8001, metavar="N", help="default 8001; 0 takes a free one")
     add("--served-model-name", metavar="NAME", help="default: what --model says")
+    tokens = "tokens in one forward, padding included; a longer sequence is alone; default 4096, on a CPU 1024"
+    add("--batch-tokens", type=positive, metavar="N", help=tokens)
     for flag, default, what in (
-        ("--batch-tokens", 4096, "tokens in one forward, padding included; a longer sequence is alone"),
         ("--batch-size", 64, "sequences in one forward, those of several requests together"),
         ("--max-sequences", 64, "sequences in one request"),
         ("--max-logprobs", 100, "ids scored at a position, most probable ones and requested ones"),

@@ -28,6 +28,10 @@ from .start import InputError
 
 logger = logging.getLogger(__name__)
 SHUTDOWN_LIMIT = 10  # seconds for requests in flight to finish
+TOKENS, CPU_TOKENS = (
+    4096,
+    1024,
+)  # of a forward by default: 256-token rows took 12 % longer by 4096 than by 1024 on a CPU
 CONNECTIONS = 8  # that may be open for each request at a time
 
 
@@ -90,7 +94,7 @@ def serve(args: argparse.Namespace, sock: socket.socket, key: str | None) -> Non
     name = args.served_model_name or args.model
     limits = Limits(
         batch_size=args.batch_size,
-        batch_tokens=args.batch_tokens,
+        batch_tokens=args.batch_tokens or (CPU_TOKENS if scorer.head.weight.is_cpu else TOKENS),
         max_sequences=args.max_sequences,
         max_log_probs=args.max_logprobs,
         max_concurrent_requests=args.max_concurrent_requests,

@@ -163,7 +163,7 @@ def test_help_names_every_flag(capsys):
     printed = capsys.readouterr().out
     flags = [flag for action in serve_teacher.make_parser()._actions for flag in action.option_strings]
     assert all(f"\n  {flag} " in printed for flag in flags)
-    for default in ("8001", "127.0.0.1", "default 4096", "default 64", "default 100", "default 16", "default 32"):
+    for default in ("8001", "127.0.0.1", "default 4096, on a CPU 1024", "default 64", "default 100", "default 16", "default 32"):
         assert default in printed
 
 
