@@ -113,8 +113,8 @@ def check_text(named: dict[str, Any], args: OPDConfig) -> None:
         )
     if args.teacher_vocabulary == "text" and args.loss_support != "sampled":
         say_once(
-            f"teacher_vocabulary: text with loss_support: {args.loss_support} compares single tokens, and a token that "
-            "begins a longer one of the other tokenizer is then pushed away. Where both cut text differently, set "
+            f"teacher_vocabulary: text with loss_support: {args.loss_support} compares single tokens, and a token "
+            "that begins a longer one of the other tokenizer is then pushed away. Where both cut text otherwise, set "
             "loss_support: sampled, which compares the text alone."
         )
 
