@@ -142,8 +142,8 @@ def as_decoded(pieces: Sequence[bytes | None]) -> list[bytes | None]:
 
     What ends inside of a character belongs to the token that completes it, or to none at the end of the answer.
 
-    >>> as_decoded([b"a", b"\xe2", b"b"]), as_decoded([b"\xe2", END]) == ["\ufffd".encode(), END]
-    ([b'a', b'', b'\xef\xbf\xbdb'], True)
+    >>> as_decoded([b"a", b"\\xe2", b"b"]), as_decoded([b"\\xe2", END]) == ["\\ufffd".encode(), END]
+    ([b'a', b'', b'\\xef\\xbf\\xbdb'], True)
     """
     decoder, found, text = codecs.getincrementaldecoder("utf-8")("replace"), [], ""
     for piece in pieces:
