@@ -51,7 +51,7 @@ def notes(teacher: Teacher, work: Workload) -> list[str]:
     who = f"The served teacher {teacher.name}".strip()
     if teacher.size is None:
         kind = "" if served_top_k is None else f"{who} is counted as vLLM's completions endpoint, by its TopK alone. "
-        needed = "which this loss_support needs" if served_top_k is None else "in its place"
+        needed = "which this run needs" if served_top_k is None else "in its place"
         return [
             f"{kind}NOT COUNTED: the LM head and the hidden states of {who[0].lower() + who[1:]} that opd-trl "
             f"serve-teacher or vLLM's pooling runner, {needed}, leaves here. Give --teacher-config "

@@ -34,7 +34,7 @@ def test_what_is_not_counted_of_a_served_teacher_is_said(support, plan, without_
     assert note in plan.text
     assert "NOT COUNTED: the LM head and the hidden states of the served teacher" in note
     assert note.endswith("Give --teacher-config DIR to count them.")
-    assert ("which this loss_support needs" in note) == (support in ("student", "union", "full"))
+    assert ("which this run needs" in note) == (support in ("student", "union", "full"))
     assert ("counted as vLLM's completions endpoint" in note) == (support in ("teacher", "intersection", "sampled"))
     ahead = 8 * 4096 * 20 * 12 if support in ("teacher", "intersection", "sampled") else 0
     assert component(figures, "TopK scored ahead") == ahead
