@@ -12,3 +12,14 @@ def text_of(content: Any) -> str:
     if isinstance(content, list):
         return "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
+
+
+def texts_of(given: Any) -> list[str]:
+    """The texts of a prompt or a context: itself, or those of its messages.
+
+    >>> texts_of([{"role": "system", "content": "Be brief."}]), texts_of("Be brief.")
+    (['Be brief.'], ['Be brief.'])
+    """
+    if isinstance(given, str):
+        return [given]
+    return [message["content"] for message in given or [] if isinstance(message["content"], str)]

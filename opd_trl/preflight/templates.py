@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ..contents import texts_of
 from ..data.template_checks import FAILURES
 from ..models.sequences import unpadded
 from ..models.transformers_engine import end_ids
@@ -261,17 +262,6 @@ def look_for_a_cut(lengths: Sequence[int]) -> list[Finding]:
             change="privileged_context_column: one whose texts are whole",
         )
     ]
-
-
-def texts_of(context: Any) -> list[str]:
-    """The texts of a context: one, or those of its messages.
-
-    >>> texts_of([{"role": "system", "content": "Be brief."}]), texts_of("Be brief.")
-    (['Be brief.'], ['Be brief.'])
-    """
-    if isinstance(context, str):
-        return [context]
-    return [message["content"] for message in context or [] if isinstance(message["content"], str)]
 
 
 def squeezed(text: str) -> str:

@@ -101,7 +101,7 @@ class Batcher:
             self.forget(job)
 
     async def run(self) -> None:
-        """Forwards until nobody waits."""
+        """Run one forward after another until no request waits."""
         while self.waiting:
             parts = self.choose()
             gone = [job for job, _ in parts if await job.request.is_disconnected()]
@@ -173,7 +173,7 @@ class Batcher:
 
 
 def finished(job: Job, states: list[Tensor], rows: list[int]) -> list[Any] | Exception:
-    """The results of a part, or what went wrong with it."""
+    """The results of a part, or what went wrong with it: any error is the answer of this request alone."""
     try:
         return job.finish(states, rows)
     except Exception as error:

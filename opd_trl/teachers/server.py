@@ -80,7 +80,7 @@ class TeacherServer:
 
     @property
     def sends_hidden_states(self) -> bool:
-        """Or log-probabilities?"""
+        """Does it send hidden states, and not log-probabilities?"""
         return self.is_ours or self.pooled_size is not None
 
     # Scores

@@ -53,7 +53,7 @@ class SharedIds:
 
     @property
     def num_ids(self) -> int:
-        """How many there are."""
+        """How many ids are shared."""
         return self.num_rows - (0 if self.excluded is None else len(self.excluded))
 
     @property

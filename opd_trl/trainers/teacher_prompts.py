@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..contents import texts_of
 from ..data.row_checks import RowChecks, in_batch
 from ..data.template_checks import Template
 from ..models.sequences import left_pad, unpadded
@@ -150,7 +151,7 @@ class TeacherPrompts:
                 )
             if not checks.contexts_come_later:
                 self.token_ids(rows[:1], [f"the first row of the {checked.name} set"])
-            texts = [text for row in rows for text in texts_in(row["prompt"])]
+            texts = [text for row in rows for text in texts_of(row["prompt"])]
             check_aligned(trainer.shared_ids, trainer.tokenizer, texts)
 
     def _prompts(
@@ -199,11 +200,6 @@ def check_template_kwargs(kwargs: dict[str, Any], processing_class) -> None:
                 f"teacher_chat_template_kwargs has {name!r}, which the chat template does not read, so the teacher "
                 "would read what the student reads. Correct the name, or leave it out."
             )
-
-
-def texts_in(prompt: Prompt) -> list[str]:
-    """The texts of a prompt: itself, or those of its messages."""
-    return [prompt] if isinstance(prompt, str) else [x["content"] for x in prompt if isinstance(x["content"], str)]
 
 
 def check_images(given: list[Prompt], prompts: list[Prompt], names: list[str]) -> None:
