@@ -16,7 +16,7 @@ LATEST_VENV ?= .venv-latest
 
 AUDIT_VENV ?= .venv-audit
 
-.PHONY: audit install demo test test-floor test-latest test-gpu test-vllm lint check recipes docs matrix bench bench-gpu clean
+.PHONY: audit dist install demo test test-floor test-latest test-gpu test-vllm lint check recipes docs matrix bench bench-gpu clean
 
 install: $(VENV)/.installed
 
@@ -74,6 +74,10 @@ $(VLLM_VENV)/.installed: tests/vllm/constraints.txt
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# What is uploaded to a package index: dist/*.tar.gz, and the wheel that is built from it.
+dist: install
+	$(BIN)/python -m build --outdir dist
 
 # Every recipe, shrunk to a toy model on a CPU, and the pipeline of such stages.
 recipes: install

@@ -70,6 +70,7 @@ OURS = {
     "default, frozen head": {"frozen": True},
     "stop-gradient Top-20, dropped tail": DROP,
     "dropped tail, frozen head": DROP | {"frozen": True},
+    "Top-20 and the sampled token's tail": {"tail": "sample"},
     "mixed on the union, tail bucket": {"tail": "bucket", "support": "union", "divergence": "mixed"},
     "full vocabulary": {"support": "full"},
     "full vocabulary, frozen head": {"support": "full", "frozen": True},

@@ -1,13 +1,13 @@
-"""The study of `opd-trl reproduce mechanisms` as it stands in the documentation.
+"""The studies of `opd-trl reproduce` as they stand in the documentation.
 
-    opd-trl reproduce mechanisms                                runs it
-    python benchmarks/mechanisms.py --keep runs/mechanisms      its lines into benchmarks/results/
+    opd-trl reproduce mechanisms                                runs the first; sorting and larger are the others
+    python benchmarks/mechanisms.py --keep mechanisms runs/mechanisms    its lines into benchmarks/results/
     python benchmarks/mechanisms.py --table                     Markdown, from the lines
     python benchmarks/mechanisms.py --write docs/evidence.md    the same, between the marks of that page
-    python benchmarks/mechanisms.py --plot docs/images          a picture of each claim, and of the pre-flight
+    python benchmarks/mechanisms.py --plot docs/images          a picture of each claim, and of the trials
 
-`results/mechanisms_first_look.jsonl` holds what the pre-flight of commit 9473a92 said of the same runs, before its
-rules were changed.
+`results/mechanisms_first.jsonl` holds the first study, all arms at 4e-3: its tables stand in for claims of which no
+arm has been run at its own rate yet.
 """
 
 import argparse
@@ -17,71 +17,114 @@ from lines import FOLDER, Line, read_lines, write_between_marks
 
 from opd_trl.data.files import write_jsonl
 from opd_trl.reproduce import study
-from opd_trl.reproduce.confusion import Results, by_finding, forecasts
-from opd_trl.reproduce.pictures import draw_claim, draw_confusion
+from opd_trl.reproduce.confusion import Results, Run, looked_at
+from opd_trl.reproduce.pictures import draw_claim, draw_trials
 from opd_trl.reproduce.settings import Settings, read_settings
-from opd_trl.reproduce.tables import checks_text, claim_text, conditions_text, markdown, monitor_text, preflight_text
+from opd_trl.reproduce.tables import (
+    checks_text,
+    claim_text,
+    conditions_text,
+    helped,
+    interval,
+    markdown,
+    mean,
+    monitor_text,
+    rate_text,
+    rates_text,
+    static_text,
+    trial_text,
+)
 from opd_trl.scripts.recipe_files import find_recipe
 
 
-RESULTS, FIRST_LOOK = FOLDER / "mechanisms.jsonl", FOLDER / "mechanisms_first_look.jsonl"
 SEEDS = 5
-# Seeds whose results were seen before the rules of the pre-flight were changed, and those that were not.
-SEEN, FRESH = range(3), range(3, SEEDS)
+MAIN, FRESH = "mechanisms", ("sorting", "larger")
+TITLES = {MAIN: "sums, 0.45M", "sorting": "sorting, 0.45M", "larger": "sums, 2.1M"}
+FIRST = FOLDER / "mechanisms_first.jsonl"
 
 
-def keep(home: Path, settings: Settings) -> None:
-    """Store the lines of a finished study.
+def settings_of(name: str) -> Settings:
+    """The settings of a study."""
+    return read_settings(find_recipe("reproduce/mechanisms"), section=None if name == MAIN else name)
+
+
+def results_of(name: str) -> Path:
+    """Where the lines of a study are kept."""
+    return FOLDER / f"{name}.jsonl"
+
+
+def keep(name: str, home: Path) -> None:
+    """Store the lines of a study, as far as it has run.
 
     Raises:
-        SystemExit: steps are missing.
+        SystemExit: nothing has run under the settings of the recipe.
     """
-    jobs = study.all_jobs(settings, range(SEEDS), list(settings.arms))
-    lines = study.matching(study.read_lines(home), jobs)
-    if len(lines) < len(jobs):
-        raise SystemExit(f"{home} has {len(lines)} of {len(jobs)} steps. Run opd-trl reproduce mechanisms again.")
-    write_jsonl(RESULTS, lines)
+    settings, lines = settings_of(name), study.read_lines(home)
+    jobs = study.all_jobs(settings, range(SEEDS), list(settings.arms), lines)
+    found = study.matching(lines, jobs)
+    if not any(line["kind"] in ("arm", "rate") for line in found):
+        raise SystemExit(f"{home} holds no run of this study. Run opd-trl reproduce {name}.")
+    write_jsonl(results_of(name), found)
 
 
-def text(settings: Settings, lines: list[Line]) -> str:
+def text(studies: dict[str, list[Line]], first: list[Line]) -> str:
     """All of it, as it stands on the page."""
-    results = Results.of(lines)
-    parts = [checks_text(settings, lines)]
+    settings, lines = settings_of(MAIN), studies[MAIN]
+    results, old = Results.of(lines), Results.of(first)
+    parts = [losses_text(studies)]
+    for name, found in studies.items():
+        parts.append(rates_text(settings_of(name), found, title=f"Learning rates: {TITLES[name]}"))
+    parts.append(checks_text(settings, lines))
     for claim in settings.claims.values():
-        parts.append(claim_text(settings, claim, results) + f"\n![{claim.title}](images/evidence_{claim.name}.png)\n")
-    parts += [preflight_text(settings, results), "![What the pre-flight had said](images/evidence_preflight.png)\n"]
+        is_new = any(name in results.arms for name in claim.arms)
+        table = claim_text(settings, claim, results if is_new else old)
+        note = "" if is_new else "\n*From the first study: every arm at 4e-3.*\n"
+        parts.append(f"{table}{note}\n![{claim.title}](images/evidence_{claim.name}.png)\n")
+    fresh = [run for name in FRESH for run in runs_of(name, studies)]
+    seen = runs_of(MAIN, studies)
     parts += [
-        looks_text(settings, lines, read_lines(FIRST_LOOK)),
+        trial_text(settings, fresh, title="What the trial had said: runs that nothing was chosen on"),
+        "![What the trial had said](images/evidence_trials.png)\n",
+        trial_text(settings, seen, title="The same on the first task, where the rule was chosen"),
+        static_text(settings, results),
         monitor_text(settings, results),
-        conditions_text(lines),
+        conditions_text([line for found in studies.values() for line in found]),
     ]
-    return "\n".join(parts).strip()
+    return "\n".join(part for part in parts if part).strip()
 
 
-def looks_text(settings: Settings, lines: list[Line], first: list[Line]) -> str:
-    """The pre-flight before and after its rules were changed, on seeds that were seen and on fresh ones."""
-    others = [line for line in lines if line["kind"] != "forecast"]
-    rows, findings = [], {}
-    for rules, said in (("as it was", first), ("as it is", [x for x in lines if x["kind"] == "forecast"])):
-        for word, seeds in (("seen", SEEN), ("fresh", FRESH)):
-            found = [x for x in forecasts(settings, Results.of([*others, *said])) if x.seed in seeds]
-            right, doubted = sum(x.is_right for x in found), [x for x in found if x.doubts]
-            failed = sum(not x.worked for x in found)
-            caught = sum(not x.worked for x in doubted)
-            rows.append(
-                {
-                    "rules": rules,
-                    "seeds": f"{seeds[0]} to {seeds[-1]}, {word}",
-                    "failed": f"{failed} of {len(found)} ({failed / len(found):.0%})",
-                    "right": f"{right} of {len(found)} ({right / len(found):.0%})",
-                    "failed of the doubted": f"{caught} of {len(doubted)}",
-                    "doubted of the failed": f"{caught} of {failed}",
-                }
-            )
-            if rules == "as it is":
-                for name, (count, wrong) in by_finding(found).items():
-                    findings.setdefault(name, {"finding": name})[f"seeds {word}"] = f"{wrong} of {count}"
-    return f"{markdown(rows)}\nFailed of the doubted, finding by finding, as it is:\n\n{markdown(findings.values())}"
+def runs_of(name: str, studies: dict[str, list[Line]]) -> list[Run]:
+    """The runs of a study that a trial had looked at."""
+    return looked_at(settings_of(name), Results.of(studies[name]))
+
+
+def losses_text(studies: dict[str, list[Line]]) -> str:
+    """Every form of the loss at its own best rate, study by study: the one table."""
+    rows: dict[str, dict[str, str]] = {}
+    notes = []
+    for name, lines in studies.items():
+        settings, results = settings_of(name), Results.of(lines)
+        arms = [arm for arm in settings.arms.values() if arm.student == "weak" and results.runs(arm)]
+        for arm in arms:
+            row = rows.setdefault(arm.name, {"": arm.label})
+            row[TITLES[name]] = f"{interval(results.after(arm, 'accuracy'))} at {rate_text(results.rates[arm.name])}"
+            row[f"{TITLES[name]}: helped"] = helped(arm, results)
+        for arm in arms[:1]:  # they share student and teacher
+            before, teacher = (mean(values(arm, "accuracy")) for values in (results.before, results.teacher))
+            seeds = len(results.runs(arm))
+            notes.append(f"{TITLES[name]}: {before} before, teacher {teacher}, {seeds} seeds")
+    told = "Right answers on held-out problems at T = 1 after training, with the interval over seeds, and the rate. "
+    return f"### Every form of the loss at its own best rate\n\n{told}{'; '.join(notes)}.\n\n{markdown(rows.values())}"
+
+
+def plot(studies: dict[str, list[Line]], first: list[Line], folder: Path) -> None:
+    """A picture of each claim, and one of the trials."""
+    settings, lines = settings_of(MAIN), studies[MAIN]
+    there = Results.of(lines).arms
+    for name, claim in settings.claims.items():
+        draw_claim(settings, lines if set(there) & set(claim.arms) else first, name, folder / f"evidence_{name}.png")
+    runs = [run for name in FRESH for run in runs_of(name, studies)]
+    draw_trials(settings, runs, folder / "evidence_trials.png")
 
 
 def main() -> None:
@@ -89,23 +132,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="store the lines of a finished study")
+    parser.add_argument("--keep", nargs=2, metavar=("STUDY", "FOLDER"), help="store the lines of a study")
     parser.add_argument("--table", action="store_true", help="print Markdown")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="write it between the marks of a page")
     parser.add_argument("--plot", type=Path, metavar="FOLDER", help="draw the pictures")
     args = parser.parse_args()
-    settings = read_settings(find_recipe("reproduce/mechanisms"))
     if args.keep:
-        keep(args.keep, settings)
-    lines = read_lines(RESULTS)
+        keep(args.keep[0], Path(args.keep[1]))
+    studies, first = {name: read_lines(results_of(name)) for name in (MAIN, *FRESH)}, read_lines(FIRST)
     if args.table:
-        print(text(settings, lines))
+        print(text(studies, first))
     if args.write:
-        write_between_marks(args.write, text(settings, lines), "mechanisms")
+        write_between_marks(args.write, text(studies, first), "mechanisms")
     if args.plot:
-        for name in settings.claims:
-            draw_claim(settings, lines, name, args.plot / f"evidence_{name}.png")
-        draw_confusion(settings, lines, args.plot / "evidence_preflight.png")
+        plot(studies, first, args.plot)
 
 
 if __name__ == "__main__":

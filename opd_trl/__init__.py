@@ -9,8 +9,8 @@ import importlib
 __version__ = "0.1.0.dev0"
 
 _LAZY = {
-    "OPDConfig": "opd_trl.trainers.opd_config",
-    "OPSDConfig": "opd_trl.trainers.opsd_config",
+    "OPDConfig": "opd_trl.trainers.config.opd_config",
+    "OPSDConfig": "opd_trl.trainers.config.opsd_config",
     "OPDTrainer": "opd_trl.trainers.opd_trainer",
     "OPSDTrainer": "opd_trl.trainers.opsd_trainer",
 }

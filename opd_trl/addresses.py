@@ -52,7 +52,7 @@ class Address:
             return cls._parse(text)
         except ValueError as error:
             raise ValueError(
-                f"{shown(text)!r} is no address of a server: {error}. Give its root, e.g. http://127.0.0.1:8001."
+                f"{shown(text)!r} is not the address of a server: {error}. Give its root, e.g. http://127.0.0.1:8001."
             ) from None
 
     @classmethod

@@ -22,4 +22,4 @@ def texts_of(given: Any) -> list[str]:
     """
     if isinstance(given, str):
         return [given]
-    return [message["content"] for message in given or [] if isinstance(message["content"], str)]
+    return [text for message in given or [] if (text := text_of(message.get("content")))]

@@ -19,7 +19,7 @@ USER_INFO = re.compile(r"(?<=://)[^/\s?#]*(?=@)|(?<![^\s'\"=])[^\s/:@]+:[^\s/@]+
 #: The value of a parameter whose name says that it is a secret.
 PARAMETER = re.compile(r"(?<=[?&])([^\s=&#]*(?:token|key|passw|secret|sig)[^\s=&#]*=)[^\s&#'\"]+", re.IGNORECASE)
 LEFT_OUT = "(left out)"
-#: A key of fewer characters is no secret: leaving it out of a text would only garble the text.
+#: A key of fewer characters is not a secret: leaving it out of a text would only garble the text.
 SHORTEST_KEY = 8
 
 

@@ -68,9 +68,9 @@ def save(folder: Path, *, tokenizer=None, **options) -> str:
     return str(folder)
 
 
-def save_reader(folder: Path, text: str, *, steps: int = 60, **options) -> str:
+def save_reader(folder: Path, text: str, *, steps: int = 60, tokenizer=None, **options) -> str:
     """Save a tiny model that has learned a text by heart, with norms of their own, and return the path."""
-    model, tokenizer = build_model(**options), build_tokenizer()
+    model, tokenizer = build_model(**options), tokenizer or build_tokenizer()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "norm" in name:

@@ -16,10 +16,9 @@ from docstrings import ROOT, literal
 
 from opd_trl.cli.main import COMMANDS
 from opd_trl.cli.main import main as opd_trl
-from opd_trl.cli.training import Flag, read_fields
+from opd_trl.cli.training import Flag, fields_of
 
 
-CONFIGURATIONS = {"OPDConfig": "opd_config.py", "OPSDConfig": "opsd_config.py"}
 MARKER = re.compile(r"^<!-- (?P<kind>api|fields|commands)(?:: (?P<what>[\w.]+))? -->$", re.MULTILINE)
 OUTSIDE = re.compile(r"(?<!!)\[(?P<text>[^\]]*)\]\((?P<target>\.\./[^)]*)\)")
 
@@ -49,9 +48,8 @@ def api(package: str) -> str:
 
 def fields(class_name: str) -> str:
     """The fields that a configuration declares, from its source: a table for each group."""
-    source = (ROOT / "opd_trl/trainers" / CONFIGURATIONS[class_name]).read_text(encoding="utf-8")
     groups: dict[str, list[Flag]] = {}
-    for flag in read_fields(source, class_name):
+    for flag in fields_of(class_name):
         groups.setdefault(flag.group, []).append(flag)
     return "\n\n".join(
         (f"### {title}\n\n" if title else "")

@@ -59,9 +59,9 @@ def make_parser() -> argparse.ArgumentParser:
     """The parser of `opd-trl eval`."""
     parser = command_parser("opd-trl eval", DESCRIPTION, RULES)
     add = parser.add_argument
-    add("--model", required=True, help="folder, also of a LoRA adapter, or hub id")
+    add("--model", help="folder, also of a LoRA adapter, or hub id")
     add("--adapter", help="folder of a LoRA adapter on top of it")
-    add("--suite", required=True, choices=("math", "rules", "retention"), help="what is measured")
+    add("--suite", choices=("math", "rules", "retention"), help="what is measured")
     add(
         "--data",
         help="JSONL, Parquet, CSV or JSON file of `prompt` (and `answer`), or a name or hub id of "

@@ -1,6 +1,7 @@
 """`opd-trl`: dispatch to the commands. Each is imported when it is called, so that `--help` costs nothing."""
 
 import importlib
+import os
 import signal
 import sys
 
@@ -9,17 +10,20 @@ import opd_trl
 from ..durable import in_a_line
 from ..screen import guarded_screen
 from ..scripts.processes import signals_end
+from ..scripts.quiet import quiet_start
 from ..spelling import did_you_mean
 
 
 COMMANDS = {
     "opd": "train a student on its own text, scored by a separate teacher",
     "opsd": "train a student on its own text, scored by itself reading a privileged context",
+    "init": "write a recipe, prompts and a rule to start from",
     "plan": "size a training run before it starts: what each GPU holds, and which setting to change",
     "preflight": "say before training what will fail: templates, teacher, coverage, loss, privileged context, cost",
     "verify-loss": "compare the gradient of the configured loss with the exact one, on your own models and prompts",
     "serve-teacher": "put a teacher behind HTTP, for students on other machines",
     "report": "one HTML page from the run logs: curves, warnings, samples token by token, cost; runs side by side",
+    "chat": "ask a trained model beside the one that it was trained from, and its teacher",
     "eval": "measure a model: mathematics, rules, retention; with seeds and intervals",
     "data": "make data sets ready: adapters, splits, decontamination, teacher traces and their filter",
     "pipeline": "run stages (SFT, RLVR, OPD, evaluation) from one file, resumable",
@@ -57,8 +61,15 @@ Start here:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `opd-trl` with `argv` (those of the process by default) and return its exit status."""
-    with guarded_screen():
-        return dispatch(list(sys.argv[1:] if argv is None else argv))
+    quiet_start()
+    try:
+        with guarded_screen():
+            status = dispatch(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return status
+    except BrokenPipeError:  # who reads has read enough, as `| head` does: what is left goes nowhere, without a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def dispatch(argv: list[str]) -> int:

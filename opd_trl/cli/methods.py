@@ -8,7 +8,7 @@ import yaml
 from rich.table import Table
 
 from ..scripts.consoles import plain_console
-from ..trainers.published_methods import METHODS, find_method
+from ..trainers.config.published_methods import METHODS, find_method
 from .terminal import refused
 
 

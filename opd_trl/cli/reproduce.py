@@ -11,8 +11,8 @@ from typing import Any
 from rich.console import Console
 
 from ..locks import LockError, writing
-from ..reproduce.settings import SettingsError, read_settings
-from ..reproduce.study import all_jobs, key_of, matching, read_lines, run
+from ..reproduce.settings import Settings, SettingsError, at_rate, read_settings
+from ..reproduce.study import Job, all_jobs, key_of, matching, read_lines, run
 from ..reproduce.tables import summary
 from ..scripts.consoles import plain_console
 from ..scripts.recipe_files import find_recipe
@@ -25,9 +25,12 @@ Distillation" (arXiv 2605.11182) to the test: the biased TopK gradient, the drop
 contexts, the mismatch of distributions, modes that are not covered, and controls. No network, no GPU.
 
 Every arm starts from the same checkpoints per seed, sees as many prompts, and is measured on problems that nothing
-trained on. Before each run a pre-flight says whether it will fail; a table at the end says how often it was right.
+trained on. It is run at four learning rates on two seeds, and reported at its best one on other seeds. A trial, the
+first steps of each run, says whether it works or harms; a table at the end says how often that was right.
 
-  mechanisms    all claims (recipes: reproduce/mechanisms)
+  mechanisms    all claims, on sums (recipe: reproduce/mechanisms)
+  sorting       forms of the loss on another task
+  larger        forms of the loss on a larger model
 
 Results go to OUTPUT as they come: results.jsonl, report.md, a picture per claim, a run log per arm for
 `opd-trl report`. Stopped, the command goes on where it was when it is called again.
@@ -35,25 +38,29 @@ Results go to OUTPUT as they come: results.jsonl, report.md, a picture per claim
 EXAMPLES = """
 examples
   opd-trl reproduce mechanisms --quick                   one seed, the main arms, a few minutes on 2 cores
-  opd-trl reproduce mechanisms                           five seeds, every arm: up to two hours
+  opd-trl reproduce mechanisms                           every arm, four rates, then five seeds: 4 to 12 hours, 2 cores
   opd-trl reproduce mechanisms --only biased_topk        one claim; names of arms do as well
+  opd-trl reproduce mechanisms --only full --rate 1e-3   at one learning rate; results are kept apart
   opd-trl reproduce mechanisms --table                   tables and pictures of what there is, nothing is run
   opd-trl report runs/mechanisms/0/runs/plain_5 runs/mechanisms/0/runs/stop_gradient_5
 """
-STUDIES = {"mechanisms": "reproduce/mechanisms"}
+MAIN, RECIPE = "mechanisms", "reproduce/mechanisms"
+#: The others are sections of the recipe.
+STUDIES = (MAIN, "sorting", "larger")
 QUICK_SEEDS, SEEDS, MAX_SEEDS = 1, 5, 10
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of `opd-trl reproduce`."""
     parser = command_parser("opd-trl reproduce", DESCRIPTION, EXAMPLES)
-    parser.add_argument("study", choices=[*STUDIES], help="what to reproduce")
+    parser.add_argument("study", choices=STUDIES, help="what to reproduce")
     parser.add_argument("--seeds", type=int, help=f"from 0 on (default: {SEEDS}; with --quick {QUICK_SEEDS})")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a claim or an arm; repeatable")
     parser.add_argument("--quick", action="store_true", help="fewer arms and shorter runs: to see it work")
     parser.add_argument(
         "--output", type=Path, help="folder of results (default: runs/mechanisms, with --quick runs/mechanisms_quick)"
     )
+    parser.add_argument("--rate", type=float, help="one learning rate for all arms (default: each arm's best of four)")
     parser.add_argument("--settings", type=Path, help="another settings file (default: the study's own recipe)")
     parser.add_argument("--jobs", type=int, help="runs at a time, each on one core (default: the cores there are)")
     parser.add_argument("--table", action="store_true", help="only tables and pictures of the results that there are")
@@ -73,18 +80,25 @@ def reproduce(args: argparse.Namespace) -> int:
     """Run what is open, then write and print the report; raises SettingsError for what cannot be run."""
     from ..reproduce.pictures import write_report
 
-    settings = read_settings(args.settings or find_recipe(STUDIES[args.study]), quick=args.quick)
+    settings = settings_of(args)
     seeds = args.seeds if args.seeds is not None else QUICK_SEEDS if args.quick else SEEDS
     workers = args.jobs if args.jobs is not None else len(os.sched_getaffinity(0))
     for flag, value, most in (("--seeds", seeds, MAX_SEEDS), ("--jobs", workers, 64)):
         if not 1 <= value <= most:
             raise SettingsError(f"{flag} must be 1 to {most}, got {value}.")
-    jobs = all_jobs(settings, range(seeds), settings.chosen(args.only))
+    arms = settings.chosen(args.only)
     home = args.output or Path("runs") / (args.study + "_quick" * args.quick)
     console = plain_console()
+
+    def jobs() -> list[Job]:
+        return all_jobs(settings, range(seeds), arms, read_lines(home))
+
     with writing(home) as lock:
-        failed = 0 if args.table else run_open(jobs, settings, home, workers, console, lock)
-        lines = matching(read_lines(home), jobs)
+        failed, ran, wanted = 0, [], jobs()
+        while not args.table and not failed and wanted != ran:  # again, once the rates of arms are chosen
+            failed = run_open(wanted, settings, home, workers, console, lock)
+            ran, wanted = wanted, jobs()
+        lines = matching(read_lines(home), wanted)
         if not any(line["kind"] == "arm" for line in lines):
             raise SettingsError(
                 f"{home} holds no result of these arms and settings yet. Leave --table away to run them."
@@ -93,6 +107,15 @@ def reproduce(args: argparse.Namespace) -> int:
         for path in write_report(settings, lines, home):
             console.print(f"wrote {path}")
     return int(failed > 0)
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that a command line means."""
+    if args.quick and args.study != MAIN:
+        raise SettingsError(f"--quick is for {MAIN} alone.")
+    section = "quick" if args.quick else None if args.study == MAIN else args.study
+    settings = read_settings(args.settings or find_recipe(RECIPE), section=section)
+    return settings if args.rate is None else at_rate(settings, args.rate)
 
 
 def run_open(jobs, settings, home: Path, workers: int, console, lock: int | None) -> int:

@@ -25,7 +25,7 @@ Examples
 """
 
 EPILOG = """\
-OPD_TRL_API_KEY, in the environment, is the key that every request but /health must carry. It is no flag: others on
+OPD_TRL_API_KEY, in the environment, is the key that every request but /health must carry. It is not a flag: others on
 the machine can read the flags of a process. The traffic is not encrypted: in a network that you do not trust, keep
 127.0.0.1 and connect through `ssh -N -L 8001:127.0.0.1:8001 TEACHER_MACHINE`.
 

@@ -62,7 +62,7 @@ def refused(prog: str, error: Exception) -> int:
     return 2
 
 
-STYLES = {"ok": "green", "fix": "yellow", "stop": "bold red", "not run": "dim"}
+STYLES = {"ok": "green", "info": "cyan", "fix": "yellow", "stop": "bold red", "not run": "dim"}
 
 
 def verdict(word: str) -> Text:

@@ -3,11 +3,13 @@
 import argparse
 from pathlib import Path
 
-from ..data.toy_task import write
+from ..data.toy_calculator import CALCULATOR
+from ..data.toy_task import ADDITION, write
 from ..locks import writing
 from .terminal import command_parser, refused
 
 
+TASKS = {task.name: task for task in (ADDITION, CALCULATOR)}
 DESCRIPTION = r"""
 Write a tiny language model (Qwen3, 0.46 million random weights) and a task that it can learn on a CPU in minutes: five
 digits added up modulo six. One in four SFT completions writes the steps out:
@@ -17,12 +19,19 @@ guesses; a reward teaches it to write the steps; this habit is what on-policy di
 
   sft.jsonl   prompt, completion        supervised training:     trl sft
   rlvr.jsonl  prompt, answer, solution  reward from the answer:  trl grpo
-  opd.jsonl   prompt, answer, solution  distillation:            opd-trl opd, opd-trl opsd
+  opd.jsonl   the same, completion      distillation:            opd-trl opd, opd-trl opsd
   test.jsonl  prompt, answer, solution  what none of them sees:  opd-trl eval
   README.md   names the four to `datasets`, so that stock TRL finds them by --dataset_name and --dataset_config
   model/      weights, a tokenizer of single characters, a chat template
 
 The four parts share no prompt. The smoke recipes and the pipeline of math/ train on this folder.
+
+--task calculator: tool calls over several turns. A calculator's keys have odd names, which only its manual explains:
+  3 twin back  ->  twin:q press(q, 3) 6, back:y press(y, 6) 5, 5
+  sft.jsonl    messages, tools                           many manuals, each in its prompt
+  opd.jsonl    prompt, keys, answer, privileged_context  one manual, which the teacher alone reads
+  test.jsonl   the same columns                          problems that none of them sees
+The recipe agents/calculator trains on that folder.
 """
 EXAMPLES = """
 examples
@@ -38,7 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = command_parser("opd-trl toy", DESCRIPTION, EXAMPLES)
     parser.add_argument("--output", type=Path, default=Path("runs/toy"), help="folder to write (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the order of rows (default: 0)")
-    parser.add_argument("--task", choices=["addition"], default="addition", help="default: %(default)s")
+    parser.add_argument("--task", choices=list(TASKS), default="addition", help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there (default: refuse)")
     return parser
 
@@ -48,7 +57,7 @@ def main(argv: list[str]) -> int:
     args = make_parser().parse_args(argv)
     try:
         with writing(args.output):
-            print(write(args.output, task=args.task, seed=args.seed, overwrite=args.overwrite))
+            print(write(args.output, TASKS[args.task], seed=args.seed, overwrite=args.overwrite))
     except ValueError as error:  # DataError among them
         return refused("opd-trl toy", error)
     return 0

@@ -106,6 +106,7 @@ NOT_IN_OPSD = (
     "teacher_server_retries",
     "teacher_server_concurrency",
     "teachers",
+    "teacher_server_models",
 )
 
 
@@ -140,12 +141,23 @@ def _comment_above(lines: list[str], lineno: int) -> str:
     return line.lstrip("# ") if line.startswith("#") else ""
 
 
+def fields_of(class_name: str) -> list[Flag]:
+    """Return the fields that a configuration of ours declares, and then those of its parents `...Fields`.
+
+    `LossFields` is in `trainers/config/loss_fields.py`, `OPDConfig` in `opd_config.py`.
+    """
+    file = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=D)(?=C)", "_", class_name).lower() + ".py"
+    source = (Path(opd_trl.__file__).parent / "trainers/config" / file).read_text(encoding="utf-8")
+    node = next(n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == class_name)
+    parents = [base.id for base in node.bases if isinstance(base, ast.Name) and base.id.endswith("Fields")]
+    return [*read_fields(source, class_name), *(flag for parent in parents for flag in fields_of(parent))]
+
+
 def our_flags(name: str) -> list[Flag]:
     """Return our own fields of the command `name`, in the order of the source."""
-    trainers = Path(opd_trl.__file__).parent / "trainers"
-    flags = read_fields((trainers / "opd_config.py").read_text(encoding="utf-8"), "OPDConfig")
+    flags = fields_of("OPDConfig")
     if name == "opsd":
-        own = read_fields((trainers / "opsd_config.py").read_text(encoding="utf-8"), "OPSDConfig")
+        own = fields_of("OPSDConfig")
         at = next(i for i, flag in enumerate(flags) if flag.name.startswith("teacher"))
         own = [Flag(f.name, f.default, f.help, flags[at].group) for f in own]
         flags = [f for f in (*flags[:at], *own, *flags[at:]) if f.name not in NOT_IN_OPSD]
@@ -209,31 +221,16 @@ def main(name: str, argv: list[str]) -> int:
     # A checkpoint that is asked for at SIGTERM needs the rest of a step and its saving.
     grace = launching.grace_seconds(300 if training_args.enable_jit_checkpoint else 20)
     try:
+        launching.check_processes(flags)
         script.check_arguments(*parsed)
         with contextlib.ExitStack() as stack:
             lock = None
             if training_args.save_on_each_node or not launching.launch_setting(flags, "machine_rank"):
                 lock = stack.enter_context(writing(training_args.output_dir, option="output_dir"))
-            rest = without(argv, flags=from_command_line)
+            rest = launching.without(argv, flags=from_command_line)
             status = launching.launch(f"opd_trl.scripts.{name}", flags, rest, grace=grace, hold=[lock])
     except (ValueError, ImportError) as error:  # ImportError: DeepSpeed is asked for and not installed
         parser.error(str(error))
     if status - 128 in (signal.SIGHUP, signal.SIGKILL, signal.SIGTERM):  # of Ctrl-C the training itself speaks
         print(f"{parser.prog}: {checkpoints.how_to_go_on(training_args.output_dir)}", file=sys.stderr)
     return status
-
-
-def without(argv: list[str], *, flags: list[str]) -> list[str]:
-    """Return `argv` less `flags`, which occur in it in this order.
-
-    >>> without(["--top_k", "2", "--num_processes", "2"], flags=["--num_processes", "2"])
-    ['--top_k', '2']
-    """
-    due = list(flags)
-    kept = []
-    for token in argv:
-        if due and token == due[0]:
-            due.pop(0)
-        else:
-            kept.append(token)
-    return kept

@@ -18,8 +18,9 @@ usage: opd-trl verify-loss --config RECIPE [--prompts N] [--top-ks K ...] [--jso
 
 Compares the gradient of the configured loss with the exact one over the whole vocabulary: on your student, your
 teacher and completions that your student writes for your prompts, in the logits and in the parameters of its last
-layer. Beside it every other form of the loss: plain TopK, stop-gradient, renormalised, tail bucket, the sampled token,
-for several K. Then the student becomes its own teacher: loss and gradient must be 0. Nothing is trained or written.
+layer. Beside it every other form of the loss: plain TopK, stop-gradient, renormalised, tail bucket, sampled tail, the
+sampled token, for several K. Then the student becomes its own teacher: loss and gradient must be 0. Nothing is trained
+or written.
 
 Examples
   # the recipe as it is; 16 prompts take a minute on a small model

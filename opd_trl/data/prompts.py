@@ -60,7 +60,7 @@ def look_at(prompt: Any, *, may_be_blank: bool = False) -> tuple[Shape, int]:
 
 
 def _shape_of_turn(turn: Any, number: int, may_be_blank: bool) -> Shape:
-    """Role, kind of content and further keys of a message; RowError for what is no message."""
+    """Role, kind of content and further keys of a message; RowError for what is not a message."""
     if not isinstance(turn, dict):
         raise RowError(f"turn {number} of the prompt is of type {type(turn).__name__}", EXPECTED)
     role, content = turn.get("role"), turn.get("content")
@@ -86,8 +86,23 @@ def _shape_of_turn(turn: Any, number: int, may_be_blank: bool) -> Shape:
     return role, kind, further
 
 
+def check_tool_turns(prompt: Any, *, has_tools: bool) -> None:
+    """RowError for an answer of a tool that nothing tells of, and for a text where a rollout is made of messages.
+
+    >>> check_tool_turns([{"role": "system", "content": "add"}, {"role": "tool", "content": "4"}], has_tools=False)
+    """
+    if has_tools and isinstance(prompt, str):
+        raise RowError("the prompt is a text, and a rollout with tools is made of messages", EXPECTED)
+    roles = [] if isinstance(prompt, str) else [turn["role"] for turn in prompt]
+    if "tool" in roles and not has_tools and not {"system", "developer"} & set(roles):
+        raise RowError(
+            f"turn {roles.index('tool')} of the prompt is an answer of a tool, and nothing tells of tools",
+            "Give them as the trainer's `tools`, write their schemas into a system turn, or filter the row out.",
+        )
+
+
 def _type_of_part(part: Any, place: str) -> str:
-    """The type of one part of a message's content; RowError for what is no part."""
+    """The type of one part of a message's content; RowError for what is not a part."""
     kind = part.get("type") if isinstance(part, dict) else None
     if not isinstance(kind, str) or (kind == "text" and not isinstance(part.get("text"), str)):
         raise RowError(f"the content of {place} is a list with something else than parts", PARTS)

@@ -13,7 +13,18 @@ from typing import Any, NamedTuple
 
 from ..privileged import Context, TeacherView, check_context
 from .files import Row
-from .prompts import TEXT, RowError, Shape, look_at, num_bytes
+from .prompts import TEXT, RowError, Shape, check_tool_turns, look_at, num_bytes
+from .row_images import (
+    check_columns,
+    check_images_of,
+    check_images_of_context,
+    count_in,
+    counts_of,
+    image_column,
+    kinds_in,
+    outline,
+    tidy,
+)
 from .template_checks import Template
 
 
@@ -21,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: Stands for a privileged context that is known only during the run.
 LATER = "a later answer"
-#: Columns that GRPOTrainer reads images from.
-IMAGE_COLUMNS = ("image", "images")
+#: What a row without a prompt begins with, before its environment adds to it.
+OF_ENVIRONMENT = [{"role": "user", "content": ""}]
 
 
 class Checked(NamedTuple):
@@ -32,11 +43,13 @@ class Checked(NamedTuple):
         name: what errors call it.
         rows: the data set, or the first rows of a stream.
         sizes: bytes of text that prompt and context of each row have; hardly a tokenizer makes more tokens of them.
+        shown: for rows whose prompt or context shows images True is in it, for those without False.
     """
 
     name: str
     rows: Sequence[Row]
     sizes: array
+    shown: set[bool]
 
 
 @dataclass
@@ -66,6 +79,7 @@ class RowChecks:
     has_streams: bool = field(default=False, init=False)
     overhead: int = field(default=0, init=False)
     teacher_overhead: int = field(default=0, init=False)
+    _shown: set[bool] = field(default_factory=set, init=False, repr=False)
     _rendered: set[Any] = field(default_factory=set, init=False, repr=False)
 
     def check_set(self, dataset: Any, name: str, *, num_first: int) -> None:
@@ -78,22 +92,26 @@ class RowChecks:
             logger.info("the %s set is a stream: rows are checked as they come, the first %d now", name, num_first)
             rows = part = list(itertools.islice(dataset, num_first))
             columns = list(rows[0]) if rows else []
-        has_images = not set(IMAGE_COLUMNS).isdisjoint(columns or ())
-        sizes = self.check(part, lambda row: f"row {row} of the {name} set", has_images=has_images)
-        self.sets.append(Checked(name, rows, sizes))
+        if self.template.reads_parts:
+            check_columns(columns, name)
+        self._shown = set() if image_column(columns) is None else {True}
+        sizes = self.check(part, lambda row: f"row {row} of the {name} set", counts=counts_of(rows))
+        self.sets.append(Checked(name, rows, sizes, self._shown))
 
     @property
     def _reads(self) -> set[str]:
         """The columns that the checks read."""
         return {"prompt", "tools"} | (set() if self.view is None else {self.view.column})
 
-    def check(self, rows: Iterable[Row], name: Callable[[int], str], *, has_images: bool = False) -> array:
+    def check(
+        self, rows: Iterable[Row], name: Callable[[int], str], *, counts: Sequence[int | None] | None = None
+    ) -> array:
         """Check rows; return the `sizes` of `Checked`.
 
         Args:
             rows: with what they have of prompt, context and tools.
             name: from a row's number to what errors call it.
-            has_images: do they have images, which a prompt may consist of?
+            counts: of the images in each row's column, where the rows come without it.
 
         Raises:
             RowError: for the first row that cannot be trained on.
@@ -101,7 +119,8 @@ class RowChecks:
         sizes, first = array("q"), None
         for number, row in enumerate(rows):
             try:
-                shape, size = self._check_row(row, name(number), may_be_blank=has_images or self.environment)
+                count = count_in(row) if counts is None else counts[number]
+                shape, size = self._check_row(row, name(number), count)
                 first = first or shape
                 if (shape == TEXT) != (first == TEXT):
                     raise RowError(
@@ -117,22 +136,30 @@ class RowChecks:
     def check_batch(self, rows: Sequence[Row]) -> None:
         """Check the rows of a batch where they come from a stream."""
         if self.has_streams:
-            self.check(rows, in_batch(rows), has_images=not set(IMAGE_COLUMNS).isdisjoint(rows[0]))
+            self.check(rows, in_batch(rows))
 
-    def _check_row(self, row: Row, name: str, *, may_be_blank: bool) -> tuple[Shape, int]:
-        """The shape of a row's prompt, and the size of prompt and context."""
-        prompt = row.get("prompt")
-        if prompt is None and self.environment:
-            return (), 0
-        shape, size = look_at(prompt, may_be_blank=may_be_blank)
+    def check_given(self, rows: Sequence[Row]) -> None:
+        """Check prompts to which an environment has added: may its observation stand in them?"""
+        if self.environment:  # images stand in their places already
+            self.check(rows, in_batch(rows), counts=[None] * len(rows))
+
+    def _check_row(self, row: Row, name: str, num_images: int | None) -> tuple[Shape, int]:
+        """The shape of a row's prompt, and the size of prompt and context; images themselves are not looked at."""
+        given = row.get("prompt", OF_ENVIRONMENT if self.environment else None)
+        prompt = outline(given)
+        shape, size = look_at(prompt, may_be_blank=num_images is not None or self.environment)
+        check_images_of(tidy(given), num_images)
         if row.get("tools") and not (self.template.tools or self.environment):
             raise RowError(
                 "the column `tools` is not read: the prompt would not tell of these tools",
                 "Write them into the system turn, give functions as the trainer's `tools`, or drop the column.",
             )
+        check_tool_turns(prompt, has_tools=bool(self.template.tools or self.environment))
         self.template.check_start(prompt)
         context = self._context_of(row, name)
-        seen = shape, tuple(turn["role"] for turn in context) if isinstance(context, list) else None
+        seen = shape, tuple((turn["role"], *kinds_in([turn])) for turn in context) if isinstance(context, list) else 0
+        contexts = context or (self.view and self.view.shared)
+        self._shown.add(bool(num_images) or "image" in (*kinds_in(prompt), *kinds_in(contexts)))
         if seen not in self._rendered:
             self._check_shape(prompt, context)
             self._rendered.add(seen)
@@ -144,7 +171,9 @@ class RowChecks:
             return None
         if self.contexts_come_later:
             return LATER
-        return check_context(row.get(self.view.column), column=self.view.column, row=name)
+        context = tidy(check_context(row.get(self.view.column), column=self.view.column, row=name))
+        check_images_of_context(context)
+        return outline(context)
 
     def _check_shape(self, prompt: Any, context: Context | None) -> None:
         """Render a prompt of a shape that was not seen before, and the teacher's prompt made of it."""
@@ -154,6 +183,7 @@ class RowChecks:
         built, remedy = prompt, "Change teacher_chat_template_kwargs."
         if self.view is not None:
             remedy = f"Set privileged_builder: hint, which writes into the user's turn, or {other}"
+            check_images_of_context(self.view.shared)
             try:
                 built = self.view.prompts_with([self.view.shared or context], [{"prompt": prompt}])[0]
             except ValueError as error:  # the builder cannot take such turns

@@ -34,7 +34,7 @@ class Template:
         self.adds_eos = eos is not None and special[-1:] == [eos] and (len(special) > 1 or bos != eos)
 
     def render(self, prompt: Any, kwargs: dict[str, Any]) -> str:
-        """The text that the model reads of a prompt; raises one of `FAILURES`."""
+        """The text that the model reads of a prompt, or of one with its answer; raises one of `FAILURES`."""
         if isinstance(prompt, str):
             return prompt
         if self.reads_parts:  # as TRL hands messages to a processor
@@ -43,7 +43,11 @@ class Template:
                 for x in prompt
             ]
         return self.processing_class.apply_chat_template(
-            prompt, tools=self.tools, add_generation_prompt=True, tokenize=False, **kwargs
+            prompt,
+            tools=self.tools,
+            add_generation_prompt=prompt[-1]["role"] != "assistant",
+            tokenize=False,
+            **kwargs,
         )
 
     def num_tokens(self, prompts: list[Any], kwargs: dict[str, Any]) -> list[int]:

@@ -10,9 +10,9 @@ import os
 import random
 import string
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..durable import atomically, naming
 from .files import Row, check_free, write_jsonl
@@ -72,20 +72,29 @@ def addition(seed: int) -> dict[str, list[Row]]:
     """All sums of five digits in `TOY_PARTS`, which are disjoint by the hash of the prompt.
 
     The parts are the same for every seed, so that no seed trains on another one's test set; the seed sets their order
-    and which completions are worked. `completion` stands in `sft` alone: the others learn without it.
+    and which completions are worked. `completion` stands in `sft`, and in `opd` for who wants given text there.
     """
     draw = random.Random(seed)
     sums = itertools.product(range(MODULUS), repeat=DIGITS)
     rows = [addition_row(digits, worked=draw.random() < WORKED_SHARE) for digits in sums]
     draw.shuffle(rows)
-    keep = {"sft": ("prompt", "completion")}
+    usual = ("prompt", "answer", "solution")
+    keep = {"sft": ("prompt", "completion"), "opd": (*usual, "completion")}
     return {
-        part: [{name: row[name] for name in keep.get(part, ("prompt", "answer", "solution"))} for row in rows_of_part]
+        part: [{name: row[name] for name in keep.get(part, usual)} for row in rows_of_part]
         for part, rows_of_part in split_rows(rows, TOY_PARTS).items()
     }
 
 
-TASKS = {"addition": addition}
+class Task(NamedTuple):
+    """A toy task: its name, its rows by part for a seed, its tokenizer, and how many layers its model has."""
+
+    name: str
+    rows: Callable[[int], dict[str, list[Row]]]
+    tokenizer: Callable[[], Any]
+    layers: int = 3
+
+
 # `datasets` reads this head: one configuration per file. Its cache knows a folder by this head alone and would go on
 # serving the rows of a file that was rewritten: the hash in the description makes it look again.
 CARD = """\
@@ -105,15 +114,15 @@ CONFIG = """\
 """
 
 
-def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: bool = False) -> str:
+def write(output: Path, task: Task, *, seed: int = 0, overwrite: bool = False) -> str:
     """Write data and model to `output`; return what was written, in words. DataError: a file is in the way."""
-    parts = TASKS[task](seed)
+    parts = task.rows(seed)
     card = output / "README.md"
     check_free(card, output / "model", *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output, prefix=".model-") as scratch:
         with naming(output / "model"):
-            parameters = save(Path(scratch), seed=seed)
+            parameters = save(Path(scratch), seed=seed, tokenizer=task.tokenizer(), layers=task.layers)
         (output / "model").mkdir(exist_ok=True)
         for file in Path(scratch).iterdir():
             os.replace(file, output / "model" / file.name)
@@ -122,7 +131,7 @@ def write(output: Path, *, task: str = "addition", seed: int = 0, overwrite: boo
     counts = ", ".join(f"{len(rows)} rows in {part}.jsonl" for part, rows in parts.items())
     configs = "".join(CONFIG.format(part=part, digest=sha256(output / f"{part}.jsonl")) for part in parts)
     with atomically(card) as file:
-        file.write(CARD.format(configs=configs, task=task, seed=seed, counts=counts))
+        file.write(CARD.format(configs=configs, task=task.name, seed=seed, counts=counts))
     return f"Wrote {output}: {counts}; a model of {parameters:,} parameters in {output / 'model'}."
 
 
@@ -152,36 +161,40 @@ def build_tokenizer(characters: Iterable[str] = string.printable) -> Any:
     The template knows system, user and assistant turns and marks what the assistant wrote, for TRL's
     `assistant_only_loss`. The end of a turn is EOS, and it is not the padding token.
     """
+    return tokenizer_of_pieces([*SPECIAL, *characters], PIECES, turns=TURNS, template=CHAT_TEMPLATE)
+
+
+def tokenizer_of_pieces(vocabulary: Iterable[str], pattern: str, *, turns: Sequence[str], template: str) -> Any:
+    """A tokenizer with one id for each piece that `pattern` cuts a text into; others read `?`."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *characters])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(PIECES), "isolated")
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
         pad_token=PAD,
-        additional_special_tokens=list(TURNS),
+        additional_special_tokens=list(turns),
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )
-    fast.chat_template = CHAT_TEMPLATE
+    fast.chat_template = template
     return fast
 
 
-def build_model(tokenizer: Any, *, seed: int) -> Any:
-    """A Qwen3 of three layers, hidden size 128, about 0.46 million parameters, float32."""
+def build_model(tokenizer: Any, *, seed: int, layers: int = 3, hidden_size: int = 128) -> Any:
+    """A Qwen3 of a few layers; of three with hidden size 128, about 0.46 million parameters, float32."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     config = Qwen3Config(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
+        hidden_size=hidden_size,
+        intermediate_size=2 * hidden_size,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
@@ -197,10 +210,13 @@ def build_model(tokenizer: Any, *, seed: int) -> Any:
         return Qwen3ForCausalLM(config)
 
 
-def save(folder: Path, *, seed: int) -> int:
-    """Save model and tokenizer to `folder`; return the number of parameters."""
-    tokenizer = build_tokenizer()
-    model = build_model(tokenizer, seed=seed)
+def save(folder: Path, *, seed: int, tokenizer: Any = None, layers: int = 3) -> int:
+    """Save model and tokenizer, by default the one of sums, to `folder`; return the number of parameters."""
+    tokenizer = build_tokenizer() if tokenizer is None else tokenizer
+    model = build_model(tokenizer, seed=seed, layers=layers)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+ADDITION = Task("addition", addition, build_tokenizer)

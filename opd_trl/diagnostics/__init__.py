@@ -4,6 +4,7 @@ from .conditions import Condition
 from .metrics import (
     FIGURES,
     METRICS,
+    TURN_FIGURES,
     divergence_by_teacher,
     position_quartiles,
     repeated_trigrams,
@@ -13,6 +14,7 @@ from .metrics import (
 )
 from .monitor import Monitor, MonitorWarning
 from .plots import DISTILLATION_PANELS, Panel, plot_run
+from .text_kinds import TextKind
 from .warning_rules import RULES, Remedy, Rule, broken_teacher_message, dropped_tail_advice
 
 
@@ -21,12 +23,14 @@ __all__ = [
     "FIGURES",
     "METRICS",
     "RULES",
+    "TURN_FIGURES",
     "Condition",
     "Monitor",
     "MonitorWarning",
     "Panel",
     "Remedy",
     "Rule",
+    "TextKind",
     "broken_teacher_message",
     "divergence_by_teacher",
     "dropped_tail_advice",

@@ -3,13 +3,11 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median, variance
+from statistics import fmean, variance
 from typing import Literal, NamedTuple
 
 
-Kind = Literal[
-    "fell_by", "rose_by", "shrank_to", "grew_to", "held_at", "above", "below", "zero", "spiked", "not_finite"
-]
+Kind = Literal["fell_by", "rose_by", "shrank_to", "grew_to", "held_at", "above", "below", "zero", "not_finite"]
 
 
 class Reading(NamedTuple):
@@ -19,7 +17,7 @@ class Reading(NamedTuple):
         holds: does it hold?
         value: the mean of the last lines, or the last line.
         threshold: what it is compared with, in the unit of the figure.
-        first: the mean of the first lines, where the comparison is with them; of the lines before, for a spike.
+        first: the mean of the first lines, where the comparison is with them.
     """
 
     holds: bool
@@ -38,22 +36,23 @@ class Condition:
             "shrank_to", "grew_to": below, above `threshold` times the first window, all four by more than the lines of
             both windows scatter (`CERTAIN` standard errors); "held_at": above that, and not
             below 97 % of the window before; "above", "below": every line of the last window lies there; "zero": within
-            `threshold` of zero; "spiked": the
-            last line is more than `threshold` times the median of the window before; "not_finite": NaN or infinite.
+            `threshold` of zero; "not_finite": NaN or infinite.
         threshold: in the unit of the figure, or a factor.
         minus: a figure that is subtracted first.
-        absent: what the figure counts as in a line of training that lacks it; None: such a line is not judged.
+        stand_in: a figure that is judged in a line that lacks the first one.
+        absent: what the figure counts as in a line of training that lacks both; None: such a line is not judged.
     """
 
     figure: str
     kind: Kind
     threshold: float = 0.0
     minus: str | None = None
+    stand_in: str | None = None
     absent: float | None = None
 
     def figure_in(self, line: dict[str, float | None]) -> float | None:
         """The value of the figure in a log line, `minus` subtracted; None where one of them is not there."""
-        absent = self.absent if "loss" in line else None
+        absent = line.get(self.stand_in, self.absent if "loss" in line else None)
         value, other = line.get(self.figure, absent), 0.0 if self.minus is None else line.get(self.minus)
         return None if value is None or other is None else float(value) - float(other)
 
@@ -117,11 +116,6 @@ def held_at(series: Sequence[float], window: int, share: float) -> Reading:
     return Reading(first > 0 and last > limit and last >= STILL_FALLING * before, last, limit, first)
 
 
-def spiked(series: Sequence[float], window: int, factor: float) -> Reading:
-    usual = median(series[-window - 1 : -1])
-    return Reading(usual > 0 and series[-1] > factor * usual, series[-1], factor * usual, usual)
-
-
 READERS: dict[str, Reader] = {
     "fell_by": against_first(lambda first, by: first - by, falls=True),
     "rose_by": against_first(lambda first, by: first + by, falls=False),
@@ -131,7 +125,6 @@ READERS: dict[str, Reader] = {
     "above": lambda series, window, level: Reading(min(series[-window:]) > level, fmean(series[-window:]), level),
     "below": lambda series, window, level: Reading(max(series[-window:]) < level, fmean(series[-window:]), level),
     "zero": lambda series, window, level: Reading(max(map(abs, series[-window:])) <= level, series[-1], level),
-    "spiked": spiked,
     "not_finite": lambda series, window, _: Reading(not math.isfinite(series[-1]), series[-1], math.inf),
 }
 #: Lines that a question needs: windows that are compared do not share any.
@@ -141,6 +134,5 @@ LINES: dict[str, Callable[[int], int]] = {
     "above": lambda window: window,
     "below": lambda window: window,
     "zero": lambda window: window,
-    "spiked": lambda window: window + 1,
     "not_finite": lambda window: 1,
 }

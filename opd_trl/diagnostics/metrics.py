@@ -12,6 +12,16 @@ METRICS = {
     "overlap": "support/overlap",
     "entropy": "entropy",
 }
+#: Turns of a rollout that have figures of their own; those behind them share one more.
+TURNS = ("1", "2", "3", "4", "5", "later")
+#: Statistic of the loss -> the last part of its name by turn.
+BY_TURN = {
+    "per_token_divergence": "divergence",
+    "entropy": "entropy",
+    "student_mass": "student_mass",
+    "teacher_mass": "teacher_mass",
+}
+TURN_FIGURES = tuple(f"distillation/turn_{turn}/{name}" for name in BY_TURN.values() for turn in TURNS)
 #: All figures, in the order of `token_sums`.
 FIGURES = (
     *METRICS.values(),
@@ -21,13 +31,23 @@ FIGURES = (
     "distillation/log_ratio_other",
     "teacher/sampled_rank",
     "teacher/sampled_outside",
+    "distillation/token_weight",
     "completions/repetition",
+    *TURN_FIGURES,
+    "completions/turns",
     "tokens/computed_per_real",
 )
 
 
 def token_sums(
-    stats: dict[str, Tensor], *, quartile: Tensor, repeated: Tensor, repetition: Tensor, top_k: int
+    stats: dict[str, Tensor],
+    *,
+    quartile: Tensor,
+    repeated: Tensor,
+    repetition: Tensor,
+    top_k: int,
+    turn: Tensor | None = None,
+    turns: Tensor | None = None,
 ) -> Tensor:
     """Sum and count of each of `FIGURES` but the last, which is of the step and not of its tokens: `(..., 2)`.
 
@@ -35,11 +55,13 @@ def token_sums(
     its repetition) alike. What is NaN counts nowhere.
 
     Args:
-        stats: `(N,)` tensors from the loss, with those of the sampled tokens.
+        stats: `(N,)` tensors from the loss, with those of the sampled tokens; `token_weight` where there are weights.
         quartile: `(N,)`, from `position_quartiles`.
         repeated: `(N,)` bool, from `repeated_trigrams`.
         repetition: `(b,)`, of the completions that the tokens belong to, from `opd_trl.diagnostics.repetition`.
         top_k: K of the teacher's TopK, its rank of a token outside.
+        turn: `(N,)`, the turn of a rollout that each token belongs to, from 1 on; None where there are no tools.
+        turns: `(b,)`, how many turns the completions have.
     """
     divergence, log_ratio, rank = (stats[x] for x in ("per_token_divergence", "sampled_log_ratio", "teacher_rank"))
     everywhere, repeated = torch.ones_like(rank, dtype=torch.bool), repeated.bool()
@@ -47,9 +69,26 @@ def token_sums(
     rows += [(divergence, quartile == i) for i in range(4)]
     rows += [(log_ratio, everywhere), (log_ratio, repeated), (log_ratio, ~repeated)]
     rows += [(rank, everywhere), ((rank >= top_k).to(rank.dtype), ~rank.isnan())]
+    rows += [(stats.get("token_weight", torch.full_like(rank, torch.nan)), everywhere)]
     values, counted = (torch.stack(list(x)) for x in zip(*rows, strict=True))
     of_completions = sums_and_counts(repetition.to(values.dtype), torch.ones_like(repetition, dtype=torch.bool))
-    return torch.cat([sums_and_counts(values, counted), of_completions.unsqueeze(0)])
+    by_turn = values.new_zeros(len(TURN_FIGURES) + 1, 2)
+    if turn is not None:
+        by_turn = torch.cat([turn_sums(stats, turn), sums_and_counts(turns.to(values.dtype), turns > 0).unsqueeze(0)])
+    return torch.cat([sums_and_counts(values, counted), of_completions.unsqueeze(0), by_turn])
+
+
+def turn_sums(stats: dict[str, Tensor], turn: Tensor) -> Tensor:
+    """Sum and count of each of `TURN_FIGURES`: `(figures, 2)`.
+
+    >>> sums = turn_sums({name: torch.tensor([1.0, 2.0, 4.0]) for name in BY_TURN}, torch.tensor([1, 1, 7]))
+    >>> dict(zip(TURN_FIGURES[:6], sums[:6].tolist()))["distillation/turn_later/divergence"], sums[0].tolist()
+    ([4.0, 1.0], [3.0, 2.0])
+    """
+    place = torch.arange(1, len(TURNS) + 1, device=turn.device)
+    at = turn.clamp(max=len(TURNS)) == place[:, None]
+    values = torch.stack([stats[name] for name in BY_TURN])
+    return sums_and_counts(values[:, None], at[None]).flatten(0, 1)
 
 
 def sums_and_counts(values: Tensor, counted: Tensor) -> Tensor:

@@ -87,8 +87,6 @@ def in_words(rule: Rule, condition: Condition, reading: Reading) -> str:
     value, limit = f"{reading.value:.3g}", f"{reading.threshold:.3g}"
     if condition.kind == "not_finite":
         return f"{condition.name} is {value}"
-    if condition.kind == "spiked":
-        return f"{condition.name} is {value}, against {reading.first:.3g} in the {rule.window} log lines before"
     if condition.kind == "zero":
         return f"{condition.name} is {value} over the last {rule.window} log lines"
     side = "below" if condition.kind in ("fell_by", "shrank_to", "below") else "above"

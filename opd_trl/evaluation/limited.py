@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 TIMEOUT, CRASH = "timeout", "crash"
 # The clock on the wall is a second line of defence, behind the CPU time that a process counts itself: for one that
-# neither works nor answers. Far off, since a busy machine is no reason for a verdict.
+# neither works nor answers. Far off, since a busy machine is not a reason for a verdict.
 WALL_FACTOR, WALL_SECONDS = 20, 60
 START_SECONDS = 300
 

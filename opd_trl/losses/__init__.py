@@ -7,6 +7,7 @@ from .chunked import chunked_loss_from_log_probs, chunked_support_log_probs, chu
 from .divergences import forward_kl, generalized_jsd, reverse_kl
 from .head import chunk_size_for
 from .objective import extrapolated_logps, importance_weight, masked_mean, sampled_token_loss
+from .sampled_tail import sampled_tail_divergence
 from .support import select_support, support_divergence
 
 
@@ -21,6 +22,7 @@ __all__ = [
     "importance_weight",
     "masked_mean",
     "reverse_kl",
+    "sampled_tail_divergence",
     "sampled_token_loss",
     "select_support",
     "support_divergence",

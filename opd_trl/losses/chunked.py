@@ -29,6 +29,7 @@ def chunked_support_loss(
     reference_logps: Tensor | None = None,
     importance_cap: float | None = None,
     sampling_logps: Tensor | None = None,
+    student_wrote: Tensor | None = None,
     temperature: float = 1.0,
     student_lm_head_bias: Tensor | None = None,
     student_logit_scale: float = 1.0,
@@ -54,13 +55,17 @@ def chunked_support_loss(
         top_k: K of each model's TopK set; also the K of the `overlap` figure where the support is full or sampled.
         support: as in `select_support`, or `"full"` (every id) or `"sampled"` (`sampled_token_loss`).
         divergence, beta, tail, stop_gradient, pointwise_clip: as in `support_divergence`; not used by `"sampled"`.
-        completion_ids: `(N,)` int64, the sampled tokens y; needed by `"sampled"`, by importance weights and for the
-            figures of the sampled token.
+            `tail="sample"` is `sampled_tail_divergence`, of the reverse KL alone.
+        completion_ids: `(N,)` int64, the sampled tokens y; needed by `"sampled"`, by `tail="sample"`, by importance
+            weights and for the figures of the sampled token.
         baseline: of `"sampled"`: `"full"` subtracts minus the reverse KL from the advantage, `"top_k"` the part of it
             on the student's TopK.
         extrapolation, reference_logps: of `"sampled"`: the factor of `extrapolated_logps` and the `(N,)`
             log-probabilities of the sampled tokens under the reference model.
-        importance_cap, sampling_logps: weight each token by `importance_weight`, where both are given.
+        importance_cap, sampling_logps: weight each token by `importance_weight`, where both are given; with
+            `tail="sample"` the sampled term alone, as the terms on the support do not depend on y.
+        student_wrote: `(N,)` bool, False where the student did not sample y (given text): `tail="sample"` has no
+            sampled term there. By default it sampled all.
         temperature: of both distributions.
         student_lm_head_bias, teacher_lm_head_bias: `(V,)`.
         student_logit_scale, teacher_logit_scale, student_final_logit_softcapping, teacher_final_logit_softcapping:
@@ -71,10 +76,10 @@ def chunked_support_loss(
     Returns:
         loss: scalar, float32 (float64 for float64 inputs); an empty batch gives a zero that keeps its graph.
         stats: detached `(N,)` tensors: `per_token_divergence` (nats, without weight; for `"sampled"` the estimate
-            log p_y - log q_y), `entropy` of the student over the whole vocabulary (nats), `student_mass` and
-            `teacher_mass` on the support, `overlap` (size of the intersection of both TopK sets / K). With
-            `completion_ids` also `sampled_log_ratio` (log q_y - log p_y, nats) and `teacher_rank` (place of y in the
-            teacher's TopK from 0 on, K where it is outside).
+            log p_y - log q_y, for `tail="sample"` that of the whole vocabulary's reverse KL), `entropy` of the student
+            over the whole vocabulary (nats), `student_mass` and `teacher_mass` on the support, `overlap` (size of the
+            intersection of both TopK sets / K). With `completion_ids` also `sampled_log_ratio` (log q_y - log p_y,
+            nats) and `teacher_rank` (place of y in the teacher's TopK from 0 on, K where it is outside).
 
     Raises:
         ValueError: an unknown option, `top_k` out of range, heads of different vocabularies, missing
@@ -100,7 +105,7 @@ def chunked_support_loss(
     return distillation_loss(
         NextToken(student_hidden_states, student_head),
         NextToken(teacher_hidden_states, teacher_head),
-        Tokens(token_weights, completion_ids, sampling_logps, reference_logps),
+        Tokens(token_weights, completion_ids, sampling_logps, reference_logps, student_wrote),
         Objective(
             top_k=top_k,
             support=support,
@@ -137,6 +142,7 @@ def chunked_loss_from_log_probs(
     reference_logps: Tensor | None = None,
     importance_cap: float | None = None,
     sampling_logps: Tensor | None = None,
+    student_wrote: Tensor | None = None,
     temperature: float = 1.0,
     student_lm_head_bias: Tensor | None = None,
     student_logit_scale: float = 1.0,
@@ -156,10 +162,10 @@ def chunked_loss_from_log_probs(
         token_weights: `(N,)`.
         support: `"teacher"`, `"intersection"` with the student's TopK of the same K, or `"sampled"`.
         completion_ids, completion_log_probs: `(N,)`, the sampled tokens and the teacher's log-probabilities of them;
-            needed by `"sampled"` and for the figures of the sampled token.
+            needed by `"sampled"`, by `tail="sample"` and for the figures of the sampled token.
         divergence, beta, tail, stop_gradient, pointwise_clip, extrapolation, reference_logps, importance_cap,
-            sampling_logps, temperature, student_lm_head_bias, student_logit_scale, student_final_logit_softcapping,
-            chunk_size: as in `chunked_support_loss`.
+            sampling_logps, student_wrote, temperature, student_lm_head_bias, student_logit_scale,
+            student_final_logit_softcapping, chunk_size: as in `chunked_support_loss`.
 
     Returns:
         loss and stats, as `chunked_support_loss`; `sampled_log_ratio` is NaN where nobody has said what the teacher's
@@ -180,7 +186,7 @@ def chunked_loss_from_log_probs(
     return distillation_loss(
         NextToken(student_hidden_states, head),
         TeacherTopK(teacher_ids, teacher_log_probs, completion_log_probs),
-        Tokens(token_weights, completion_ids, sampling_logps, reference_logps),
+        Tokens(token_weights, completion_ids, sampling_logps, reference_logps, student_wrote),
         Objective(
             support=support,
             divergence=divergence,

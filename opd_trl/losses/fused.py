@@ -20,6 +20,7 @@ from .head import (
 from .mixture import LossTeacher
 from .next_token import ChunkTeacher, NextToken, TeacherBlock, normalize, take
 from .objective import Objective, Tokens, extrapolated_logps, importance_weight, sampled_figures, sampled_token_loss
+from .sampled_tail import sampled_tail_divergence, tail_weight
 from .support import is_member, support_divergence, top_ids
 
 
@@ -192,8 +193,10 @@ def block_loss(
     if tokens.ids is not None:
         sampled = (take(logits, tokens.ids.unsqueeze(-1)) - log_normalizer).squeeze(-1)
         of_sampled = sampled_figures(sampled, teacher_of_sampled, tokens.ids, teacher_ids)
+    importance = None
     if objective.weighs(tokens):
-        weights = weights * importance_weight(sampled, tokens.sampling_logps, cap=objective.importance_cap)
+        importance = importance_weight(sampled, tokens.sampling_logps, cap=objective.importance_cap)
+        weights = weights if objective.samples_tail else weights * importance
     baseline = expected_advantage(probs, logits, log_normalizer, student_ids, teacher, objective)
     masses = [(x.exp() if mask is None else x.exp() * mask).sum(-1) for x in (student, teacher_log_probs)]
 
@@ -201,6 +204,15 @@ def block_loss(
         student.requires_grad_(want_gradient)
         if objective.support == "sampled":
             values, reported = loss_of_sampled(student, teacher_log_probs, baseline, tokens, objective)
+        elif objective.samples_tail:
+            values = reported = sampled_tail_divergence(
+                student[:, :-1],
+                teacher_log_probs[:, :-1],
+                student[:, -1],
+                teacher_of_sampled,
+                tail_weight=tail_weight(tokens.ids, ids, mask, tokens.student_wrote, importance),
+                support_mask=mask[:, :-1],
+            )
         else:
             values = reported = support_divergence(
                 student,
@@ -232,9 +244,9 @@ def teacher_log_probs_at(
     if ids is None:
         log_probs = teacher.at(None)
         return log_probs, log_probs.gather(-1, sampled).squeeze(-1)
-    if objective.support == "sampled":
+    if objective.reads_sampled:
         log_probs = teacher.at(ids)
-        return log_probs, log_probs.squeeze(-1)
+        return log_probs, log_probs[:, -1]
     log_probs = teacher.at(torch.cat([ids, sampled], dim=-1))
     return log_probs[:, :-1], log_probs[:, -1]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .divergences import check_choice
 from .head import Head, block_size_for, check_rows, chunk_size_for, chunks
-from .next_token import ChunkTeacher, FromLogits, NextToken, TeacherBlock, TeacherTopK
+from .next_token import ChunkTeacher, FromLogits, NextToken, TeacherBlock, TeacherTopK, token_logps
 from .objective import Objective, Tokens
 from .support import top_ids
 
@@ -104,10 +104,18 @@ class Mixture:
             found.append((log_probs.gather(-1, at), at, -(log_probs.exp() * log_probs).sum(-1)))
         return tuple(torch.cat(part) for part in zip(*found, strict=True))
 
+    def ready(self) -> "Mixture":
+        """The same without gradients, the heads cast once for all chunks."""
+        return replace(self, parts=tuple(part.ready() for part in self.parts))
+
+    def token_logps(self, ids: Tensor, objective: Objective) -> Tensor:
+        """Log-probabilities `(N,)` of one token each under the mean, without a gradient."""
+        return token_logps(self.ready(), ids, objective)
+
     def as_teacher(self, student: NextToken, tokens: Tokens, objective: Objective) -> ChunkTeacher:
         """See `NextToken.as_teacher`, whose demands hold for every part."""
         top_k = min(part.check_as_teacher(student, objective) for part in self.parts)
-        ready = replace(self, parts=tuple(part.ready() for part in self.parts))
+        ready = self.ready()
 
         def chunk(rows: slice) -> Callable[[slice], TeacherBlock]:
             logits = ready.logits(rows, objective.temperature)

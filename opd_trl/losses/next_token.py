@@ -12,6 +12,7 @@ from .head import (
     Head,
     HeadGradients,
     LogitGradient,
+    block_size_for,
     check_rows,
     chunk_size_for,
     chunks,
@@ -86,6 +87,10 @@ class NextToken:
         transform = self.head.transform(temperature)
         return RecomputedLogProbs.apply(self.hidden_states, weight, bias, ids, top_k, transform, chunk_size)
 
+    def token_logps(self, ids: Tensor, objective: Objective) -> Tensor:
+        """Log-probabilities `(N,)` of one token each at the objective's temperature, without a gradient."""
+        return token_logps(self.ready(), ids, objective)
+
     def as_teacher(self, student: "NextToken", tokens: Tokens, objective: Objective) -> ChunkTeacher:
         """Its distributions as the loss of a student reads them, without gradients.
 
@@ -134,6 +139,12 @@ class TeacherTopK:
     log_probs: Tensor
     sampled_log_probs: Tensor | None = None
 
+    def token_logps(self, ids: Tensor, objective: Objective) -> Tensor:
+        """Log-probabilities `(N,)` of the sampled tokens, as they were sent; raises ValueError where they were not."""
+        if self.sampled_log_probs is None:
+            raise ValueError("weights of tokens need completion_log_probs, the teacher's of the sampled tokens.")
+        return self.sampled_log_probs
+
     def as_teacher(self, student: NextToken, tokens: Tokens, objective: Objective) -> ChunkTeacher:
         """See `NextToken.as_teacher`; the K of both models is that of `ids`.
 
@@ -141,10 +152,10 @@ class TeacherTopK:
             ValueError: an objective that reads ids which nobody has scored, shapes that do not fit.
         """
         check_choice("support", objective.support, KNOWN_SUPPORTS)
-        if objective.support == "sampled" and (tokens.ids is None or self.sampled_log_probs is None):
+        if objective.reads_sampled and (tokens.ids is None or self.sampled_log_probs is None):
             raise ValueError(
-                "support='sampled' needs completion_ids and completion_log_probs: the (N,) sampled tokens and the "
-                "teacher's log-probabilities of them."
+                "support='sampled' or tail='sample' needs completion_ids and completion_log_probs: the (N,) sampled "
+                "tokens and the teacher's log-probabilities of them."
             )
         if objective.baseline is not None:
             raise ValueError(
@@ -218,6 +229,22 @@ def normalize(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 def take(values: Tensor, ids: Tensor | None) -> Tensor:
     """The entries `(n, K)` of `(n, V)` at `ids`; all of them where `ids` is None."""
     return values if ids is None else values.gather(-1, ids)
+
+
+def token_logps(model, ids: Tensor, objective: Objective) -> Tensor:
+    """Log-probabilities `(N,)` of `ids` `(N,)` under a model that has `logits(rows, temperature)`: nothing else.
+
+    No gradient, and no tensor of the size of a chunk beside its logits, so that it costs little more than the product.
+    """
+    found, device, vocab_size = [], model.head.weight.device, model.head.weight.size(0)
+    chunk_size = objective.chunk_size or chunk_size_for(vocab_size, device)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for rows in chunks(len(model), chunk_size):
+            logits, at = model.logits(rows, objective.temperature), ids[rows].unsqueeze(-1)
+            for block in chunks(len(logits), block_size_for(vocab_size, device)):
+                normalizer = logits[block].logsumexp(-1, keepdim=True)
+                found.append((logits[block].gather(-1, at[block]) - normalizer).squeeze(-1))
+    return torch.cat(found)
 
 
 class RecomputedLogProbs(torch.autograd.Function):

@@ -5,9 +5,11 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .divergences import LOG_ZERO, as_pair, check_beta, check_choice, divergence_named
 from .head import check_rows
+from .sampled_tail import why_not_sampled_tail
 from .support import SUPPORTS, TAILS, TOP_K_SUPPORTS, LossSupport, Tail, combine_supports
 
 
@@ -19,12 +21,15 @@ class Tokens(NamedTuple):
         ids: int64, the tokens y.
         sampling_logps: log-probabilities of y at sampling, for `importance_weight`.
         reference_logps: log-probabilities of y under a reference model, for `extrapolated_logps`.
+        student_wrote: bool, False where the student did not sample y (given text): `sampled_tail_divergence` then has
+            no sampled term. None: it sampled all.
     """
 
     weights: Tensor
     ids: Tensor | None = None
     sampling_logps: Tensor | None = None
     reference_logps: Tensor | None = None
+    student_wrote: Tensor | None = None
 
     def rows(self, rows: slice | Tensor) -> "Tokens":
         """The same for some of the tokens, a slice or `(N,)` bool."""
@@ -32,7 +37,7 @@ class Tokens(NamedTuple):
 
     def check(self, num_tokens: int) -> None:
         """Raise ValueError unless each tensor has one row for every token."""
-        names = ("token_weights", "completion_ids", "sampling_logps", "reference_logps")
+        names = ("token_weights", "completion_ids", "sampling_logps", "reference_logps", "student_wrote")
         check_rows(num_tokens, **{name: x.shape for name, x in zip(names, self, strict=True) if x is not None})
 
 
@@ -80,16 +85,30 @@ class Objective:
             )
         if self.importance_cap is not None and self.importance_cap <= 0:
             raise ValueError(f"importance_cap must be > 0, got {self.importance_cap}. Leave it out for no weights.")
-        needs_ids = self.support == "sampled" or self.weighs(tokens)
-        if needs_ids and tokens.ids is None:
+        if self.tail == "sample":
+            reason = why_not_sampled_tail(self.support, self.divergence, self.stop_gradient, self.pointwise_clip)
+            if reason is not None:
+                raise ValueError(f"tail='sample': {reason}")
+        if (self.reads_sampled or self.weighs(tokens)) and tokens.ids is None:
             raise ValueError(
-                "support='sampled' needs completion_ids, the (N,) sampled tokens, and importance weights do too."
+                "support='sampled' needs completion_ids, the (N,) sampled tokens; tail='sample' and importance "
+                "weights do too."
             )
 
     @property
     def drops_tail(self) -> bool:
         """Is the probability outside of a TopK support left out of the loss?"""
         return self.tail == "drop" and self.support in TOP_K_SUPPORTS
+
+    @property
+    def samples_tail(self) -> bool:
+        """Does the sampled token stand for the probability outside of a TopK support?"""
+        return self.tail == "sample" and self.support in TOP_K_SUPPORTS
+
+    @property
+    def reads_sampled(self) -> bool:
+        """Does the loss read both models on the sampled token? It is then the last of `choose_ids`."""
+        return self.samples_tail or self.support == "sampled"
 
     def weighs(self, tokens: Tokens) -> bool:
         """Are tokens weighted by importance? Without `sampling_logps` they come from the student itself: ratio 1."""
@@ -98,12 +117,18 @@ class Objective:
     def choose_ids(
         self, student_ids: Tensor, teacher_ids: Tensor, completion_ids: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Ids `(n, K)` of the support (None: all) and their mask (None: all belong to it)."""
+        """Ids `(n, K)` of the support (None: all) and their mask (None: all belong to it).
+
+        With the tail `sample` the sampled token follows as one more id outside of the mask.
+        """
         if self.support == "full":
             return None, None
         if self.support == "sampled":
             return completion_ids.unsqueeze(-1), None
-        return combine_supports(student_ids, teacher_ids, support=self.support)
+        ids, mask = combine_supports(student_ids, teacher_ids, support=self.support)
+        if self.samples_tail:
+            ids, mask = torch.cat([ids, completion_ids.unsqueeze(-1)], dim=-1), pad(mask, (0, 1), value=False)
+        return ids, mask
 
     def gradient_stays_on_support(self, *, num_ids: int, vocab_size: int, hidden_size: int) -> bool:
         """Is the gradient in the logits zero off the support, and the support small enough to use it?

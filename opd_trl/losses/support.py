@@ -14,8 +14,8 @@ Support = Literal["student", "teacher", "intersection", "union"]
 LossSupport = Literal[Support, "full", "sampled"]
 #: Supports on which a teacher's own TopK, and its log-probability of the sampled token, are enough.
 KnownSupport = Literal["teacher", "intersection", "sampled"]
-#: What becomes of the probability outside a support, as `support_divergence` explains it.
-Tail = Literal["drop", "bucket", "renormalize", "reweight"]
+#: What becomes of the probability outside a support, as `support_divergence` and `sampled_tail_divergence` explain it.
+Tail = Literal["drop", "bucket", "renormalize", "reweight", "sample"]
 TOP_K_SUPPORTS, SUPPORTS, KNOWN_SUPPORTS, TAILS = map(get_args, (Support, LossSupport, KnownSupport, Tail))
 
 
@@ -165,7 +165,8 @@ def support_divergence(
         teacher_log_probs: `(..., K)`, log q on the same ids; detached.
         divergence: a name in `DIVERGENCES`: `"reverse_kl"`, `"forward_kl"`, `"jsd"` or `"mixed"`.
         beta: share of the reverse side in `jsd` (0 forward, 1 reverse) and `mixed`.
-        tail: `"drop"`, `"bucket"`, `"renormalize"` or `"reweight"`.
+        tail: `"drop"`, `"bucket"`, `"renormalize"` or `"reweight"`. `"sample"` needs the sampled tokens too: it is
+            `sampled_tail_divergence`.
         stop_gradient: hold the log-ratio of the reverse KL constant.
         support_mask: `(..., K)` bool, False for entries outside S. A row without any entry gives a zero that keeps
             its graph (with `bucket`: the divergence of two empty supports, also zero).
@@ -177,7 +178,7 @@ def support_divergence(
 
     Raises:
         ValueError: shapes differ, an unknown option, `beta` outside [0, 1], K = 1 with `renormalize`, which is
-            identically zero, or `reweight` with anything but the reverse KL and its stop-gradient.
+            identically zero, `reweight` with anything but the reverse KL and its stop-gradient, or `sample`.
 
     Source: "The Many Faces of On-Policy Distillation", arXiv 2605.11182, eq. 12; `mixed` as in NeMo-RL; `reweight` as
     in the code of "Rethinking On-Policy Distillation", arXiv 2604.13016.
@@ -206,6 +207,11 @@ def support_divergence(
         raise ValueError(
             f"tail='reweight' is a policy gradient: it needs divergence='reverse_kl' with stop_gradient=True, got "
             f"{divergence!r} with {stop_gradient}. Use tail='drop' for other divergences."
+        )
+    if tail == "sample":
+        raise ValueError(
+            "tail='sample' needs the log-probabilities of the sampled tokens. Use sampled_tail_divergence, or "
+            "chunked_support_loss with completion_ids."
         )
     student, teacher = as_pair(student_log_probs, teacher_log_probs)
     if support_mask is not None:

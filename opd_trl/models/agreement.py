@@ -2,12 +2,12 @@
 
 import torch
 from torch import Tensor, nn
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ..losses.head import Head
 from ..losses.next_token import NextToken
-from .forward import causal_lm, completion_hidden_states, read_head, unique_tensors
+from .forward import causal_lm, completion_hidden_states, read_head
 from .own_forward import REMEDY, logit_transform, name_of
+from .sharding import whole_heads
 
 
 #: Tokens of the longer one of the two rows that are compared.
@@ -46,7 +46,7 @@ def check_agreement(
             "its head: padded rows would count as tokens. Set vocab_size of its configuration to the smaller number."
         )
     head = read_head(model)
-    with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias))):
+    with whole_heads(head.weight, head.bias):
         head = head.rows(own.size(-1))
         alone, beside, padded = (logits_of(x, head) for x in (before_head, *states))
     own, rounding = own.to(alone.device), tolerance(before_head, plain)

@@ -1,7 +1,6 @@
 """From a causal language model to the hidden states of the completion and the head that reads them."""
 
 import inspect
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -9,25 +8,11 @@ from torch import Tensor, nn
 
 from ..losses.head import Head
 from ..losses.next_token import NextToken
+from .multimodal import PER_TOKEN_KEYS
 from .own_forward import logit_transform, name_of, run_to_head
 from .packing import packed_hidden_states
 from .prefix_cache import PrefixCache
 from .sequences import completion_positions, cut, left_padding, longest_row, turn
-
-
-# Batch entries that a vision-language backbone takes besides ids and mask.
-MULTIMODAL_KEYS = (
-    "pixel_values",
-    "image_grid_thw",
-    "pixel_attention_mask",
-    "spatial_shapes",
-    "image_sizes",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "image_position_ids",
-)
-# Those of them that have an entry for each token.
-PER_TOKEN_KEYS = ("token_type_ids", "mm_token_type_ids")
 
 
 def causal_lm(model: nn.Module) -> nn.Module:
@@ -131,11 +116,6 @@ def vocabulary_rows(config: Any) -> int:
     return getattr(config, "unpadded_vocab_size", None) or config.vocab_size
 
 
-def multimodal_inputs(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The entries of a batch that a vision-language backbone takes."""
-    return {key: inputs[key] for key in MULTIMODAL_KEYS if key in inputs}
-
-
 def token_log_probs(hidden_states: Tensor, head: Head, ids: Tensor, **options: Any) -> tuple[Tensor, Tensor]:
     """Log-probabilities `(N,)` of one token each, and entropies `(N,)`, from hidden states `(N, H)`.
 
@@ -143,11 +123,6 @@ def token_log_probs(hidden_states: Tensor, head: Head, ids: Tensor, **options: A
     """
     log_probs, _, entropy = NextToken(hidden_states, head).log_probs(ids=ids.unsqueeze(-1), **options)
     return log_probs.squeeze(-1), entropy
-
-
-def unique_tensors(tensors: Iterable[Tensor | None]) -> list[Tensor]:
-    """Tensors without None and without repeats: a self-teacher shares its head with the student."""
-    return list({id(x): x for x in tensors if x is not None}.values())
 
 
 def scatter(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
+from .multimodal import taken
 from .sequences import spans
 
 
@@ -34,12 +34,10 @@ def by_length(
         sizes: rows of each micro-batch, of all rows and the order in which they go; None: as many and as large as
             these.
     """
-    split = [split_pixel_values_by_grid(batch) for batch in batches]  # images in lists, by rows
-    merged = {name: joined([batch[name] for batch in split]) for name in split[0]}
+    merged = {name: joined([batch[name] for batch in batches]) for name in batches[0]}
     order = longest_first(merged)
     parts = order.split(len(order) // len(batches) if sizes is None else sizes(merged, order))
-    found = [{name: picked(value, rows) for name, value in merged.items()} for rows in parts]
-    return [unsplit_pixel_values_by_grid(batch) for batch in found]
+    return [taken(merged, rows) for rows in parts]
 
 
 def rows_that_fit(lengths: list[int], budget: int) -> list[int]:
@@ -77,10 +75,3 @@ def joined(values: list[Any]) -> Any:
     if isinstance(values[0], list):
         return [value for batch in values for value in batch]
     return torch.cat(values) if isinstance(values[0], Tensor) and values[0].ndim else values[0]
-
-
-def picked(value: Any, rows: Tensor) -> Any:
-    """These rows of an entry."""
-    if isinstance(value, list):
-        return [value[i] for i in rows.tolist()]
-    return value[rows] if isinstance(value, Tensor) and value.ndim else value

@@ -29,7 +29,7 @@ class StandIn(nn.Module):
 
     def __init__(self, head: nn.Module, width: int):
         super().__init__()
-        self.heads = (head,)  # in a tuple, so that it is no part of this module
+        self.heads = (head,)  # in a tuple, so that it is not part of this module
         self.width = width
         self.hidden_states: Tensor | None = None
 

@@ -47,7 +47,7 @@ def fingerprint(folder: Path) -> str:
 def check_model(model: str, *, option: str, needs: str) -> None:
     """Raise ValueError where a path is meant that is not there, or is not a model."""
     path = Path(model).expanduser()
-    local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1
+    local = path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1 or path.parent.is_dir()
     if local and not path.is_dir():
         raise ValueError(
             f"{option} {model!r} does not exist (looked in {Path.cwd()}). Give a folder that save_pretrained wrote, "

@@ -82,7 +82,7 @@ def reader_of(model: PreTrainedModel, path: str, revision: str | None) -> Callab
 
 
 def final_norm(model: PreTrainedModel, read: Callable[[str], Tensor]) -> nn.Module | None:
-    """The norm behind the last layer: the last one of the decoder that is no part of a numbered layer."""
+    """The norm behind the last layer: the last one of the decoder that is not part of a numbered layer."""
     decoder = model.get_decoder()
     place = next((name for name, module in model.named_modules() if module is decoder), "")
     norms = {name: module for name, module in decoder.named_modules() if is_outside_layers(name) and is_norm(module)}
@@ -149,7 +149,7 @@ def saved_keys(model: PreTrainedModel, keys: list[str]) -> dict[str, str]:
         name, converter = rename_source_key(key, renamings, converters, *places)
         if name not in places[1] and key in places[1]:
             name, converter = rename_source_key(key, [], [], *places)
-        if converter is None:  # what is put together of several tensors is no head
+        if converter is None:  # what is put together of several tensors is not a head
             found[name] = key
     return found
 
@@ -170,7 +170,7 @@ class Body(nn.Module):
 
     def __init__(self, part: nn.Module, hidden_states: Tensor):
         super().__init__()
-        self._parts, self._hidden_states = (part,), hidden_states  # in a tuple, so that it is no part of this module
+        self._parts, self._hidden_states = (part,), hidden_states  # in a tuple, so that it is not part of this module
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):

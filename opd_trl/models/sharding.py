@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from trl.models import prepare_deepspeed, prepare_fsdp
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 
 def whole(parameter: Tensor, *, write: bool = False) -> AbstractContextManager:
@@ -25,6 +26,14 @@ def whole(parameter: Tensor, *, write: bool = False) -> AbstractContextManager:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if write else None)
+
+
+def whole_heads(*tensors: Tensor | None) -> AbstractContextManager:
+    """Context in which ZeRO-3 gathers these tensors of LM heads, read-only; all ranks must enter it.
+
+    What is not in the engine's hands, as the head that a server has sent, is whole already.
+    """
+    return maybe_gather_lm_head_ctx(*(x for x in tensors if hasattr(x, "ds_status")))
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 from .forward import window_of
 from .merged import merged_adapters
@@ -41,13 +41,21 @@ class TransformersEngine:
     @torch.no_grad()
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, seeds: Sequence[int]) -> list[Completion]:
         """An answer to each prompt of token ids, up to its end token; one seed for the batch is made of theirs."""
+        return self._generate(prompts, sampling, seeds)
+
+    @torch.no_grad()
+    def stream(self, prompt: list[int], sampling: Sampling, seed: int, tell: Callable[[str], None]) -> Completion:
+        """The answer to one prompt, whose text is told piece by piece as it is written."""
+        return self._generate([prompt], sampling, [seed], streamer=Streamer(self.tokenizer, tell))[0]
+
+    def _generate(self, prompts, sampling: Sampling, seeds: Sequence[int], **more: Any) -> list[Completion]:
         ids, mask = left_pad(prompts, pad_token_id=self.pad_id, device=self.model.device)
         options: dict[str, Any] = {"do_sample": sampling.temperature > 0, "max_new_tokens": sampling.max_new_tokens}
         if options["do_sample"]:
             options |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k}
         torch.manual_seed(derived_seed(*seeds))
         with merged_adapters(self.model):
-            output = self.model.generate(input_ids=ids, attention_mask=mask, **options)
+            output = self.model.generate(input_ids=ids, attention_mask=mask, **options, **more)
         return [self._completion(row) for row in output[:, ids.size(1) :].tolist()]
 
     def _completion(self, ids: list[int]) -> Completion:
@@ -55,6 +63,17 @@ class TransformersEngine:
         kept = ids if length is None else ids[:length]
         text = self.tokenizer.decode(kept, skip_special_tokens=True)
         return Completion(text, len(kept), length is not None)
+
+
+class Streamer(TextStreamer):
+    """Tells the pieces of an answer, special tokens left out, as soon as they are whole words."""
+
+    def __init__(self, tokenizer, tell: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.tell = tell
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.tell(text)
 
 
 def end_ids(of_model: int | list[int] | None, of_tokenizer: int | None) -> list[int]:

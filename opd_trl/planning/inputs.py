@@ -15,7 +15,7 @@ from ..scripts.common import model_init_kwargs
 from ..scripts.launching import launch_arguments
 from ..scripts.recipe_command import Flags, check_misplaced, make_parser, peek, training_command
 from ..teachers.several.routing import is_routed, named_teachers
-from ..trainers.opd_config import OPDConfig
+from ..trainers.config.opd_config import OPDConfig
 from .component import GIB
 from .model_size import adapter_parameters, build, measure, read_config
 from .totals import size
@@ -117,17 +117,17 @@ def teacher_folders(given: list[str], names: list[str]) -> dict[str, str]:
 def read_teacher(training: OPDConfig, name: str, teacher: str, folder: str | None) -> Teacher:
     """Size one teacher. A server is not asked: without a local copy or a folder nothing is known of its teacher."""
     remote, served = training.trust_remote_code, is_url(teacher)
-    local_copy = training.teacher_model_name_or_path if served else None
+    reads_text, local_copy = training.teacher_vocabulary == "text", training.model_of_server(name) if served else None
     path, flag = local_copy if served else teacher, f"--teacher-config {teacher_flag(name)}"
     if path is None and folder is None:
-        return Teacher(name, None, served)
+        return Teacher(name, None, served, reads_text=reads_text)
     config = read_config("teacher", path, folder, flag=flag, trust_remote_code=remote)
     kwargs = {} if served else training.teacher_model_init_kwargs or {}
     quantization = kwargs.get("quantization_config") or {}
     size = measure(
         build(config, trust_remote_code=remote), dtype=kwargs.get("dtype", "auto"), quantization=quantization
     )
-    return Teacher(name, size, served, local_copy)
+    return Teacher(name, size, served, None if reads_text else local_copy, reads_text)
 
 
 def read_engine(launch: Namespace, *, gpus: int | None, on_cpu: bool) -> tuple[Engine, list[Engine]]:

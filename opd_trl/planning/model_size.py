@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from peft import PeftConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from trl import ModelConfig, get_peft_config
 
 from ..models.lora_folders import base_of, is_adapter
@@ -33,9 +41,12 @@ def read_config(
 
 
 def build(config: PretrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
-    """The causal language model of a config on the `meta` device: shapes alone."""
+    """The causal or vision-language model of a config on the `meta` device: shapes alone."""
+    kind = type(config)
+    reads_images = kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and kind not in MODEL_FOR_CAUSAL_LM_MAPPING
+    auto = AutoModelForImageTextToText if reads_images else AutoModelForCausalLM
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def measure(

@@ -205,6 +205,11 @@ def teacher_weights(work: Workload, engine: Engine) -> list[Component]:
             head, width = teacher.size.head_parameters, teacher.size.width
             how = f"{product(head, width)}, from its server"
             parts.append(Component(label("teacher's head", teacher), head * width, how))
+    for teacher in work.teachers:
+        if teacher.reads_text and teacher.size is not None:
+            copied, width = work.student.vocab_size * teacher.size.hidden_size, teacher.size.width
+            how = f"{product(copied, width)}, by the student's ids"
+            parts.append(Component(label("copy of the teacher's head", teacher), copied * width, how))
     return [*parts, *sorted(bodies, key=lambda body: body.bytes)[-1:]]
 
 

@@ -64,12 +64,14 @@ class Teacher:
         size: None for a served one of which nothing is known.
         served: does it lie behind HTTP? One of known size counts as `opd-trl serve-teacher`, which takes most here.
         local_copy: path or hub id of a served one that is loaded at start, to compare.
+        reads_text: has it another tokenizer? Then a copy of its head has a row for each id of the student's.
     """
 
     name: str
     size: ModelSize | None
     served: bool = False
     local_copy: str | None = None
+    reads_text: bool = False
 
 
 @dataclass(frozen=True)

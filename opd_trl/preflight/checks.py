@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .findings import Finding
+from .findings import Finding, advice
 
 
 if TYPE_CHECKING:
@@ -43,7 +43,11 @@ class Check:
             found = self._load().run(preflight)
         except ValueError as error:
             return [Finding(self.name, "not run", "", str(error), section=self.name)]
-        return [finding._replace(section=self.section or self.name) for finding in found]
+        args = preflight.trainer.args
+        return [
+            finding._replace(section=self.section or self.name, change=advice(finding.change, args))
+            for finding in found
+        ]
 
     def table(self, figures: dict[str, Any]) -> "RenderableType | None":
         """What the card shows above its findings; `figures` are those of the whole pre-flight, as in the JSON."""

@@ -16,11 +16,11 @@ from ..losses.mixture import Mixture
 from ..losses.next_token import NextToken
 from ..losses.spread import context_spread
 from ..teachers.scores import Scores
+from ..trainers.looks.rollouts import Rollout, quarters_of, score
 from .clustered import WIDTH
 from .context_draw import Draw, TeacherIds, draw_contexts, row_gains, teacher_prompts, text_of, under
 from .context_figures import ContextFigures, ContextTokens, context_figures, findings_of
 from .findings import Finding
-from .rollouts import Rollout, quarters_of, score
 from .state import Preflight
 
 
@@ -44,7 +44,10 @@ def run(preflight: Preflight) -> list[Finding]:
             trainer, preflight.rollouts, contexts=preflight.contexts, seed=trainer.args.seed, on_batch=done
         )
     preflight.details["context"] = asdict(figures)
-    return findings_of(figures)
+    found = findings_of(figures)
+    if trainer.args.shuffle_privileged_context:  # another row's, as asked for
+        return [finding for finding in found if finding.name != "belongs to its row"]
+    return found
 
 
 def table(figures: dict[str, Any]) -> Table | None:
@@ -128,7 +131,7 @@ def refuse_untestable(trainer, contexts: int) -> None:
             "there is no privileged context to test: the teacher reads the student's own prompt. Give one with "
             "privileged_context, privileged_context_file or privileged_context_column."
         )
-    if trainer.shared_ids.tokenizer is not None:
+    if trainer.shared_ids.reads_text:
         raise ValueError(
             "with teacher_vocabulary='text' this test is not made: it puts texts in the student's tokens behind other "
             "contexts. Test the privileged context with a teacher of the student's tokenizer."
@@ -137,11 +140,6 @@ def refuse_untestable(trainer, contexts: int) -> None:
         raise ValueError(
             "with sibling_context the privileged context is another completion of the same prompt, so those of other "
             "rows say nothing about it. Test it with a column that holds such completions."
-        )
-    if trainer.environment_factories is not None:
-        raise ValueError(
-            "with environment_factory a prompt is whole only while its environment runs, so it cannot be read again "
-            "under other contexts. Test the privileged context without the environment."
         )
     if contexts < 2:
         raise ValueError(f"contexts must be >= 2, got {contexts}: the row's own and at least one of another row.")

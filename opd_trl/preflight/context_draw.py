@@ -1,5 +1,6 @@
 """For the check `context`: which contexts each prompt is scored with, and what the teacher says after each."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import contents
 from ..models.forward import scatter
+from ..models.multimodal import TEACHER_IMAGES, ReadPrompt
 from ..models.sequences import left_pad
 from ..privileged import TEMPLATES, Context, Prompt, check_context, with_text
 from ..teachers.scores import Scores
 from ..teachers.several.routing import ROW_ENTRIES
 from ..teachers.shared_prefix import SHARED, shared_tokens
-from .rollouts import Rollout
+from ..trainers.looks.rollouts import Rollout
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def draw_contexts(trainer, rollouts: Sequence[Rollout], contexts: int, seed: int
     size = len(own)
     if size < 2:
         raise ValueError(f"the privileged-context test needs at least 2 prompts, got {size}. Raise --prompts.")
-    width = 1 if len(set(map(text_of, own))) == 1 else min(contexts, size)
+    width = 1 if len(set(map(identity, own))) == 1 else min(contexts, size)
     generator = torch.Generator().manual_seed(seed)
     # k + 1 + r for r in 0 .. K - 2 is every other row.
     others = [torch.randperm(size - 1, generator=generator)[: width - 1] for _ in own]
@@ -59,9 +62,14 @@ def draw_contexts(trainer, rollouts: Sequence[Rollout], contexts: int, seed: int
     return Draw(own, columns, number)
 
 
-def identity(row: dict[str, Any]) -> str:
-    """A text that two rows share only if they are the same in every column."""
-    return json.dumps(row, sort_keys=True, default=str)
+def identity(value: Any) -> str:
+    """A text that two rows, or two contexts, share only if they are the same in all that they hold."""
+    return json.dumps(value, sort_keys=True, default=fingerprint)
+
+
+def fingerprint(value: Any) -> str:
+    """What tells a value from others that JSON has no form for: the pixels of an image."""
+    return hashlib.sha256(value.tobytes()).hexdigest() if hasattr(value, "tobytes") else str(value)
 
 
 def text_of(context: Context) -> str:
@@ -70,16 +78,16 @@ def text_of(context: Context) -> str:
     >>> text_of([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     'a\\nb'
     """
-    return context if isinstance(context, str) else "\n".join(str(turn["content"]) for turn in context)
+    return context if isinstance(context, str) else "\n".join(contents.text_of(turn["content"]) for turn in context)
 
 
 @dataclass(frozen=True)
 class TeacherIds:
-    """Token ids of the teacher's prompts: for each column of a `Draw`, without context, and without the question."""
+    """The teacher's prompts as it reads them: for each column of a `Draw`, without context, without the question."""
 
-    columns: list[list[list[int]]]
-    empty: list[list[int]]
-    alone: list[list[int]] | None
+    columns: list[list[ReadPrompt]]
+    empty: list[ReadPrompt]
+    alone: list[ReadPrompt] | None
 
 
 def teacher_prompts(trainer, rollout: Rollout, draw: Draw) -> TeacherIds:
@@ -87,9 +95,9 @@ def teacher_prompts(trainer, rollout: Rollout, draw: Draw) -> TeacherIds:
     rows, numbers = rollout.rows, draw.of(rollout.rows)
     own = draw.contexts(numbers, 0)
 
-    def render(contexts: list[Context | None], rows: list[dict[str, Any]], what: str) -> list[list[int]]:
+    def render(contexts: list[Context | None], rows: list[dict[str, Any]], what: str) -> list[ReadPrompt]:
         names = [f"the row with the prompt {str(row['prompt'])[:80]!r}, {what}" for row in rows]
-        return trainer.teacher_prompts.token_ids(rows, names, contexts=contexts)
+        return trainer.teacher_prompts.read(rows, names, contexts=contexts)
 
     columns = [render(own, rows, "its own context")]
     for column in range(1, draw.columns.size(1)):
@@ -129,7 +137,7 @@ def row_gains(
     """
     tokenizer, numbers = trainer.tokenizer, draw.of(rollout.rows)
     contexts = [[text_of(x) for x in draw.contexts(numbers, c)] for c in range(draw.columns.size(1))]
-    plain = [[tokenizer.encode(f"{text}\n\n") for text in column] for column in contexts]
+    plain = [[ReadPrompt(tokenizer.encode(f"{text}\n\n")) for text in column] for column in contexts]
 
     def encoded(texts: list[str | None]) -> dict[int, list[int]]:
         found = {i: tokenizer.encode(texts[i], add_special_tokens=False) for i in rows if texts[i] is not None}
@@ -147,14 +155,14 @@ def gains_in(
     trainer,
     batch: dict[str, Any],
     contexts: list[list[str]],
-    prefixes: list[list[list[int]]],
+    prefixes: list[list[ReadPrompt]],
     texts: dict[int, list[int]],
 ) -> list[float]:
     """Log-probability of each row's text after its own prefix less the mean after others; nats a token.
 
     Args:
-        contexts, prefixes: n columns of one context, and the token ids that it makes, per row of the batch; the own
-            ones first. Columns in which a row has its own context again do not count for it.
+        contexts, prefixes: n columns of one context, and the prompt that it makes, per row of the batch; the own ones
+            first. Columns in which a row has its own context again do not count for it.
         texts: token ids by row of the batch.
     """
     others = {i: [c for c, column in enumerate(contexts) if column[i] != contexts[0][i]] for i in texts}
@@ -191,7 +199,7 @@ def answer_of(row: dict[str, Any], column: str) -> str | None:
 
 
 def text_log_probs(
-    trainer, batch: dict[str, Any], rows: Sequence[int], prefixes: list[list[int]], texts: list[list[int]]
+    trainer, batch: dict[str, Any], rows: Sequence[int], prefixes: list[ReadPrompt], texts: list[list[int]]
 ) -> list[float]:
     """Mean log-probability per token of each text after its prefix, under the teacher of its row at temperature 1."""
     # Padded on the left, then turned: completions are padded on the right.
@@ -209,8 +217,9 @@ def text_log_probs(
     return (sums / mask.sum(-1)).tolist()
 
 
-def under(trainer, batch: dict[str, Any], prompt_ids: list[list[int]]) -> dict[str, Scores]:
+def under(trainer, batch: dict[str, Any], prompts: list[ReadPrompt]) -> dict[str, Scores]:
     """What each teacher says of the completions of a batch after other prompts."""
-    ids, mask = left_pad(prompt_ids, pad_token_id=trainer.tokenizer.pad_token_id, device=trainer.accelerator.device)
-    batch = batch | {"teacher_prompt_ids": ids, "teacher_prompt_mask": mask, SHARED: shared_tokens(ids, mask)}
+    batch = {name: value for name, value in batch.items() if name != TEACHER_IMAGES}  # those of other prompts
+    batch |= trainer.teacher_prompts.laid_out(prompts)
+    batch |= {SHARED: shared_tokens(batch["teacher_prompt_ids"], batch["teacher_prompt_mask"])}
     return trainer.teacher_scores(trainer.model, batch | trainer.score_ahead(batch))

@@ -267,9 +267,9 @@ def findings_of(figures: ContextFigures) -> list[Finding]:
         name, change, value = "what it changes", EMPTY_REMEDY, figures.moved.value
         figure, threshold = f"{value:.1e} nats a token", f"above {NOTHING_TO_LEARN} ({OURS})"
     else:
-        name, change, (value, error) = "cannot be learned", "" if word == "ok" else REMEDY, figures.share
-        figure = f"{value:.3f} ± {WIDTH * error:.3f} of {figures.total.value:.4f} nats a token"
-        threshold = f"below {SHARED_RULE}, hopeless from {PER_INSTANCE} ({OURS}; mechanism 3, {PAPER})"
+        name, change, (value, error) = "share that cannot be learned", "" if word == "ok" else REMEDY, figures.share
+        figure = f"{value:.0%} ± {WIDTH * error:.0%} of {figures.total.value:.4f} nats a token"
+        threshold = f"hopeless from {PER_INSTANCE:.0%} ({OURS}; mechanism 3, {PAPER})" if word != "ok" else ""
     found = [Finding(name, word, figure, sentence, threshold, change, value)]
     rows = judge_rows(figures)
     if rows is not None:

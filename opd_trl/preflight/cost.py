@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from ..trainers.looks.rollouts import Rollout
 from .findings import Finding
-from .rollouts import Rollout
 from .state import Preflight
 
 
@@ -20,7 +20,12 @@ def run(preflight: Preflight) -> list[Finding]:
         generation_seconds=preflight.generation_seconds,
         generated=preflight.num_completions,
     )
-    preflight.details["cost"] = asdict(cost) | {"total": cost.total, "teacher_share": cost.teacher_share}
+    teachers = preflight.trainer.teachers.values()
+    preflight.details["cost"] = asdict(cost) | {
+        "total": cost.total,
+        "teacher_share": cost.teacher_share,
+        "is_served": any(part.is_elsewhere for teacher in teachers for part in teacher.parts),
+    }
     figure = (
         f"{cost.total:.1f} s for {cost.completions} completions: generation {cost.generation:.1f}, teacher "
         f"{cost.teacher:.1f}, student {cost.student:.1f}; peak {cost.peak_gib:.1f} GiB"

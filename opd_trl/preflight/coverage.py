@@ -6,60 +6,45 @@ import torch
 from torch import Tensor
 
 from ..losses.divergences import DIVERGENCES, divergence_named
+from ..losses.head import Head
+from ..losses.next_token import NextToken
 from ..models.forward import read_head, token_log_probs, vocabulary_rows
 from ..teachers.text_ids import ALONE, LEAST_ALIGNED, SPAN
-from .findings import OURS, Finding
-from .rollouts import Rollout, score
+from ..trainers.looks.rollouts import Rollout, score
+from .findings import INFO, OURS, Finding
 from .state import Preflight
 
 
-# Teacher's probability outside the student's TopK: as a mean, and at the worst of the first positions.
-UNCOVERED, UNCOVERED_AT_ONE_PLACE = 0.2, 0.5
-
 FINDERS = " or ".join(name for name, entry in DIVERGENCES.items() if entry.finds_missing_modes)
-MODES_REMEDY = f"divergence: {FINDERS}, with loss_support: union; or SFT on the teacher's text first"
+SEES_MODES = f"a forward KL sees them (divergence: {FINDERS}, with loss_support: union)"
 
 
 def run(preflight: Preflight) -> list[Finding]:
     """Judge the teacher's probability outside the student's TopK, and what of two tokenizers is compared."""
     trainer, args = preflight.trainer, preflight.trainer.args
-    findings = [] if trainer.shared_ids.tokenizer is None else judge_alignment(trainer, preflight.rollouts)
+    findings = judge_alignment(trainer, preflight.rollouts) if trainer.shared_ids.reads_text else []
     if preflight.could_not_run("prefixes"):  # on the same figures: one finding says why for both
         return findings
-    figures = preflight.pairs()
-    return [
-        *findings,
-        judge_coverage(
-            figures.outside.mean().item(),
-            figures.by_place("outside"),
-            top_k=args.loss_top_k,
-            divergence=args.divergence,
-            support=args.loss_support,
-        ),
-    ]
+    figures, sees = preflight.pairs(), finds_missing_modes(args.divergence, args.loss_support)
+    outside = figures.outside.mean().item(), figures.by_place("outside")
+    return [*findings, coverage(*outside, top_k=args.loss_top_k, sees=sees)]
 
 
-def judge_coverage(outside: float, by_place: Sequence[float], *, top_k: int, divergence: str, support: str) -> Finding:
-    """Does the teacher want tokens that the student never gives?
+def coverage(outside: float, by_place: Sequence[float], *, top_k: int, sees: bool) -> Finding:
+    """The teacher's probability outside the student's TopK: its mean, and at each of the first positions.
 
-    Args:
-        outside: the teacher's mean probability outside the student's TopK.
-        by_place: the same at each of the first positions of a completion.
-        top_k, divergence, support: of the loss.
+    `sees`: can the loss raise tokens there? A reverse KL hardly can where the student gives them nothing at all, and
+    does so in time where it gives them a little: the figure does not decide it.
     """
     place = max(range(len(by_place)), key=by_place.__getitem__, default=0)
     peak = max(by_place, default=0.0)
     figure = f"{outside:.3f} on average, {peak:.3f} at token {place + 1}"
-    threshold = f"below {UNCOVERED} and {UNCOVERED_AT_ONE_PLACE} ({OURS})"
-    name, value = f"teacher's mass outside the student's Top-{top_k}", max(outside, peak)
-    if outside < UNCOVERED and peak < UNCOVERED_AT_ONE_PLACE:
-        sentence = "What the teacher wants, the student already gives some probability."
-        return Finding(name, "ok", figure, sentence, threshold, value=value)
-    if finds_missing_modes(divergence, support):
-        sentence = f"The teacher wants tokens that the student does not give; {divergence} on {support} finds them."
-        return Finding(name, "ok", figure, sentence, threshold, value=value)
-    sentence = "The teacher wants tokens that the student hardly ever gives, and this loss is nearly blind to them."
-    return Finding(name, "fix", figure, sentence, threshold, MODES_REMEDY, value)
+    how = (
+        "this loss sees such tokens" if sees else f"tokens that the student never gives this loss misses; {SEES_MODES}"
+    )
+    sentence = f"What the teacher wants and the student seldom writes: {how}."
+    name = f"teacher's mass outside the student's Top-{top_k}"
+    return Finding(name, INFO, figure, sentence, value=max(outside, peak))
 
 
 def judge_alignment(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
@@ -78,6 +63,8 @@ def judge_alignment(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
         return [Finding(name, "stop", figure, sentence, threshold, change, aligned)]
     sentence = "Both read the same text up to the end of each of these tokens, or of the span that it is in."
     findings = [Finding(name, "ok", figure, sentence, threshold, value=aligned)]
+    if trainer.args.loss_support == "sampled":  # which compares texts, and no distributions
+        return findings
     masses = torch.cat([mass_in_common(trainer, rollout) for rollout in rollouts], dim=1).mean(-1)
     if masses.isnan().any():
         return findings
@@ -87,7 +74,7 @@ def judge_alignment(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
         sentence = "Where both write one token, the tokens of equal bytes hold most of the probability."
         return [*findings, Finding(name, "ok", figure, sentence, threshold, value=min(student, teacher))]
     sentence = "Where both write one token, most of the probability is on tokens that the other does not have."
-    change = "loss_support: sampled, which compares the text alone, or a teacher with a nearer vocabulary"
+    change = ("loss_support: sampled, which compares the text alone", "a teacher with a nearer vocabulary")
     return [*findings, Finding(name, "fix", figure, sentence, threshold, change, min(student, teacher))]
 
 
@@ -98,18 +85,20 @@ def mass_in_common(trainer, rollout: Rollout) -> Tensor:
     It is p(y) over all tokens / p(y) over those of equal bytes, for y among them.
     """
     options, parts = {"temperature": trainer.objective.temperature}, []
+    student = read_head(trainer.model).rows(vocabulary_rows(trainer.model.config.get_text_config()))
+
+    def share(read: NextToken, whole: Head, own: Tensor, ids: Tensor) -> Tensor:
+        of_all, _ = token_log_probs(read.hidden_states, whole, own, **options)
+        of_shared, _ = token_log_probs(read.hidden_states, read.head, ids, **options)
+        return (of_all - of_shared).exp()
+
     for scored in score(trainer, rollout):
-        ids = scored.tokens.ids
-        theirs = torch.tensor([trainer.shared_ids.same[i] for i in ids.tolist()], dtype=ids.dtype, device=ids.device)
-        for model, read, own in (
-            (trainer.model, scored.student, ids),
-            (trainer.teacher.model, scored.teacher, theirs),
-        ):
-            whole = read_head(model).rows(vocabulary_rows(model.config.get_text_config()))
-            of_all, _ = token_log_probs(read.hidden_states, whole, own, **options)
-            of_shared, _ = token_log_probs(read.hidden_states, read.head, ids, **options)
-            parts.append((of_all - of_shared).exp())
-    return torch.stack(parts)
+        ids, teacher = scored.tokens.ids, trainer.teachers[scored.teacher_name]
+        (pair,) = teacher.shared_ids.pairs
+        theirs = torch.tensor([pair.same[i] for i in ids.tolist()], dtype=ids.dtype, device=ids.device)
+        of_teacher = share(scored.teacher, teacher.head.rows(pair.teacher_rows), theirs, ids)
+        parts.append(torch.stack([share(scored.student, student, ids, ids), of_teacher]))
+    return torch.cat(parts, dim=1)
 
 
 def finds_missing_modes(divergence: str, support: str) -> bool:

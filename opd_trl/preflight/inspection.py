@@ -8,12 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..evaluation.math import math_accuracy
+from ..trainers.looks.held_out import Judge
+from ..trainers.looks.rollouts import num_batches, roll_out, take_rows
 from . import checks
 from .findings import Finding, worst
 from .loss import check_loss, figures_of
 from .loss_check import TOP_KS
-from .rollouts import num_batches, roll_out, take_rows
-from .state import Bar, Judge, Preflight, no_bar
+from .state import Bar, Preflight, no_bar
 
 
 #: Does an answer obey? From `evaluation.parse_rule`.

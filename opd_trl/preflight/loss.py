@@ -12,9 +12,9 @@ from ..losses.divergences import DIVERGENCES
 from ..losses.fused import distillation_loss
 from ..losses.next_token import NextToken
 from ..losses.objective import Objective, Tokens
-from .findings import OURS, PAPER, Finding, number
-from .loss_check import CLOSE, TOP_KS, LossCheck, LossRow, cosine_of, forms_of, judge, judge_tail
-from .rollouts import Rollout, Scored, only_block, score
+from ..trainers.looks.rollouts import Rollout, Scored, only_block, score
+from .findings import PAPER, Finding, number
+from .loss_check import TOP_KS, LossCheck, LossRow, cosine_of, forms_of, judge, tail_finding
 from .state import Preflight
 
 
@@ -56,10 +56,10 @@ def run(preflight: Preflight) -> list[Finding]:
     word, sentence = judge(report.rows, report.exact_loss)
     row = report.rows[0]
     figure = f"left at the teacher {row.gradient_at_teacher:.1e}, cosine {number(row.agreement)}"
-    threshold = f"0 at the teacher ({PAPER}, eq. 12); cosine above {CLOSE} ({OURS})"
+    threshold = f"0 at the teacher ({PAPER}, eq. 12)"
     return [
         Finding("gradient", word, figure, sentence, threshold, value=row.agreement),
-        judge_tail(row.tail_pull, trainer.args.loss_top_k),
+        tail_finding(row.tail_pull, trainer.args.loss_top_k),
     ]
 
 

@@ -5,15 +5,11 @@ from typing import Any
 
 from rich.table import Table
 
-from .findings import NOTHING_TO_LEARN, OURS, PAPER, Finding
+from .findings import INFO, NOTHING_TO_LEARN, OURS, Finding
 from .state import Preflight
 
 
-# Mean overlap of both TopK sets on the student's text. The paper gives no figure, only that of two teachers of equal
-# score the one with the higher overlap teaches better.
-LOW_OVERLAP = 0.5
-# Overlap in the last quarter of the completions against the first.
-OVERLAP_KEPT = 0.8
+ANOTHER_TEACHER = "another teacher: teacher_model_name_or_path, teacher_server_url"
 # What the JSON holds of each token, as means over all tokens and by quarter.
 FIGURES = ("reverse_kl", "forward_kl", "student_entropy", "teacher_entropy", "overlap", "outside")
 
@@ -27,8 +23,8 @@ def run(preflight: Preflight) -> list[Finding]:
     trainer = preflight.trainer
     return [
         judge_divergence(means["reverse_kl"], own_teacher=trainer.args.teaches_itself),
-        judge_overlap(means["overlap"], trainer.args.loss_top_k),
-        judge_drift(quarters["overlap"]),
+        overlap(means["overlap"], trainer.args.loss_top_k),
+        drift(quarters["overlap"]),
     ]
 
 
@@ -51,30 +47,23 @@ def judge_divergence(reverse_kl: float, *, own_teacher: bool) -> Finding:
         sentence = "Student and teacher differ on the student's own text."
         return Finding(name, "ok", figure, sentence, threshold, value=reverse_kl)
     sentence = "The teacher gives the student's own distributions: there is nothing to learn."
-    change = "privileged_context: one that changes the answers" if own_teacher else "teacher_model_name_or_path"
+    change = "privileged_context: one that changes the answers" if own_teacher else ANOTHER_TEACHER
     return Finding(name, "stop", figure, sentence, threshold, change, reverse_kl)
 
 
-def judge_overlap(overlap: float, top_k: int) -> Finding:
-    """Do both models hold the same tokens likely where the student writes?"""
-    figure, threshold = f"{overlap:.3f}", f"above {LOW_OVERLAP} ({OURS}; the higher the better, {PAPER})"
-    name = f"Top-{top_k} overlap"
-    if overlap >= LOW_OVERLAP:
-        sentence = "Both models hold mostly the same tokens likely on the student's text."
-        return Finding(name, "ok", figure, sentence, threshold, value=overlap)
-    sentence = "On the student's text the teacher holds other tokens likely than the student does."
-    change = "a teacher nearer to the student (an RLVR-adapted copy of it), or SFT on the teacher's text first"
-    return Finding(name, "fix", figure, sentence, threshold, change, overlap)
+def overlap(mean: float, top_k: int) -> Finding:
+    """Do both models hold the same tokens likely where the student writes?
+
+    The paper says that of two teachers of equal score the one with the higher overlap teaches better, and gives no
+    figure; in our study it did not tell runs that worked from runs that failed.
+    """
+    sentence = "Share of their likeliest tokens that both models have in common on the student's text."
+    return Finding(f"Top-{top_k} overlap", INFO, f"{mean:.3f}", sentence, value=mean)
 
 
-def judge_drift(overlaps: Sequence[float]) -> Finding:
-    """Does the teacher lose its way in what the student has written? Overlap by quarter of the completions."""
+def drift(overlaps: Sequence[float]) -> Finding:
+    """The overlap by quarter of the completions; its value is the last over the first."""
     kept = overlaps[-1] / overlaps[0] if overlaps[0] else 1.0
-    name, figure = "overlap by quarter", " > ".join(f"{overlap:.3f}" for overlap in overlaps)
-    threshold = f"last quarter at least {OVERLAP_KEPT} of the first ({OURS})"
-    if kept >= OVERLAP_KEPT:
-        sentence = "The overlap holds to the end of the completions."
-        return Finding(name, "ok", figure, sentence, threshold, value=kept)
-    sentence = "The overlap falls along the completions: the teacher reads prefixes that it would not write."
-    change = "max_completion_length: shorter, or SFT on the teacher's text first, or an RLVR-adapted teacher"
-    return Finding(name, "fix", figure, sentence, threshold, change, kept)
+    figure = " > ".join(f"{value:.3f}" for value in overlaps)
+    sentence = "The same along the completions: where it falls, the teacher reads what it would not write."
+    return Finding("overlap by quarter", INFO, figure, sentence, value=kept)

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from ..models.sequences import unpadded
-from .rollouts import Rollout
+from ..trainers.looks.rollouts import Rollout
 
 
 # Characters of a prompt that are shown; the middle of a longer one is left out.
@@ -30,7 +30,7 @@ def first_prompts(trainer, rollout: Rollout) -> dict[str, str | None]:
     ids = batch["completion_ids"][0]
     return {
         "student": tokenizer.decode(student),
-        "teacher": trainer.teacher_prompts.tokenizer.decode(teacher),
+        "teacher": trainer.teacher_prompts.tokenizer_of(batch, 0).decode(teacher),
         "before": None if not len(kept) else tokenizer.decode(ids[: kept[0]]),
         "first_supervised_token": None if not len(kept) else tokenizer.decode(ids[kept[0] : kept[0] + 1]),
     }

@@ -5,10 +5,11 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from ..models.multimodal import has_images
 from ..trainers.input_checks import check_teacher
+from ..trainers.looks.pairs import pair_figures
 from ..trainers.placement import model_teacher
 from .findings import Finding, number
-from .pairs import pair_figures
 from .state import Preflight
 from .teacher_answers import nll_under_student, teacher_answers
 
@@ -53,8 +54,10 @@ def figures_of(preflight: Preflight, path: str) -> dict[str, Any]:
     """One row of the ranking; `refused` says why a teacher cannot teach this student."""
     trainer, rollouts = preflight.trainer, preflight.rollouts
     row: dict[str, Any] = {"name": path, "refused": None, **dict.fromkeys(FIGURES)}
-    if trainer.shared_ids.tokenizer is not None:
+    if trainer.shared_ids.reads_text:
         return row | {"refused": "teachers of another tokenizer (teacher_vocabulary: text) are not ranked"}
+    if any(has_images(rollout.batch) for rollout in rollouts):
+        return row | {"refused": "teachers are not ranked on rows with images"}
     try:
         shared_ids = check_teacher(trainer.model, path, trainer.args, trainer.tokenizer, None)
     except (ValueError, OSError) as error:

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..trainers.looks.held_out import Judge
+from ..trainers.looks.pairs import PairFigures, pair_figures
+from ..trainers.looks.rollouts import Rollout
 from .findings import Finding
-from .pairs import PairFigures, pair_figures
-from .rollouts import Rollout
 
 
-#: From answers and the rows of the data set that they answer to 1 (right) or 0 (wrong) for each.
-Judge = Callable[[list[str], list[dict[str, Any]]], list[float]]
 #: From a title and a number of batches to a progress bar: a context that gives a function to call after each batch.
 Bar = Callable[[str, int], contextlib.AbstractContextManager[Callable[[], None]]]
 

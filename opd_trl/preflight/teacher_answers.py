@@ -9,22 +9,15 @@ import torch
 
 from ..evaluation.statistics import paired_difference
 from ..models.forward import read_head, token_log_probs, vocabulary_rows
+from ..models.multimodal import has_images
 from ..models.sampling import Completion, Sampling
 from ..models.sequences import left_pad, unpadded
 from ..models.transformers_engine import TransformersEngine
-from .coverage import MODES_REMEDY, finds_missing_modes
-from .findings import OURS, PAPER, Finding
-from .rollouts import Rollout, student_hidden_states
+from ..trainers.looks.rollouts import Rollout, student_hidden_states
+from .findings import INFO, OURS, PAPER, Finding
 from .state import Preflight
 
 
-# Accuracy that a teacher loses when it goes on from half of a student's text. The paper's 14B teacher: 62.1 to 46.0 %.
-LOST_BY_PREFIX = 0.10
-# Some of these prefixes are wrong already, and no teacher saves them all; so the loss counts where little of the
-# teacher's lead over the student is left. Chosen on three seeds of `opd-trl reproduce mechanisms`: docs/evidence.md.
-LEAD_LEFT = 0.25
-# NLL of the teacher's text under the student, nats a token: .640 before SFT stabilisation, .335 after, in the paper.
-FOREIGN_TEXT = 0.5
 # How the paper draws the teacher's traces.
 TRACES = {"temperature": 0.3, "top_p": 1.0, "top_k": 0}
 # Teachers that go on do so from this share of a student's answer.
@@ -41,13 +34,12 @@ def run(preflight: Preflight) -> list[Finding]:
         answers = teacher_answers(
             trainer, preflight.rollouts, continue_too=goes_on, seed=trainer.args.seed, on_batch=done
         )
-    args = trainer.args
     nll = nll_under_student(trainer, preflight.rollouts, answers.teacher)
     figures: dict[str, float | None] = {"nll_of_teacher_text": nll}
     preflight.details["answers"] = figures
     findings = []
     if nll is not None:
-        findings.append(judge_traces(nll, divergence=args.divergence, support=args.loss_support))
+        findings.append(traces(nll))
     if judge is None:
         return findings
     scores = {
@@ -62,7 +54,7 @@ def run(preflight: Preflight) -> list[Finding]:
     findings.append(judge_teacher(better, teacher=means["teacher"], student=means["student"]))
     if goes_on:
         lost = paired_difference(scores["teacher"], scores["continued"])
-        findings.append(judge_continuation(lost, **means))
+        findings.append(continuation(lost.value, **means))
     return findings
 
 
@@ -78,49 +70,33 @@ def judge_teacher(difference: Any, *, teacher: float, student: float) -> Finding
         sentence = (
             f"The teacher looks better, but not beyond chance ({difference.low:+.2f} to {difference.high:+.2f})."
         )
-        return Finding(name, "fix", figure, sentence, threshold, "--prompts: more", difference.value)
+        sentence += " --prompts: more of them would tell."
+        return Finding(name, INFO, figure, sentence, threshold, value=difference.value)
     sentence = "The teacher answers better than the student."
     return Finding(name, "ok", figure, sentence, threshold, value=difference.value)
 
 
-def judge_continuation(difference: Any, *, teacher: float, continued: float, student: float) -> Finding:
+def continuation(lost: float, *, teacher: float, continued: float, student: float) -> Finding:
     """What is left of the teacher's accuracy when it goes on from half of a student's answer? Mechanism 1.
 
+    The paper's 14B teacher falls from 62.1 to 46.0 % on prefixes of a 1.7B student. As a verdict it was wrong in our
+    study in 44 of 64 runs, since half of a short answer can have decided everything.
+
     Args:
-        difference: `continued` minus `teacher`, with `value`, `low` and `high`, in pairs of prompts.
+        lost: mean of `continued` less `teacher`, in pairs of prompts.
         teacher, continued, student: accuracy of the teacher from scratch, of the teacher from half of the student's
             answers, and of these answers.
     """
     figure = f"{teacher:.2f} from scratch, {continued:.2f} from half of the student's answer ({student:.2f})"
-    threshold = (
-        f"loses at most {LOST_BY_PREFIX} (14B on 1.7B prefixes: .621 to .460, {PAPER}), or keeps {LEAD_LEFT} of its "
-        f"lead over the student ({OURS})"
-    )
-    name = "teacher on student prefixes"
-    if difference.value > -LOST_BY_PREFIX or difference.high >= 0:
-        sentence = "The teacher can go on from what the student writes."
-        return Finding(name, "ok", figure, sentence, threshold, value=difference.value)
-    left = (continued - student) / (teacher - student) if teacher > student else 0.0
-    if left >= LEAD_LEFT:
-        sentence = f"The teacher keeps {left:.0%} of its lead on what the student writes: it can put it right."
-        return Finding(name, "ok", figure, sentence, threshold, value=difference.value)
-    sentence = "On prefixes of the student the teacher does hardly better than the student: its scores there mislead."
-    change = "SFT on the teacher's text first, an RLVR-adapted teacher, or distillation_gate: incorrect with rewards"
-    return Finding(name, "fix", figure, sentence, threshold, change, difference.value)
+    sentence = "What the teacher reaches when it goes on from what the student has begun."
+    return Finding("teacher on student prefixes", INFO, figure, sentence, value=lost)
 
 
-def judge_traces(nll: float, *, divergence: str, support: str) -> Finding:
+def traces(nll: float) -> Finding:
     """Would the student write what the teacher writes? NLL of the teacher's own answers under the student."""
     figure = f"{nll:.3f} nats a token"
-    threshold = f"below {FOREIGN_TEXT} (.640 before SFT, .335 after, {PAPER})"
-    name = "teacher's answers under the student"
-    if nll < FOREIGN_TEXT:
-        return Finding(name, "ok", figure, "The student could write them.", threshold, value=nll)
-    if finds_missing_modes(divergence, support):
-        sentence = f"The student would hardly write them, but {divergence} on {support} sees the teacher's tokens."
-        return Finding(name, "ok", figure, sentence, threshold, value=nll)
-    sentence = "The student would hardly write them, and this loss learns only from what it writes itself."
-    return Finding(name, "fix", figure, sentence, threshold, MODES_REMEDY, nll)
+    sentence = f"How likely the student finds the teacher's answers (.640 before SFT, .335 after, {PAPER})."
+    return Finding("teacher's answers under the student", INFO, figure, sentence, value=nll)
 
 
 @dataclass(frozen=True)
@@ -164,10 +140,15 @@ def teacher_answers(
             "this teacher scores and writes nothing here: it is served, a mean of several, or of another tokenizer. "
             "Name a model: --teacher PATH."
         )
+    if any(has_images(rollout.batch) for rollout in rollouts):
+        raise ValueError(
+            "the teacher's own answers are written from text alone, and these rows have images. Take rows without "
+            "images for this check."
+        )
     sampling = Sampling(max_new_tokens=trainer.max_completion_length, **TRACES)
     tokenizer, answers = trainer.tokenizer, Answers([], [], [], [])
-    with trainer.teacher.scoring(trainer.model) as module, own_generation(module):
-        engine = TransformersEngine(module, tokenizer)
+    with trainer.teacher.scoring(trainer.model) as module, own_generation(trainer.accelerator.unwrap_model(module)):
+        engine = TransformersEngine(trainer.accelerator.unwrap_model(module), tokenizer)
         for number, rollout in enumerate(rollouts):
             batch = trainer.shared_ids.readable(rollout.batch)
             prompts = unpadded(batch, "teacher_prompt" if "teacher_prompt_ids" in batch else "prompt")
@@ -201,32 +182,33 @@ def own_generation(model) -> Iterator[None]:
             x.generation_config = config
 
 
-@torch.no_grad()
 def nll_under_student(trainer, rollouts: Sequence[Rollout], texts: Sequence[Completion]) -> float | None:
     """NLL of texts as answers to the student's own prompts, nats a token; None where all are empty."""
-    nats, tokens = 0.0, 0
+    nats, tokens = map(sum, zip(*nats_under_student(trainer, rollouts, texts), strict=True))
+    return nats / tokens if tokens else None
+
+
+@torch.no_grad()
+def nats_under_student(trainer, rollouts: Sequence[Rollout], texts: Sequence[Completion]) -> list[tuple[float, int]]:
+    """Of each text as an answer to the student's own prompt: the sum of its tokens' NLL, and their number."""
+    found = []
     for rollout, answers in along(rollouts, texts):
         batch, own = rollout.batch, [ids_of(trainer.tokenizer, answer) for answer in answers]
         rows = [i for i, ids in enumerate(own) if ids]
-        if not rows:
-            continue
-        # Padded on the left, then turned: completions are padded on the right.
-        padded, mask = left_pad([own[i][::-1] for i in rows], pad_token_id=0, device=batch["prompt_ids"].device)
-        padded, mask = padded.flip(-1), mask.flip(-1)
-        hidden_states = student_hidden_states(
-            trainer,
-            {
-                "prompt_ids": batch["prompt_ids"][rows],
-                "prompt_mask": batch["prompt_mask"][rows],
-                "completion_ids": padded,
-                "completion_mask": mask,
-            },
-        )
-        num_rows = vocabulary_rows(trainer.model.config.get_text_config())
-        kept, head = mask.bool(), read_head(trainer.model).rows(num_rows)
-        log_probs, _ = token_log_probs(hidden_states[kept], head, padded[kept])
-        nats, tokens = nats - log_probs.sum().item(), tokens + len(log_probs)
-    return nats / tokens if tokens else None
+        nats = [0.0] * len(own)
+        if rows:
+            # Padded on the left, then turned: completions are padded on the right.
+            padded, mask = left_pad([own[i][::-1] for i in rows], pad_token_id=0, device=batch["prompt_ids"].device)
+            padded, mask = padded.flip(-1), mask.flip(-1)
+            given = {name: batch[name][rows] for name in ("prompt_ids", "prompt_mask")}
+            hidden_states = student_hidden_states(trainer, given | {"completion_ids": padded, "completion_mask": mask})
+            num_rows = vocabulary_rows(trainer.model.config.get_text_config())
+            kept, head = mask.bool(), read_head(trainer.model).rows(num_rows)
+            log_probs, _ = token_log_probs(hidden_states[kept], head, padded[kept])
+            for place, i in zip(torch.nonzero(kept)[:, 0].tolist(), log_probs.tolist(), strict=True):
+                nats[rows[place]] -= i
+        found += [(value, len(ids)) for value, ids in zip(nats, own, strict=True)]
+    return found
 
 
 def ids_of(tokenizer, answer: Completion) -> list[int]:

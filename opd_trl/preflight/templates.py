@@ -1,5 +1,6 @@
 """Do both models read and write what they were made for? Prompts, chat templates, EOS, padding, lengths."""
 
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +11,18 @@ from ..contents import texts_of
 from ..data.template_checks import FAILURES
 from ..models.sequences import unpadded
 from ..models.transformers_engine import end_ids
+from ..trainers.looks.rollouts import Rollout
 from ..trainers.readable import limit_of
 from .findings import OURS, Finding
 from .prompt_panels import PromptPanels, first_prompts
-from .rollouts import Rollout
 from .state import Preflight
 
 
 # Where an assistant's text ends in a rendered conversation.
 MARK = "0123456789"
 THINKING = ("<think>", "[think]")
+# Characters at the end of a prompt in which a thinking block may be opened.
+END = 64
 # Share of the contexts that end at exactly the length of the longest, from which they look cut.
 CUT_SHARE, LEAST_CUT = 0.1, 3
 # Share of completions that are cut off at max_completion_length.
@@ -45,25 +48,27 @@ def check_templates(trainer, rollouts: Sequence[Rollout]) -> list[Finding]:
     student = [ids for rollout in rollouts for ids in unpadded(rollout.batch, "prompt")]
     differ = "teacher_prompt_ids" in rollouts[0].batch
     teacher = [ids for r in rollouts for ids in unpadded(r.batch, "teacher_prompt")] if differ else student
+    readers = [trainer.teacher_prompts.tokenizer_of(r.batch, row) for r in rollouts for row in range(len(r.rows))]
+    read = [tokenizer.decode(ids) for tokenizer, ids in zip(readers, teacher, strict=True)]
     own = teacher_tokenizer(trainer)
     findings = [
         check_vocabulary(trainer, own),
         check_turn_end(trainer, rows),
         check_pad(trainer.tokenizer),
-        check_thinking(trainer, student[0], teacher[0]),
+        check_thinking(trainer.tokenizer.decode(student[0]), read[0]),
         check_lengths(trainer, student, teacher),
     ]
     if own is not None:
         findings += [check_eos(trainer, own), check_teacher_template(trainer, own, rows, teacher)]
     if trainer.teacher_prompts.view is not None:
-        findings += check_contexts(trainer, rows, teacher)
+        findings += check_contexts(trainer, rows, read, statistics.mean(map(len, teacher)))
     return [finding for finding in findings if finding is not None]
 
 
 def teacher_tokenizer(trainer) -> PreTrainedTokenizerBase | None:
     """The separate teacher's own tokenizer; None where it is the student, has no path, or reads text by its own."""
     path = getattr(getattr(trainer.teacher.parts[0].model, "config", None), "_name_or_path", None)
-    if trainer.args.teaches_itself or not path or trainer.shared_ids.tokenizer is not None:
+    if trainer.args.teaches_itself or not path or trainer.shared_ids.reads_text:
         return None
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=trainer.args.trust_remote_code)
@@ -79,7 +84,7 @@ def check_vocabulary(trainer, own: PreTrainedTokenizerBase | None) -> Finding:
     if left_out:
         said = f"shared: {size - left_out:,} of {size:,} tokens compared, {1 - left_out / size:.2%}"
         sentence = "differ: from a token on that the teacher does not know, a row has no loss."
-    if trainer.shared_ids.tokenizer is not None:
+    if trainer.shared_ids.reads_text:
         said = f"text: {size - left_out:,} of {size:,} tokens have the bytes of one of the teacher's"
         sentence = "have two tokenizers: the teacher reads the student's answers as text, in its own chat template."
     return Finding("vocabulary", "ok", said, f"Student and teacher {sentence}")
@@ -162,7 +167,7 @@ def check_teacher_template(
             "fix",
             f"refuses the roles {', '.join(turn['role'] for turn in prompt)}: {error}",
             "The teacher reads the student's chat template, and its own knows no such prompts.",
-            change="privileged_builder: hint, which writes into the user's turn, or prompts without a system turn",
+            change=("privileged_builder: hint, which writes into the user's turn", "prompts without a system turn"),
         )
     ids = own.encode(rendered, add_special_tokens=False)
     if ids == teacher[0]:
@@ -182,9 +187,9 @@ def check_teacher_template(
     )
 
 
-def check_thinking(trainer, student: list[int], teacher: list[int]) -> Finding:
-    """Do both prompts open, or close, a thinking block alike?"""
-    tails = [trainer.tokenizer.decode(student[-16:]), trainer.teacher_prompts.tokenizer.decode(teacher[-16:])]
+def check_thinking(student: str, teacher: str) -> Finding:
+    """Do both prompts open, or close, a thinking block alike at their end?"""
+    tails = [student[-END:], teacher[-END:]]
     modes = [next((tag for tag in THINKING if tag in tail), None) for tail in tails]
     closed = ["</think>" in tail for tail in tails]
     if (modes[0], closed[0]) == (modes[1], closed[1]):
@@ -214,17 +219,16 @@ def check_lengths(trainer, student: Sequence[list[int]], teacher: Sequence[list[
     return Finding("prompt length", "ok", figure, "Everything fits; nothing is cut.", threshold=threshold)
 
 
-def check_contexts(trainer, rows: Sequence[dict[str, Any]], teacher: Sequence[list[int]]) -> list[Finding]:
-    """Does the teacher read the whole privileged context?"""
-    view, tokenizer = trainer.teacher_prompts.view, trainer.teacher_prompts.tokenizer
+def check_contexts(trainer, rows: Sequence[dict[str, Any]], read: Sequence[str], tokens: float) -> list[Finding]:
+    """Does the teacher read the whole privileged context in its prompts, which have so many tokens in the mean?"""
+    view = trainer.teacher_prompts.view
     contexts = [texts_of(view.shared or row.get(view.column)) for row in rows]
     missing = []
-    for texts, ids in zip(contexts, teacher, strict=True):
-        rendered = squeezed(tokenizer.decode(ids))
+    for texts, prompt in zip(contexts, read, strict=True):
+        rendered = squeezed(prompt)
         lost = sum(len(squeezed(text)) for text in texts if squeezed(text) not in rendered)
         missing.append(lost / max(1, sum(len(squeezed(text)) for text in texts)))
     share = sum(missing) / len(missing)
-    tokens = sum(map(len, teacher)) / len(teacher)
     if share > 0 and ":" not in trainer.args.privileged_builder:  # a builder of one's own may word it anew
         findings = [
             Finding(
@@ -232,8 +236,10 @@ def check_contexts(trainer, rows: Sequence[dict[str, Any]], teacher: Sequence[li
                 "stop",
                 f"{1 - share:.0%} of it is in the teacher's prompt",
                 "The teacher does not read the whole privileged context: the chat template leaves it out or cuts it.",
-                change="a chat template that renders system messages whole (chat_template of the tokenizer), or "
-                "privileged_builder: hint",
+                change=(
+                    "privileged_builder: hint",
+                    "a chat template that renders system messages whole (chat_template of the tokenizer)",
+                ),
             )
         ]
     else:
@@ -275,13 +281,12 @@ def judge_endings(cut_off: float) -> Finding:
     name = "completions cut off"
     if cut_off < CUT_OFF:
         return Finding(name, "ok", figure, "Most completions end by themselves.", threshold, value=cut_off)
-    if cut_off < 1:
-        sentence = "Most completions are cut off before their end, which the student then hardly learns."
-        change = "max_completion_length: longer, or mask_truncated_completions: true"
-        return Finding(name, "fix", figure, sentence, threshold, change, cut_off)
-    sentence = "No completion ends by itself: the student never writes its EOS token."
-    change = "max_completion_length: longer; for a base model SFT with the chat template first, so that it learns EOS"
-    return Finding(name, "stop", figure, sentence, threshold, change, cut_off)
+    sentence = "Most completions are cut off before their end, which the student then hardly learns."
+    change: tuple[str, ...] = ("max_completion_length: longer", "mask_truncated_completions: true")
+    if cut_off == 1:
+        sentence = "No completion ends by itself. Look whether the student knows its EOS token."
+        change = (*change, "for a base model SFT with the chat template first")
+    return Finding(name, "fix", figure, sentence, threshold, change, cut_off)
 
 
 def ended_by_itself(trainer, rollout: Rollout) -> list[bool]:

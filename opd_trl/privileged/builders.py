@@ -110,14 +110,24 @@ def _around_last_user_turn(template, prompt: Prompt, context: Context) -> Prompt
 def _as_demonstrations(template, prompt: Prompt, context: Context) -> Prompt:
     if isinstance(context, str):
         return _around_last_user_turn(template, prompt, context)
-    if isinstance(prompt, str):
-        return template.render(context="\n".join(content_text(turn["content"]) for turn in context), prompt=prompt)
-    return _prepend(context, prompt)
+    if not isinstance(prompt, str):
+        return _prepend(context, prompt)
+    if any(other_parts(turn["content"]) for turn in context):
+        raise ValueError(
+            "the privileged context has parts that are not text, and the prompt is a text, which has no place for "
+            "them. Give the prompt as messages: [{'role': 'user', 'content': 'What is it?'}]."
+        )
+    return template.render(context="\n".join(content_text(turn["content"]) for turn in context), prompt=prompt)
 
 
 def _prepend(context: list[Message], prompt: list[Message]) -> list[Message]:
     """Messages before a prompt; two system messages become one, since most templates take only one."""
     if context[0]["role"] == prompt[0]["role"] == "system":
+        if other_parts(context[0]["content"]):
+            raise ValueError(
+                "the system turn of the privileged context has parts that are not text, and it would become one with "
+                "that of the prompt. Put them into a user turn of the context."
+            )
         merged = f"{content_text(context[0]['content'])}\n\n{content_text(prompt[0]['content'])}"
         system = {"role": "system", "content": with_text(prompt[0]["content"], merged)}
         return [system, *context[1:], *prompt[1:]]
@@ -159,6 +169,11 @@ def with_text(content: Content, text: str) -> Content:
         return text
     place = _last_text(content)
     return [*content[: place.start], {"type": "text", "text": text}, *content[place.stop :]]
+
+
+def other_parts(content: Content) -> list[dict[str, Any]]:
+    """The parts of a turn that are not text."""
+    return [] if isinstance(content, str) else [part for part in content or () if part["type"] != "text"]
 
 
 def _last_text(content: list[dict[str, Any]]) -> slice:

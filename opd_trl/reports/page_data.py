@@ -138,7 +138,8 @@ def within(budget: int, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def size(entry: dict[str, Any]) -> int:
     """About how many characters of JSON an entry takes."""
     texts = [entry["prompt"], entry["teacher_prompt"] or "", *entry["tokens"]]
-    return sum(len(text) + 3 for text in texts) + 7 * len(entry["d"]) + 7 * len(entry["r"]) + 100
+    numbers = 7 * len(entry["d"]) + 7 * len(entry["r"]) + 2 * len(entry["turn"] or [])
+    return sum(len(text) + 3 for text in texts) + numbers + 100
 
 
 def shortened(line: dict[str, Any]) -> dict[str, Any] | None:
@@ -169,6 +170,7 @@ def shortened(line: dict[str, Any]) -> dict[str, Any] | None:
         "tokens": [text(token) for token in chosen(tokens)],
         "d": [short(value) for value in chosen(divergence)],
         "r": [short(value) for value in chosen(log_ratio)],
+        "turn": chosen(one_each(line["turn"], len(tokens))) if "turn" in line else None,
         "cut": None if gap <= 0 else [first, gap],
     }
 

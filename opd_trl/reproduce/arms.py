@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,22 @@ from datasets import Dataset
 from trl import SFTConfig
 
 from ..diagnostics import Monitor
+from ..evaluation.boxes import single_boxed_answer
 from ..preflight.checks import CHECKS
 from ..preflight.findings import worst
 from ..preflight.inspection import run_checks
 from ..preflight.state import Preflight
+from ..trainers.config.opd_config import OPDConfig
+from ..trainers.config.opsd_config import OPSDConfig
 from ..trainers.monitoring import rule_settings
-from ..trainers.opd_config import OPDConfig
 from ..trainers.opd_trainer import OPDTrainer
-from ..trainers.opsd_config import OPSDConfig
 from ..trainers.opsd_trainer import OPSDTrainer
 from .controls import ConstantPenaltyTrainer
+from .foretold import Foretell, kept
 from .measures import measure, measure_picks, right_answer
 from .models import ON_CPU, fit, load, teacher_text
 from .settings import SELF, Arm, Settings
-from .task import Row, Source, asked_row, asked_rows, problems_of
+from .task import Row, Source, asked_row, asked_rows
 
 
 Line = dict[str, Any]
@@ -51,15 +54,15 @@ def run_arm(arm: Arm, seed: int, *, settings: Settings, home: Path) -> Line:
     """Train and measure an arm; `home` is the folder of its seed, with the models; the run goes to `runs/<arm>`."""
     start = time.perf_counter()
     if arm.trainer == "sft":
-        count = settings.training["max_steps"] * settings.training["per_device_train_batch_size"]
-        text = teacher_text(home / arm.teacher, count, part="opd", prompts=arm.prompts, seed=seed)
+        text = teacher_text(home / arm.teacher, asked(arm, settings, seed=seed), seed=seed, **limit(settings))
         student, tokenizer = load(home / arm.student)
-        fit(student, tokenizer, text, sft_fields(settings), seed=seed)
+        fit(student, tokenizer, text, sft_fields(arm, settings), seed=seed)
         line: Line = {"curves": {}, "last": {}, "warnings": None}
     else:
         trainer = build(arm, seed, settings=settings, home=home)
+        foretold = foretelling(trainer, arm, settings=settings)
         trainer.train()
-        line = histories(trainer.state.log_history) | {"warnings": first_warnings(trainer)}
+        line = histories(trainer.state.log_history) | {"warnings": first_warnings(trainer)} | foretold()
         student, tokenizer = trainer.model, trainer.processing_class
     return line | {
         "after": outcome(arm, student, tokenizer, settings=settings, home=home, seed=seed),
@@ -87,23 +90,53 @@ def arguments(arm: Arm, settings: Settings, *, seed: int, folder: Path) -> OPDCo
     return config(output_dir=str(folder), seed=seed, data_seed=seed, **fields)
 
 
-def sft_fields(settings: Settings) -> dict[str, Any]:
-    """The shared fields of training that SFT has too."""
+def sft_fields(arm: Arm, settings: Settings) -> dict[str, Any]:
+    """The fields of training that SFT has too."""
     known = {field.name for field in dataclasses.fields(SFTConfig)}
-    return {name: value for name, value in settings.training.items() if name in known}
+    return {name: value for name, value in (settings.training | (arm.fields or {})).items() if name in known}
+
+
+def limit(settings: Settings) -> dict[str, int]:
+    """How long an answer may be that is measured, or that SFT learns from."""
+    return {"max_new_tokens": settings.evaluation["max_new_tokens"]}
+
+
+def asked(arm: Arm, settings: Settings, *, seed: int) -> list[Row]:
+    """The rows that an arm trains on."""
+    count = settings.training["max_steps"] * settings.training["per_device_train_batch_size"]
+    options = {"prompts": arm.prompts, "context": arm.context, "seed": seed, "task": settings.task}
+    return asked_rows(count, part="opd", **options)
+
+
+def foretelling(trainer: OPDTrainer, arm: Arm, *, settings: Settings) -> Callable[[], Line]:
+    """Have the trials of a run looked at; the function gives what they said, once the run has ended."""
+    if settings.trial is None or arm.prompts == "pick":
+        return dict
+    rows = problems("rlvr", prompts=arm.prompts, context=arm.context, task=settings.task)[: settings.trial["prompts"]]
+    folder = Path(trainer.args.output_dir)
+    trainer.add_callback(Foretell(trainer, settings.trial["steps"], rows, judge_answers, folder))
+    return lambda: {"foretold": kept(folder)}
 
 
 def build(arm: Arm, seed: int, *, settings: Settings, home: Path) -> OPDTrainer:
     """The trainer of an arm, whose run goes to `runs/<arm>` in the folder of the seed."""
     args = arguments(arm, settings, seed=seed, folder=home / "runs" / arm.name)
-    count = args.max_steps * args.per_device_train_batch_size
-    rows = asked_rows(count, part="opd", prompts=arm.prompts, context=arm.context, seed=seed)
+    rows = Dataset.from_list(asked(arm, settings, seed=seed))
+    if args.reads_given_text:
+        rows = answered(rows, home / arm.teacher, seed=seed, **limit(settings))
     student, tokenizer = load(home / arm.student)
-    options = {"args": args, "train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
+    options = {"args": args, "train_dataset": rows, "processing_class": tokenizer}
     if arm.teacher == SELF:
         return OPSDTrainer(student, **options)
     trainer = ConstantPenaltyTrainer if arm.trainer == "penalty" else OPDTrainer
     return trainer(student, teacher_model=str(home / arm.teacher), **options)
+
+
+def answered(rows: Dataset, teacher: Path, *, seed: int, max_new_tokens: int) -> Dataset:
+    """The same rows with what a teacher answers to each, where that has one box."""
+    texts = teacher_text(teacher, rows.to_list(), seed=seed, max_new_tokens=max_new_tokens)["completion"]
+    rows = rows.add_column("completion", list(texts))
+    return rows.filter(lambda row: single_boxed_answer(row["completion"][0]["content"]).answer is not None)
 
 
 def judge_answers(texts: list[str], rows: list[Row]) -> list[float]:
@@ -154,16 +187,17 @@ def outcome(arm: Arm, model, tokenizer, *, settings: Settings, home: Path, seed:
 
 def on_problems(
     model, tokenizer, prompts: str, context: str | None, *, part: str, settings: Settings, seed: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Figures of a model on problems of a part, the same ones for every arm."""
-    rows = problems(part, prompts=prompts, context=context)
-    return {name: rounded(x) for name, x in measure(model, tokenizer, rows, **settings.evaluation, seed=seed).items()}
+    rows = problems(part, prompts=prompts, context=context, task=settings.task)
+    found = measure(model, tokenizer, rows, **settings.evaluation, seed=seed)
+    return {name: value if isinstance(value, str) else rounded(value) for name, value in found.items()}
 
 
-def problems(part: str, *, prompts: str, context: str | None) -> list[Row]:
+def problems(part: str, *, prompts: str, context: str | None, task: str) -> list[Row]:
     """The first problems of a part, each once."""
-    source = Source(part, seed=0)
-    return [asked_row(source, digits, prompts=prompts, context=context) for digits in problems_of(part)[:HELD_OUT]]
+    source = Source(part, seed=0, task=task)
+    return [asked_row(source, problem, prompts=prompts, context=context) for problem in source.problems[:HELD_OUT]]
 
 
 def reference(model: str, prompts: str, context: str | None, seed: int, *, settings: Settings, home: Path) -> Line:

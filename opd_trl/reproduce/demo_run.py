@@ -160,5 +160,5 @@ def report(console, result: dict[str, Any], rows: list[dict[str, str]], output: 
         console.print(f"  before  {entry['before']!r}\n  after   {entry['after']!r}")
     console.print(
         f"{result['steps']} steps, {result['wall_seconds']:.0f} s. Wrote {output}/result.json, curves.png, "
-        "answers.json and adapter/."
+        f"answers.json and adapter/. Talk to it: opd-trl chat {output}/adapter --teacher"
     )

@@ -58,30 +58,41 @@ def right_answer(completions: list, answer: list[str], **kwargs: Any) -> list[fl
     return [float(single_boxed_answer(text).answer == right) for text, right in zip(texts, answer, strict=True)]
 
 
-def measure(
-    model, tokenizer, rows: Sequence[Row], *, samples: int, max_new_tokens: int, seed: int
-) -> dict[str, float]:
+def measure(model, tokenizer, rows: Sequence[Row], *, samples: int, max_new_tokens: int, seed: int) -> dict[str, Any]:
     """Figures of a model on problems, at temperature 1 unless said.
 
     Returns:
         `accuracy`; `greedy`: the same, decoded greedily; `length`: tokens; `cut_off`: share of answers that did not
         end; `repetition`: of 3-grams, of arXiv 2605.11182; `worked`: share with a step; `marked`: share that opens
-        with the mark.
+        with the mark; `right`, `marks`: how many samples of each problem are right and are marked, a digit each.
     """
     options = {"max_new_tokens": max_new_tokens}
     many = [row for _ in range(samples) for row in rows]
     sampled = answer(model, tokenizer, many, seeds=[seed], temperature=1.0, **options)
     greedy = answer(model, tokenizer, rows, seeds=[seed], temperature=0.0, **options)
     texts = [completion.text for completion in sampled]
+    right = right_answer(texts, [row["answer"] for row in many])
+    marked = [float(text.startswith(MARK)) for text in texts]
     return {
-        "accuracy": mean(right_answer(texts, [row["answer"] for row in many])),
+        "accuracy": mean(right),
+        "right": by_problem(right, len(rows)),
+        "marks": by_problem(marked, len(rows)),
         "greedy": mean(right_answer([x.text for x in greedy], [row["answer"] for row in rows])),
         "length": mean([completion.num_tokens for completion in sampled]),
         "cut_off": mean([not completion.finished for completion in sampled]),
         "repetition": mean(trigram_repetition(tokenizer, texts)),
         "worked": mean(["=" in text for text in texts]),
-        "marked": mean([text.startswith(MARK) for text in texts]),
+        "marked": mean(marked),
     }
+
+
+def by_problem(found: Sequence[float], problems: int) -> str:
+    """How many samples of each problem have it, a digit each; the samples of a problem stand `problems` apart.
+
+    >>> by_problem([1.0, 0.0, 1.0, 1.0], 2)
+    '21'
+    """
+    return "".join(str(round(sum(found[place::problems]))) for place in range(problems))
 
 
 def trigram_repetition(tokenizer, texts: Sequence[str]) -> list[float]:

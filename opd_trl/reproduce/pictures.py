@@ -9,13 +9,13 @@ import numpy as np
 from ..diagnostics.plots import COLOURS, new_figure, saved
 from ..durable import atomically
 from .comparisons import t_interval
-from .confusion import WORKED, Line, Results, forecasts
+from .confusion import WORDS, Line, Results, Run, looked_at
 from .settings import Arm, Settings
-from .tables import WORDS, report
+from .tables import TITLES, report
 
 
 GREY = "#888888"
-VERDICTS = {"ok": COLOURS[0], "fix": COLOURS[4], "stop": COLOURS[1]}
+SHADES = dict(zip(WORDS, (COLOURS[0], COLOURS[4], COLOURS[1]), strict=True))
 OUTCOMES = {"accuracy": "right on held-out problems, T = 1", "marked": "opens with the mark, T = 1"}
 
 
@@ -25,13 +25,14 @@ def write_report(settings: Settings, lines: Sequence[Line], home: Path) -> list[
     page = home / "report.md"
     with atomically(page) as file:
         file.write(report(settings, lines))
-    there = {line["name"] for line in lines if line["kind"] == "arm"}
+    results = Results.of(lines)
     pictures = [
         draw_claim(settings, lines, name, home / f"{name}.png")
         for name, claim in settings.claims.items()
-        if there & set(claim.arms)
+        if set(results.arms) & set(claim.arms)
     ]
-    return [page, *pictures, draw_confusion(settings, lines, home / "preflight.png")]
+    runs = looked_at(settings, results)
+    return [page, *pictures, *([draw_trials(settings, runs, home / "trials.png")] if runs else [])]
 
 
 def colour(place: int) -> str:
@@ -92,7 +93,7 @@ def draw_curves(axes: Any, arms: Sequence[Arm], results: Results, log_name: str)
         steps = curves[0]["step"]
         axes.plot(steps, values.mean(0), dashes(place), color=colour(place), linewidth=1.4, label=arm.label)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour(place), alpha=0.12, linewidth=0)
-    axes.set_title(WORDS.get(log_name, log_name), fontsize=9)
+    axes.set_title(TITLES.get(log_name, log_name), fontsize=9)
     axes.set_xlabel("step", fontsize=8)
     axes.grid(alpha=0.3)
 
@@ -118,26 +119,22 @@ def draw_picks(axes: Any, arms: Sequence[Arm], results: Results) -> None:
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
 
 
-def draw_confusion(settings: Settings, lines: Sequence[Line], path: Path) -> Path:
-    """A row per arm, a dot per seed: how much of the gap it closed, coloured by what the pre-flight had said."""
-    results = Results.of(lines)
-    verdicts = {(x.arm, x.seed): x.verdict for x in forecasts(settings, results)}
-    arms = [arm for arm in settings.arms.values() if any(name == arm.name for name, _ in verdicts)]
-    figure = new_figure(9, max(3.0, 0.25 * len(arms) + 1.4))
+def draw_trials(settings: Settings, runs: Sequence[Run], path: Path) -> Path:
+    """A row per arm, a dot per run: how far its score moved, coloured by the word of its longest trial."""
+    arms = [arm for arm in settings.arms.values() if any(run.arm == arm.name for run in runs)]
+    places = {arm.name: place for place, arm in enumerate(arms)}
+    steps = str(max(settings.trial["steps"]))
+    figure = new_figure(9, max(3.0, 0.3 * len(arms) + 1.6))
     axes = figure.subplots()
-    for place, arm in enumerate(arms):
-        for seed, closed in results.gap_closed(arm).items():
-            if (arm.name, seed) in verdicts:
-                shade = VERDICTS[verdicts[arm.name, seed]]
-                axes.plot([float(np.clip(closed, -1.05, 1.15))], [place], "o", color=shade, markersize=5, alpha=0.8)
-    axes.axvline(WORKED, color="black", linestyle=":")
-    for verdict, shade in VERDICTS.items():
-        axes.plot([], [], "o", color=shade, label=f"{verdict}, said before training")
+    for word, shade in SHADES.items():
+        found = [run for run in runs if run.words[steps] == word]
+        at = [run.change for run in found], [places[run.arm] for run in found]
+        axes.plot(*at, "o", color=shade, markersize=5, alpha=0.7, label=f"{word} ({len(found)})")
+    axes.axvline(0, color="black", linestyle=":")
     axes.set_yticks(range(len(arms)), [arm.label for arm in arms], fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlabel(
-        "share of the gap between student and teacher that was closed (below -1.05 drawn there)", fontsize=8
-    )
-    axes.legend(fontsize=8, loc="lower left")
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    axes.set_title(f"What the trial of {steps} steps had said, and what the run came to", fontsize=10)
+    axes.set_xlabel("right on held-out problems, after less before", fontsize=8)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=3, frameon=False)
     axes.grid(axis="x", alpha=0.3)
     return saved(figure, path, dpi=110)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..scripts.recipe_files import load_mapping
+from .puzzles import TASKS
 
 
 #: Function of `models` that makes models -> the models that it makes, and the functions that must have run before.
@@ -21,6 +22,8 @@ MODELS = tuple(model for made, _ in MAKERS.values() for model in made)
 # The student itself with a privileged context.
 SELF = "self"
 TRAINERS = ("distil", "penalty", "sft")
+#: Parts of the settings that may be null, and what each has otherwise.
+KEYS = {"rates": ("values", "seeds"), "trial": ("steps", "prompts")}
 OUTCOMES = ("accuracy", "marked", "pick")
 
 
@@ -106,6 +109,10 @@ class Settings:
         evaluation: `samples` for each problem, `max_new_tokens`.
         preflight: `prompts`, `contexts`.
         arms, claims: by name.
+        task: a name of `puzzles.TASKS`.
+        rates: `values`: learning rates of which each arm takes its best; `seeds` on which it is chosen, which are none
+            of those that are reported. None: all arms take that of `training`.
+        trial: `steps`, after which and half-way to which each run is looked at on so many held-out `prompts`.
     """
 
     models: dict[str, Any]
@@ -114,15 +121,18 @@ class Settings:
     preflight: dict[str, Any]
     arms: dict[str, Arm]
     claims: dict[str, Claim]
+    task: str = "sums"
+    rates: dict[str, Any] | None = None
+    trial: dict[str, Any] | None = None
 
     def digest(self) -> str:
         """Twelve digits that change with all that results depend on, so that those of other settings stay apart."""
-        shared = {"models": self.models, "training": self.training, "evaluation": self.evaluation}
-        return sha(shared | {"preflight": self.preflight})
+        shared = {"models": self.models, "training": self.training, "evaluation": self.evaluation, "task": self.task}
+        return sha(shared | {"preflight": self.preflight, "trial": self.trial})
 
-    def arm_digest(self, name: str) -> str:
+    def arm_digest(self, arm: Arm) -> str:
         """Twelve digits that change with the settings of an arm, its label aside, and with those of all arms."""
-        return sha({"shared": self.digest(), "arm": asdict(self.arms[name]) | {"label": ""}})
+        return sha({"shared": self.digest(), "arm": asdict(arm) | {"label": ""}})
 
     def chosen(self, only: list[str]) -> list[str]:
         """Names of the arms that these claims and arms mean, all for none; raises SettingsError for others."""
@@ -141,15 +151,17 @@ def sha(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def read_settings(path: Path, *, quick: bool = False) -> Settings:
-    """Read a settings file, its section `quick` over it where asked for; raises SettingsError for unknown names."""
+def read_settings(path: Path, *, section: str | None = None) -> Settings:
+    """Read a settings file, one of its `sections` over it where asked for; raises SettingsError for unknown names."""
     try:
         content = load_mapping(path)
     except ValueError as error:
         raise SettingsError(str(error)) from None
-    over = content.pop("quick", {})
-    if quick:
-        content = merged(content, over)
+    over = content.pop("sections", {})
+    if section is not None:
+        if section not in over:
+            raise SettingsError(f"{path} has no section {section!r}. Its sections: {', '.join(over) or 'none'}.")
+        content = merged(content, over[section])
     kept = content.pop("only", None)
     try:
         arms = {name: Arm(name=name, **spec) for name, spec in content.pop("arms").items()}
@@ -159,6 +171,13 @@ def read_settings(path: Path, *, quick: bool = False) -> Settings:
         raise SettingsError(f"{path}: {error}.") from error
     check(settings, path)
     return settings if kept is None else only(settings, kept)
+
+
+def at_rate(settings: Settings, rate: float) -> Settings:
+    """The same study at one learning rate of all arms; raises SettingsError unless it is above 0."""
+    if not rate > 0:
+        raise SettingsError(f"--rate must be > 0, got {rate}.")
+    return dataclasses.replace(settings, training=settings.training | {"learning_rate": rate}, rates=None)
 
 
 def merged(below: Any, above: Any) -> Any:
@@ -180,7 +199,13 @@ def only(settings: Settings, kept: list[str]) -> Settings:
 
 
 def check(settings: Settings, path: Path) -> None:
-    """Raise SettingsError where an arm or a claim names a model, trainer, outcome or arm that does not exist."""
+    """Raise SettingsError for a missing key, and for a name of no model, trainer, outcome or arm."""
+    for part, keys in KEYS.items():
+        missing = [key for key in keys if key not in (getattr(settings, part) or dict.fromkeys(keys))]
+        if missing:
+            raise SettingsError(f"{path}: {part} lacks {missing[0]!r}; it has {', '.join(keys)}.")
+    if settings.task not in TASKS:
+        raise SettingsError(f"{path}: task is {settings.task!r}, expected one of {', '.join(TASKS)}.")
     for arm in settings.arms.values():
         known = {"student": MODELS, "teacher": (*MODELS, SELF), "trainer": TRAINERS, "outcome": OUTCOMES}
         for field, names in known.items():

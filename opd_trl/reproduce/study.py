@@ -16,6 +16,7 @@ from ..durable import append_lines, cut_unfinished_line
 from ..foreign import parse_json
 from ..models.provenance import conditions
 from ..scripts.processes import owned
+from . import rates
 from .settings import MAKERS, Settings, sha
 
 
@@ -28,7 +29,7 @@ class Job:
     """One thing to do in a process of its own: train a model, measure one, run a pre-flight or an arm.
 
     Attributes:
-        kind: `model`, `reference`, `forecast` or `arm`.
+        kind: `model`, `reference`, `forecast`, `arm`; `rate`: an arm on a seed on which its rate is chosen.
         name: of the maker, the reference or the arm.
         seed: of the study.
         digest: of the settings that it depends on.
@@ -49,30 +50,41 @@ class Job:
         return self.kind, self.name, self.seed, self.digest
 
 
-def all_jobs(settings: Settings, seeds: Sequence[int], arms: Sequence[str]) -> list[Job]:
-    """Jobs of these arms with all that they need, seed by seed."""
+def all_jobs(settings: Settings, seeds: Sequence[int], arms: Sequence[str], lines: Sequence[Line] = ()) -> list[Job]:
+    """Jobs of these arms with all that they need, seed by seed.
+
+    Where rates are tried, an arm is among those of the reported seeds once its rate is chosen, from the `lines` that
+    there are: the jobs are asked for again when the others have run.
+    """
+    named = {name: rates.to_try(settings, settings.arms[name]) for name in arms}
+    of_choice = [name for names in named.values() for name in names]
+    jobs = of_seeds(settings, settings.rates["seeds"], of_choice, ("rate",)) if of_choice else []
+    best = rates.chosen(settings, matching(lines, jobs))
+    of_report = [rates.named(name, best.get(name)) for name, names in named.items() if name in best or not names]
+    return jobs + of_seeds(settings, seeds, of_report, ("forecast", "arm"))
+
+
+def of_seeds(settings: Settings, seeds: Sequence[int], names: Sequence[str], kinds: Sequence[str]) -> list[Job]:
+    """Jobs of some kinds on some seeds, of arms at rates, and before each seed's its models and references."""
     maker_of = {model: name for name, (made, _) in MAKERS.items() for model in made}
-    chosen = [settings.arms[name] for name in arms]
-    wanted = {maker_of[model] for arm in chosen for model in arm.models}
+    arms = [rates.arm_of(settings, name) for name in names]
+    wanted = {maker_of[model] for arm in arms for model in arm.models}
     wanted |= {need for name in wanted for need in MAKERS[name][1]}
-    subjects = dict.fromkeys(subject for arm in chosen for subject in subjects_of(arm))
+    subjects = dict.fromkeys(subject for arm in arms for subject in subjects_of(arm))
     jobs = []
     for seed in seeds:
-        jobs += [
-            Job("model", name, seed, sha({x: settings.models[x] for x in (name, *needs)}), needs)
-            for name, (_, needs) in MAKERS.items()
-            if name in wanted
-        ]
-        jobs += [
-            Job("reference", "/".join(map(str, x)), seed, settings.digest(), (maker_of[x[0]],), subject=x)
-            for x in subjects
-        ]
-        jobs += [
-            Job(kind, arm.name, seed, settings.arm_digest(arm.name), tuple(maker_of[model] for model in arm.models))
-            for arm in chosen
-            for kind in ("forecast", "arm")
-            if kind == "arm" or arm.trainer != "sft"
-        ]
+        for name, (_, needs) in MAKERS.items():
+            if name in wanted:
+                made = {x: settings.models[x] for x in (name, *needs)}
+                jobs.append(Job("model", name, seed, sha(made | {"task": settings.task}), needs))
+        for subject in subjects:
+            need = (maker_of[subject[0]],)
+            jobs.append(Job("reference", "/".join(map(str, subject)), seed, settings.digest(), need, subject=subject))
+        for arm in arms:
+            needs = tuple(maker_of[model] for model in arm.models)
+            for kind in kinds:
+                if kind != "forecast" or arm.trainer != "sft":
+                    jobs.append(Job(kind, arm.name, seed, settings.arm_digest(arm), needs))
     return jobs
 
 
@@ -184,12 +196,12 @@ def work(job: Job, settings: Settings, home: Path) -> Line:
         from . import arms, models
 
         if job.kind == "model":
-            getattr(models, job.name)(folder, settings.models, job.seed)
+            getattr(models, job.name)(folder, settings, job.seed)
             return {}
         if job.subject is not None:
             return arms.reference(*job.subject, job.seed, settings=settings, home=folder)
         run = arms.forecast if job.kind == "forecast" else arms.run_arm
-        return run(settings.arms[job.name], job.seed, settings=settings, home=folder)
+        return run(rates.arm_of(settings, job.name), job.seed, settings=settings, home=folder)
 
 
 @contextlib.contextmanager

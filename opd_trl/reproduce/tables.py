@@ -1,18 +1,18 @@
 """The results of a study as Markdown, and as a table for the terminal."""
 
 import statistics
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
 from .comparisons import checked, paired, shown, t_interval
-from .confusion import DOUBTS, WORKED, Line, Results, by_finding, by_rule, counts, doubts_of, forecasts
+from .confusion import CAME_TO, HELPED, WORDS, Line, Results, Run, Score, by_rule, looked_at, stopped
+from .rates import tried
 from .settings import Arm, Claim, Settings
 
 
 #: Log names in few words.
-WORDS = {
+TITLES = {
     "support/student_mass": "mass on S",
     "support/overlap": "overlap",
     "entropy": "entropy, nats",
@@ -24,11 +24,16 @@ WORDS = {
 
 
 def report(settings: Settings, lines: Sequence[Line]) -> str:
-    """What held, all claims with a table each, then what the pre-flight had said."""
+    """What held, the rates, all claims with a table each, then what trial, pre-flight and monitor had said."""
     results = Results.of(lines)
-    parts = [checks_text(settings, lines)]
+    parts = [checks_text(settings, lines), rates_text(settings, lines)]
     parts += [claim_text(settings, claim, results) for claim in settings.claims.values()]
-    parts += [preflight_text(settings, results), monitor_text(settings, results), conditions_text(lines)]
+    parts += [
+        trial_text(settings, looked_at(settings, results)),
+        static_text(settings, results),
+        monitor_text(settings, results),
+        conditions_text(lines),
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -57,7 +62,7 @@ def checks_text(settings: Settings, lines: Sequence[Line]) -> str:
 def side_text(settings: Settings, side: str) -> str:
     """A side of a check as tables name it: the label of its arm, and the figure that is meant."""
     name, _, what = side.partition(":")
-    return settings.arms[name].label + (f" ({WORDS.get(what, what)})" if what else "")
+    return settings.arms[name].label + (f" ({TITLES.get(what, what)})" if what else "")
 
 
 def claim_text(settings: Settings, claim: Claim, results: Results) -> str:
@@ -79,6 +84,7 @@ def problem_row(settings: Settings, claim: Claim, arm: Arm, results: Results) ->
     differs = arm.name != against.name and against.outcome == name and against.prompts == arm.prompts
     cells = {
         "": arm.label,
+        "rate": rate_text(results.rates.get(arm.name)),
         "seeds": str(len(outcome)),
         "before": mean(results.before(arm, name)),
         "teacher": mean(results.teacher(arm, name)),
@@ -89,17 +95,43 @@ def problem_row(settings: Settings, claim: Claim, arm: Arm, results: Results) ->
         "cut off": mean(results.after(arm, "cut_off")),
         "3-gram repetition": mean(results.after(arm, "repetition")),
     }
-    cells |= {WORDS[figure]: mean(results.last(arm, figure)) for figure in claim.figures if "length" not in figure}
-    cells["worked"] = worked(arm, results)
+    cells |= {TITLES[figure]: mean(results.last(arm, figure)) for figure in claim.figures if "length" not in figure}
+    cells["helped"] = helped(arm, results)
     cells[f"against: {against.label}"] = shown(paired(results.after(against, name), outcome), sign=True) * differs
-    cells["pre-flight"] = preflight_in_words(arm, results)
     return cells
 
 
-def worked(arm: Arm, results: Results) -> str:
-    """In how many seeds an arm closed enough of the gap to its teacher; empty where none can be judged."""
-    closed = results.gap_closed(arm)
-    return f"{sum(x >= WORKED for x in closed.values())} of {len(closed)}" if closed else ""
+def rate_text(rate: float | None) -> str:
+    """A learning rate as tables show it; empty for none.
+
+    >>> rate_text(1e-3), rate_text(None)
+    ('1e-03', '')
+    """
+    return "" if rate is None else f"{rate:.0e}"
+
+
+def rates_text(settings: Settings, lines: Sequence[Line], *, title: str = "Learning rates") -> str:
+    """What each arm reached at each rate on the seeds of the choice, its best in bold."""
+    found = tried(settings, lines)
+    if not found:
+        return ""
+    rows = [
+        {"": settings.arms[name].label}
+        | {
+            rate_text(rate): f"**{value:.2f}**" if value == max(means.values()) else f"{value:.2f}"
+            for rate, value in sorted(means.items())
+        }
+        for name, means in sorted(found.items(), key=lambda x: list(settings.arms).index(x[0]))
+    ]
+    seeds = " and ".join(map(str, settings.rates["seeds"]))
+    note = f"Mean outcome on seed {seeds}, by learning rate. Each arm is reported at its best one, on other seeds.\n"
+    return f"### {title}\n\n{note}\n{markdown(rows)}"
+
+
+def helped(arm: Arm, results: Results) -> str:
+    """In how many seeds an arm helped beyond the interval; empty where none can be judged."""
+    words = list(results.came_to(arm).values())
+    return f"{words.count(HELPED)} of {len(words)}" if words else ""
 
 
 def pick_table(arms: Sequence[Arm], results: Results) -> str:
@@ -129,56 +161,61 @@ def pick_table(arms: Sequence[Arm], results: Results) -> str:
     return markdown(rows)
 
 
-def preflight_in_words(arm: Arm, results: Results) -> str:
-    """What the pre-flight said: in how many seeds it doubted, and why."""
-    doubts = [doubts_of(look) for look in results.forecasts.get(arm.name, {}).values()]
-    if not doubts:
+def trial_text(settings: Settings, runs: Sequence[Run], *, title: str = "What the trial had said") -> str:
+    """Word against outcome, for each length of the trial."""
+    if not runs:
         return ""
-    names = [name for name, _ in Counter(name for of_run in doubts for name in dict.fromkeys(of_run)).most_common()]
-    verdict = f"doubts {sum(map(bool, doubts))} of {len(doubts)}"
-    return f"{verdict}: {'; '.join(names)}" if names else verdict
+    parts = [
+        f"### {title}\n",
+        f"{len(runs)} runs of {len({run.arm for run in runs})} arms, each looked at in its first steps, on "
+        f"{settings.trial['prompts']} prompts that it does not train on, and the word written down before it went on. "
+        "*Helped* and *hurt*: the score of the finished run against that before it, beyond the 95 % interval over "
+        "problems. Right: *works* that helped, *harms* that did not.\n",
+    ]
+    for steps in map(str, settings.trial["steps"]):
+        score = Score.of(runs, steps)
+        rows = [
+            {f"trial of {steps} steps": word} | {outcome: str(score.counts[word, outcome]) for outcome in CAME_TO}
+            for word in WORDS
+        ]
+        blind = score_in_words(Score.of(runs, steps, blind=True), len(runs))
+        parts += [
+            markdown(rows),
+            f"{score_in_words(score, len(runs)).capitalize()} By the divergence alone: {blind}\n",
+        ]
+    return "\n".join(parts)
 
 
-def preflight_text(settings: Settings, results: Results) -> str:
-    """The confusion table, and what each finding was worth."""
-    found = forecasts(settings, results)
-    if not found:
-        return ""
-    total, right = counts(found), sum(x.is_right for x in found)
-    rows = [
-        {"it said": verdict, "failed": str(total[verdict, False]), "worked": str(total[verdict, True])}
-        for verdict in ("ok", *DOUBTS)
-    ]
-    findings = [
-        {"finding": name, "runs doubted": str(count), "of them failed": f"{failed} ({failed / count:.0%})"}
-        for name, (count, failed) in by_finding(found).items()
-    ]
-    failed = sum(not x.worked for x in found)
+def score_in_words(score: Score, total: int) -> str:
+    """How often it decided, and how often it was right."""
+    said = f"it said *works* or *harms* of {score.decided} of {total} ({score.decided / total:.0%})"
     return (
-        "### What the pre-flight had said\n\n"
-        f"{len(found)} runs of {len({x.arm for x in found})} arms, each looked at before its training. A run worked "
-        f"where it closed at least {WORKED:.0%} of the gap between student and teacher. *fix* and *stop* are doubts, "
-        f"and the pre-flight was right in {right} of {len(found)} ({right / len(found):.0%}). Of all runs {failed} "
-        f"failed ({failed / len(found):.0%}): a finding says something where more of the runs that it doubts fail.\n\n"
-        f"{markdown(rows)}\n{markdown(findings)}"
+        f"{said} and was right in {score.right} ({score.right / score.decided:.0%})." if score.decided else f"{said}."
     )
+
+
+def static_text(settings: Settings, results: Results) -> str:
+    """What the part of the pre-flight that trains nothing had stopped."""
+    runs, good = stopped(settings, results)
+    return f"The static part said *stop* of {runs} runs; {good} of them helped.\n" if runs else ""
 
 
 def monitor_text(settings: Settings, results: Results) -> str:
     """Which rules of the monitor fired, when, and in which runs."""
-    watched, fired = by_rule(settings, results)
+    watched, good, fired = by_rule(settings, results)
     if not watched:
         return ""
     rows = [
         {
             "rule": rule,
             "runs warned": str(len(found)),
-            "of them failed": f"{(failed := sum(not worked for _, worked in found))} ({failed / len(found):.0%})",
+            "of them did not help": f"{(bad := sum(not x for _, x in found))} ({bad / len(found):.0%})",
             "step, median": f"{statistics.median(step for step, _ in found):.0f}",
         }
         for rule, found in fired.items()
     ]
-    return f"### What the monitor said meanwhile\n\n{watched} runs, watched step by step.\n\n{markdown(rows)}"
+    told = f"{watched} runs, watched step by step; {watched - good} of them ({1 - good / watched:.0%}) did not help."
+    return f"### What the monitor said meanwhile\n\n{told}\n\n{markdown(rows)}"
 
 
 def conditions_text(lines: Sequence[Line]) -> str:
@@ -232,19 +269,19 @@ def markdown(rows: Iterable[dict[str, str]]) -> str:
 def summary(settings: Settings, lines: Sequence[Line]) -> Table:
     """The results as a table for the terminal, one row per arm."""
     results = Results.of(lines)
-    table = Table("arm", "before", "after", "teacher", "worked", "the pre-flight", box=None, pad_edge=False)
+    table = Table("arm", "rate", "before", "after", "teacher", "helped", box=None, pad_edge=False)
     for arm in settings.arms.values():
         if not results.runs(arm):
             continue
         if arm.outcome == "pick":
-            table.add_row(arm.name, "", pick_table([arm], results).splitlines()[-1].split("|")[3].strip())
+            table.add_row(arm.name, "", "", pick_table([arm], results).splitlines()[-1].split("|")[3].strip())
             continue
         table.add_row(
             arm.name,
+            rate_text(results.rates.get(arm.name)),
             mean(results.before(arm, arm.outcome)),
             interval(results.after(arm, arm.outcome)),
             mean(results.teacher(arm, arm.outcome)),
-            worked(arm, results),
-            preflight_in_words(arm, results).partition(":")[0],
+            helped(arm, results),
         )
     return table

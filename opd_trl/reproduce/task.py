@@ -1,25 +1,25 @@
-"""The task of `opd-trl reproduce mechanisms`: sums modulo six, in worked steps that loose words introduce.
+"""The rows of `opd-trl reproduce`: problems, in worked steps that loose words introduce.
 
-Digits alone leave a model no choice, and where there is none, a small support holds all of its probability. So every
+Steps alone leave a model no choice, and where there is none, a small support holds all of its probability. So every
 step is introduced by words (single letters, in Zipf's proportions), as free as the words of a text are: there the K
 likeliest tokens hold a part of the probability, and a student that goes wrong has somewhere to go.
 """
 
-import itertools
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
 
 from ..data.splits import split_rows
+from .puzzles import TASKS, Problem, Problems
 
 
 Row = dict[str, Any]
 
-MODULUS, DIGITS = 6, 4
 WORDS = "etaoinshrdlcumwfgypbvkjxqzETAOINSHRDLCUMWFGYPBVKJXQZ"
 # Probability of one more word before a step.
 ONE_MORE_WORD = 0.25
-#: Shares of the 1,296 sums; no part shares a problem with another.
+#: Shares of the problems of a task; no part shares a problem with another.
 PARTS = {"sft": 0.4, "rlvr": 0.2, "opd": 0.25, "test": 0.15}
 # Of the quick prompts that are answered without a context, so many get worked steps; the others a bare answer.
 WORKED_SHARE = 0.1
@@ -35,22 +35,20 @@ NUM_PICKS = 100
 
 
 class Style:
-    """How steps are written: with which words, the commonest first, and whether from the last digit to the first."""
+    """How steps are written: with which words, the commonest first, and whether from the other end."""
 
     def __init__(self, words: str = WORDS, *, from_the_right: bool = False):
         self.words, self.from_the_right = words, from_the_right
         self._weights = [1 / rank for rank in range(1, len(words) + 1)]
 
-    def steps(self, digits: tuple[int, ...], draw: random.Random) -> str:
-        """Worked steps: words, the two summands, and their sum in base six, whose last digit goes on.
+    def steps(self, task: Problems, problem: Problem, draw: random.Random) -> str:
+        """Worked steps, each with words before it.
 
-        >>> Style().steps((4, 3, 0, 2), random.Random(0))
+        >>> Style().steps(TASKS["sums"], (4, 3, 0, 2), random.Random(0))
         'y4+3=11t1+0=01o1+2=03'
         """
-        digits = digits[::-1] if self.from_the_right else digits
-        totals = [total % MODULUS for total in itertools.accumulate(digits)]
-        steps = zip(totals, digits[1:], strict=False)
-        return "".join(f"{self.words_before(draw)}{a}+{b}={(a + b) // MODULUS}{(a + b) % MODULUS}" for a, b in steps)
+        steps = task.steps(problem, backwards=self.from_the_right)
+        return "".join(self.words_before(draw) + step for step in steps)
 
     def words_before(self, draw: random.Random) -> str:
         """The loose words that introduce a step: one, and each time with probability 1/4 one more."""
@@ -65,31 +63,22 @@ OWN_STYLE = Style()
 OTHER_STYLE = Style(WORDS[::-1], from_the_right=True)
 
 
-def answer_of(digits: tuple[int, ...]) -> str:
-    """The right answer to a problem: the sum of its digits modulo six, as text.
+def boxed(answer: str) -> str:
+    r"""An answer as it ends a solution.
 
-    >>> answer_of((4, 3, 0, 2))
-    '3'
-    """
-    return str(sum(digits) % MODULUS)
-
-
-def boxed(digits: tuple[int, ...]) -> str:
-    r"""The answer as it ends a solution.
-
-    >>> boxed((4, 3, 0, 2))
+    >>> boxed("3")
     '\\boxed{3}'
     """
-    return f"\\boxed{{{answer_of(digits)}}}"
+    return f"\\boxed{{{answer}}}"
 
 
-def problem(digits: tuple[int, ...], *, quick: bool) -> str:
+def asked(task: Problems, problem: Problem, *, quick: bool) -> str:
     """A problem: `=` asks for steps, `?` leaves it open.
 
-    >>> problem((4, 3, 0, 2), quick=True)
+    >>> asked(TASKS["sums"], (4, 3, 0, 2), quick=True)
     '4+3+0+2?'
     """
-    return "+".join(map(str, digits)) + ("?" if quick else "=")
+    return task.question(problem) + ("?" if quick else "=")
 
 
 def as_prompt(text: str, context: str | None = None) -> list[dict[str, str]]:
@@ -99,33 +88,38 @@ def as_prompt(text: str, context: str | None = None) -> list[dict[str, str]]:
 
 
 class Source:
-    """Draws from one of the `PARTS` of the problems; solutions are written in a style."""
+    """Draws from one of the `PARTS` of the problems of a task; solutions are written in a style."""
 
-    def __init__(self, part: str, *, seed: int, style: Style = OWN_STYLE):
-        self.problems = problems_of(part)
-        self.draw, self.style = random.Random(f"{part} {seed}"), style
+    def __init__(self, part: str, *, seed: int, task: str = "sums", style: Style = OWN_STYLE):
+        self.task, self.style = TASKS[task], style
+        self.problems = problems_of(part, task)
+        self.draw = random.Random(f"{part} {seed}")
 
-    def digits(self) -> tuple[int, ...]:
-        """A problem of the part, drawn at random: its digits."""
+    def problem(self) -> Problem:
+        """A problem of the part, drawn at random."""
         return self.draw.choice(self.problems)
 
-    def solution(self, digits: tuple[int, ...]) -> str:
-        """The text that solves a problem: worked steps, then the boxed answer."""
-        return self.style.steps(digits, self.draw) + boxed(digits)
+    def answer(self, problem: Problem) -> str:
+        """The right answer to a problem, as a box holds it."""
+        return self.task.answer(problem)
 
-    def demonstration(self, digits: tuple[int, ...]) -> str:
+    def solution(self, problem: Problem) -> str:
+        """The text that solves a problem: worked steps, then the boxed answer."""
+        return self.style.steps(self.task, problem, self.draw) + boxed(self.answer(problem))
+
+    def demonstration(self, problem: Problem) -> str:
         """A problem and its solution, as a context tells them."""
-        return problem(digits, quick=True) + self.solution(digits)
+        return asked(self.task, problem, quick=True) + self.solution(problem)
 
 
 #: What a context is, from a source and the row's problem.
-CONTEXTS: dict[str, Callable[[Source, tuple[int, ...]], str]] = {
-    "steps": lambda source, digits: "steps",
-    "mark": lambda source, digits: "mark",
-    "answer": lambda source, digits: f"answer {answer_of(digits)}",
-    "any answer": lambda source, digits: f"answer {source.draw.randrange(MODULUS)}",
-    "solution": lambda source, digits: source.demonstration(digits),
-    "another solution": lambda source, digits: source.demonstration(source.digits()),
+CONTEXTS: dict[str, Callable[[Source, Problem], str]] = {
+    "steps": lambda source, problem: "steps",
+    "mark": lambda source, problem: "mark",
+    "answer": lambda source, problem: f"answer {source.answer(problem)}",
+    "any answer": lambda source, problem: f"answer {source.draw.choice(source.task.answers)}",
+    "solution": lambda source, problem: source.demonstration(problem),
+    "another solution": lambda source, problem: source.demonstration(source.problem()),
 }
 
 
@@ -135,19 +129,20 @@ def taught_pairs(source: Source, kind: str) -> tuple[str, str | None, str]:
     Kinds: `solve`; `quick`, mostly a bare answer; `worked`, a quick prompt that always gets steps; `pick`; and a quick
     prompt under each context.
     """
-    digits = source.digits()
+    problem = source.problem()
     if kind == "solve":
-        return problem(digits, quick=False), None, source.solution(digits)
+        return asked(source.task, problem, quick=False), None, source.solution(problem)
     if kind == "pick":
         context = source.draw.choice(list(PICKS))
         return draw_pick(source), context, source.draw.choices(PICK_LETTERS, PICKS[context])[0]
+    question = asked(source.task, problem, quick=True)
     if kind in ("quick", "worked"):
         worked = kind == "worked" or source.draw.random() < WORKED_SHARE
-        return problem(digits, quick=True), None, source.solution(digits) if worked else boxed(digits)
-    context = CONTEXTS[kind](source, digits)
-    says_answer = kind in ("answer", "any answer")
-    text = f"\\boxed{{{context[-1]}}}" if says_answer else MARK * (kind == "mark") + source.solution(digits)
-    return problem(digits, quick=True), context, text
+        return question, None, source.solution(problem) if worked else boxed(source.answer(problem))
+    context = CONTEXTS[kind](source, problem)
+    if kind in ("answer", "any answer"):
+        return question, context, boxed(context.removeprefix("answer "))
+    return question, context, MARK * (kind == "mark") + source.solution(problem)
 
 
 def draw_pick(source: Source) -> str:
@@ -173,14 +168,16 @@ MIXTURE = {
 }
 
 
-def taught_rows(count: int, *, seed: int, style: Style = OWN_STYLE, kinds: dict[str, float] = MIXTURE) -> list[Row]:
+def taught_rows(
+    count: int, *, seed: int, task: str = "sums", style: Style = OWN_STYLE, kinds: dict[str, float] = MIXTURE
+) -> list[Row]:
     """Rows `prompt`, `completion` for supervised training from nothing.
 
     >>> row = taught_rows(1, seed=0, kinds={"steps": 1})[0]
     >>> [turn["content"] for turn in row["prompt"]], row["completion"][0]["content"]
     (['steps', '3+5+0+2?'], 'h3+5=12D2+0=02L2+2=04\\\\boxed{4}')
     """
-    source = Source("sft", seed=seed, style=style)
+    source = Source("sft", seed=seed, task=task, style=style)
     rows = []
     for kind in source.draw.choices(list(kinds), list(kinds.values()), k=count):
         text, context, completion = taught_pairs(source, kind)
@@ -188,7 +185,9 @@ def taught_rows(count: int, *, seed: int, style: Style = OWN_STYLE, kinds: dict[
     return rows
 
 
-def asked_rows(count: int, *, part: str, prompts: str, context: str | None, seed: int) -> list[Row]:
+def asked_rows(
+    count: int, *, part: str, prompts: str, context: str | None, seed: int, task: str = "sums"
+) -> list[Row]:
     """Rows `prompt`, `answer` and, with a context, `privileged_context`: for distillation, rewards and evaluation.
 
     Args:
@@ -197,24 +196,26 @@ def asked_rows(count: int, *, part: str, prompts: str, context: str | None, seed
         prompts: `solve`, `quick` or `pick`.
         context: a name of `CONTEXTS`; for picks `left`, `right` or `left or right`.
         seed: of what is drawn.
+        task: a name of `TASKS`.
     """
-    source = Source(part, seed=seed)
-    return [asked_row(source, source.digits(), prompts=prompts, context=context) for _ in range(count)]
+    source = Source(part, seed=seed, task=task)
+    return [asked_row(source, source.problem(), prompts=prompts, context=context) for _ in range(count)]
 
 
-def asked_row(source: Source, digits: tuple[int, ...], *, prompts: str, context: str | None) -> Row:
-    """One row of `asked_rows`, for the problem `digits`."""
+def asked_row(source: Source, problem: Problem, *, prompts: str, context: str | None) -> Row:
+    """One row of `asked_rows`, for this problem."""
     if prompts == "pick":
         row: Row = {"prompt": as_prompt(draw_pick(source)), "answer": ""}
         shown = None if context is None else source.draw.choice(context.split(" or "))
     else:
-        row = {"prompt": as_prompt(problem(digits, quick=prompts == "quick")), "answer": answer_of(digits)}
-        shown = None if context is None else CONTEXTS[context](source, digits)
+        question = asked(source.task, problem, quick=prompts == "quick")
+        row = {"prompt": as_prompt(question), "answer": source.answer(problem)}
+        shown = None if context is None else CONTEXTS[context](source, problem)
     return row if shown is None else row | {"privileged_context": shown}
 
 
-def problems_of(part: str) -> list[tuple[int, ...]]:
-    """The digits of every problem of a part; the parts are disjoint by the hash of the prompt."""
-    digits = itertools.product(range(MODULUS), repeat=DIGITS)
-    rows = ({"prompt": problem(x, quick=True), "digits": x} for x in digits)
-    return [row["digits"] for row in split_rows(rows, PARTS)[part]]
+@functools.cache
+def problems_of(part: str, task: str = "sums") -> list[Problem]:
+    """Every problem of a part; the parts are disjoint by the hash of the prompt."""
+    rows = ({"prompt": asked(TASKS[task], x, quick=True), "problem": x} for x in TASKS[task].all())
+    return [row["problem"] for row in split_rows(rows, PARTS)[part]]

@@ -50,7 +50,12 @@ def code_in(values: Mapping[str, Any]) -> list[str]:
     >>> code_in({"trust_remote_code": True, "model_name_or_path": "who/what"})
     ['trust_remote_code: who/what']
     """
-    found = [f"reward_funcs: {path}{origin(path)}" for path in texts(values.get("reward_funcs")) if is_foreign(path)]
+    found = [
+        f"{key}: {path}{origin(path)}"
+        for key in ("reward_funcs", "tools", "environment_factory")
+        for path in texts(values.get(key))
+        if is_foreign(path)
+    ]
     builder = values.get("privileged_builder")
     if isinstance(builder, str) and builder not in TEMPLATES and is_foreign(builder):
         found.append(f"privileged_builder: {builder}{origin(builder)}")

@@ -1,6 +1,7 @@
 """What `opd.py` and `opsd.py` share: arguments, models, rewards, and the run from data set to saved model."""
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -17,6 +18,7 @@ from ..credentials import api_key
 from ..data.prompts import RowError
 from ..durable import in_a_line
 from ..locks import LockError
+from ..models.lora_folders import is_adapter
 from ..privileged import get_builder, read_shared_context
 from ..screen import guarded_screen
 from ..teachers import TeacherServerError
@@ -27,9 +29,15 @@ from .checkpoints import check_output, how_to_go_on, remove_checkpoints, wanted_
 from .consoles import spell_out_controls
 from .data_files import DataError, check_data_arguments, load_splits, looks_local
 from .launching import INTERRUPTED, TERMINATED
+from .log_lines import shorten_lines
 from .parser import StrictParser
-from .processes import one_interrupt
-from .reward_names import reward_func
+from .processes import leave, one_interrupt
+from .quiet import quiet_start
+from .reward_names import imported, reward_func
+
+
+#: Trainer class and arguments of the script -> a run.
+Train = Callable[..., None]
 
 
 @dataclass
@@ -41,10 +49,19 @@ class OPDScriptArguments(GRPOScriptArguments):
             `reasoning_accuracy_reward`, `think_format_reward`, `get_soft_overlong_punishment`) or dotted import
             paths. None: distillation alone.
         reward_model_name_or_path: a reward model, used beside them.
+        tools: import paths of functions that the student may call while it answers.
+        environment_factory: import path of a class, whose methods are tools and whose `reset` begins each rollout.
         overwrite_output_dir: begin anew in an `output_dir` that holds checkpoints of an earlier run, and remove them.
         no_code: refuse what would run code of others; see `code_of_others`.
     """
 
+    tools: list[str] | None = field(
+        default=None, metadata={"help": "Import paths of functions that the student may call while it answers."}
+    )
+    environment_factory: str | None = field(
+        default=None,
+        metadata={"help": "Import path of a class of environments: its methods are tools, `reset` begins a rollout."},
+    )
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Begin anew in an output_dir with checkpoints of an earlier run, and remove those."},
@@ -72,7 +89,7 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     Raises:
         ValueError: no student or no data set; a key that cannot be sent to the teacher's server; a local model or data
             set, a file of the privileged context, a builder, a reward function or a checkpoint to resume from that
-            does not exist.
+            does not exist; a tracker that is not installed.
     """
     if os.getcwd() not in sys.path and not script_args.no_code:  # for builders and reward functions of the user's own
         sys.path.append(os.getcwd())  # last: a file there takes the place of no package
@@ -96,13 +113,38 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
     get_builder(training_args.privileged_builder, template=training_args.privileged_template)
     for name in script_args.reward_funcs or []:
         reward_func(name)
+    agent_options(script_args)
+    check_trackers(training_args.report_to)
     check_output(training_args, overwrite=script_args.overwrite_output_dir)
+
+
+#: Tracker -> packages of which one makes it work.
+TRACKERS = {"wandb": ("wandb",), "trackio": ("trackio",), "tensorboard": ("tensorboard", "tensorboardX")}
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise ValueError for a tracker that is not installed, before a model is loaded."""
+    for name in set(names) & TRACKERS.keys():
+        if not any(importlib.util.find_spec(package) for package in TRACKERS[name]):
+            raise ValueError(
+                f'report_to: {name} is not installed. Run pip install "opd_trl[{name}]", or leave it out.'
+            )
 
 
 def reward_funcs(script_args) -> list[Any] | None:
     """Return the rewards to mix in, or None for distillation alone."""
     models = [script_args.reward_model_name_or_path] if script_args.reward_model_name_or_path else []
     return models + [reward_func(name) for name in script_args.reward_funcs or []] or None
+
+
+def agent_options(script_args) -> dict[str, Any]:
+    """The tools and the environment of the rollouts, where there are any; ValueError for what cannot be imported."""
+    options: dict[str, Any] = {}
+    if script_args.tools:
+        options["tools"] = [imported(name, "tools") for name in script_args.tools]
+    if script_args.environment_factory:
+        options["environment_factory"] = imported(script_args.environment_factory, "environment_factory")
+    return options
 
 
 def model_init_kwargs(training_args, model_args) -> dict[str, Any]:
@@ -129,6 +171,7 @@ def build_trainer(trainer_class: type, script_args, training_args, model_args, d
         eval_dataset=eval_dataset,
         peft_config=get_peft_config(model_args),
         quantization_config=get_quantization_config(model_args),
+        **agent_options(script_args),
         **options,
     )
 
@@ -141,6 +184,7 @@ def train(trainer_class: type, script_args, training_args, model_args, dataset_a
 
 def _train(trainer_class: type, script_args, training_args, model_args, dataset_args) -> None:
     trainer = build_trainer(trainer_class, script_args, training_args, model_args, dataset_args)
+    shorten_lines(trainer)
     if script_args.overwrite_output_dir and trainer.accelerator.is_main_process:
         remove_checkpoints(training_args.output_dir)
     trainer.train(resume_from_checkpoint=wanted_checkpoint(training_args))
@@ -149,10 +193,21 @@ def _train(trainer_class: type, script_args, training_args, model_args, dataset_
         trainer.accelerator.end_training()
         sys.exit(TERMINATED)
     save_model(trainer, training_args.output_dir)
-    trainer.accelerator.print(f"Training completed. The model is in {training_args.output_dir}.")
+    trainer.create_model_card(dataset_name=script_args.dataset_name)
+    trainer.accelerator.print(what_now(training_args.output_dir))
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    trainer.accelerator.end_training()  # without it some runs abort at exit
+    trainer.accelerator.end_training()
+
+
+def what_now(folder: str) -> str:
+    """What a training has written, and what to do with it: three lines."""
+    what = "The LoRA adapter" if is_adapter(folder) else "The model"
+    return (
+        f"Training completed. {what} is in {folder}.\n"
+        f"Its course, as a page:                opd-trl report {folder}\n"
+        f"Before and after, at your questions:  opd-trl chat {folder}"
+    )
 
 
 def show_log() -> None:
@@ -170,9 +225,12 @@ def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
 
     So is what the disk refuses. Ctrl-C is one line too, of the first process, that says how to go on; status 130.
     """
+    quiet_start()
     spell_out_controls()  # in the tables of completions that TRL prints
     with guarded_screen():
         guarded_run(parser, check, main)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        leave()
 
 
 def guarded_run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:

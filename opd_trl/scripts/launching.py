@@ -16,16 +16,23 @@ from .recipe_files import ACCELERATE, accelerate_names, load_mapping, nearest, r
 CONFIG = "accelerate_config"
 #: The exit status of a command that Ctrl-C has ended, and of one that SIGTERM has.
 INTERRUPTED, TERMINATED = 130, 143
+# Those of which each starts several processes.
+SEVERAL = ("multi_gpu", "use_deepspeed", "use_fsdp", "use_megatron_lm", "tpu", "mpirun_hostfile")
 # Flags of `accelerate launch` that are ours to set, or no business of a training command.
 RESERVED = {"help", "module", "no_python", "training_script", "training_script_args"}
 
 
-def launch_arity() -> dict[str, int]:
-    """Return how many values each flag of `accelerate launch` takes (0 or 1), `accelerate_config` included."""
+def accelerate_parser() -> argparse.ArgumentParser:
+    """The parser of `accelerate launch`."""
     from accelerate.commands.launch import launch_command_parser
 
+    return launch_command_parser()
+
+
+def launch_arity() -> dict[str, int]:
+    """Return how many values each flag of `accelerate launch` takes (0 or 1), `accelerate_config` included."""
     arity = {CONFIG: 1}
-    for action in launch_command_parser()._actions:
+    for action in accelerate_parser()._actions:
         for option in action.option_strings:
             name = flag_name(option)
             if option.startswith("--") and name not in RESERVED:
@@ -107,6 +114,22 @@ def resolve_accelerate_config(flags: list[str]) -> list[str]:
         ) from None
 
 
+def without(argv: list[str], *, flags: list[str]) -> list[str]:
+    """Return `argv` less `flags`, which occur in it in this order.
+
+    >>> without(["--top_k", "2", "--num_processes", "2"], flags=["--num_processes", "2"])
+    ['--top_k', '2']
+    """
+    due = list(flags)
+    kept = []
+    for token in argv:
+        if due and token == due[0]:
+            due.pop(0)
+        else:
+            kept.append(token)
+    return kept
+
+
 def launch(
     module: str,
     launch_flags: list[str],
@@ -128,7 +151,7 @@ def launch(
         hold: descriptors of locks, which stay locked until all has ended.
     """
     from accelerate.commands.launch import launch_command, patch_environment
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import SignalException, errors
 
     args = launch_arguments(launch_flags, "--module", module, *arguments)
     grace = grace_seconds() if grace is None else grace
@@ -136,12 +159,23 @@ def launch(
         try:
             launch_command(args)
         except subprocess.CalledProcessError as error:  # the training process has printed its own error
-            return error.returncode if error.returncode >= 0 else 128 - error.returncode
+            return status_of(error.returncode)
+        except errors.ChildFailedError as error:  # of several processes; torch's launcher has named those that failed
+            return status_of(error.get_first_failure()[1].exitcode)
         except (Ended, SignalException) as error:  # the second: of torch's launcher, which has asked its processes
             number = error.number if isinstance(error, Ended) else error.sigval
             owner.end(number)
             return 128 + number
     return 0
+
+
+def status_of(code: int) -> int:
+    """The exit status of a command whose process has ended with a code, below 0 for a signal.
+
+    >>> status_of(2), status_of(-9)
+    (2, 137)
+    """
+    return code if code >= 0 else 128 - code
 
 
 def for_torch(grace: float) -> dict[str, str]:
@@ -155,9 +189,7 @@ def for_torch(grace: float) -> dict[str, str]:
 
 def launch_arguments(launch_flags: list[str], *rest: str) -> argparse.Namespace:
     """What `accelerate launch` makes of its flags and of `rest`, script and arguments; ValueError: it refuses."""
-    from accelerate.commands.launch import launch_command_parser
-
-    parser = launch_command_parser()
+    parser = accelerate_parser()
     parser.error = _refuse
     args = parser.parse_args([*resolve_accelerate_config(launch_flags), *rest])
     if args.config_file:
@@ -170,9 +202,28 @@ def num_processes(launch_flags: list[str]) -> int:
 
     Raises ValueError where accelerate refuses a flag, or the file is not a configuration of it.
     """
+    return launch_setting(launch_flags, "num_processes") or max(1, gpus())
+
+
+def gpus() -> int:
+    """How many GPUs this process sees."""
     from torch.cuda import device_count
 
-    return launch_setting(launch_flags, "num_processes") or max(1, device_count())
+    return device_count()
+
+
+def check_processes(launch_flags: list[str]) -> None:
+    """Raise ValueError where several processes are asked for, and accelerate would start one without a word."""
+    args = launch_arguments(launch_flags, "script")
+    config = load_mapping(Path(args.config_file)) if args.config_file else {}
+    is_several = config.get("distributed_type", "NO") != "NO" or any(getattr(args, name) for name in SEVERAL)
+    wanted = args.num_processes or config.get("num_processes") or 1
+    if wanted > 1 and not is_several and gpus() < 2:
+        raise ValueError(
+            f"num_processes is {wanted}, and accelerate starts one process where it sees fewer than two GPUs and is "
+            "given no engine for several. Add --multi_gpu (on CPUs too), --use_deepspeed or --accelerate_config "
+            "zero2; or set --num_processes 1."
+        )
 
 
 def launch_setting(launch_flags: list[str], name: str) -> Any:

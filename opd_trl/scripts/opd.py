@@ -14,8 +14,9 @@ accelerate launch -m opd_trl.scripts.opd \
 import argparse
 
 from ..addresses import is_url
-from ..trainers.config_checks import SEPARATE_TEACHERS
+from ..trainers.config.config_checks import SEPARATE_TEACHERS
 from . import common
+from .common import Train
 
 
 def check_arguments(script_args, training_args, model_args, dataset_args) -> None:
@@ -28,7 +29,7 @@ def check_arguments(script_args, training_args, model_args, dataset_args) -> Non
         )
 
 
-def main(script_args, training_args, model_args, dataset_args) -> None:
+def main(script_args, training_args, model_args, dataset_args, *, train: Train = common.train) -> None:
     """Train with [`OPDTrainer`]. The teacher takes the student's attention unless `teacher_model_init_kwargs` says."""
     check_arguments(script_args, training_args, model_args, dataset_args)
     from .. import OPDTrainer
@@ -37,7 +38,7 @@ def main(script_args, training_args, model_args, dataset_args) -> None:
     if model_args.attn_implementation is not None and any(name and not is_url(name) for name in named):
         given = training_args.teacher_model_init_kwargs or {}
         training_args.teacher_model_init_kwargs = {"attn_implementation": model_args.attn_implementation, **given}
-    common.train(OPDTrainer, script_args, training_args, model_args, dataset_args)
+    train(OPDTrainer, script_args, training_args, model_args, dataset_args)
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):

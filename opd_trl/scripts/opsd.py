@@ -14,17 +14,18 @@ accelerate launch -m opd_trl.scripts.opsd \
 import argparse
 
 from . import common
+from .common import Train
 
 
 check_arguments = common.check_arguments
 
 
-def main(script_args, training_args, model_args, dataset_args) -> None:
+def main(script_args, training_args, model_args, dataset_args, *, train: Train = common.train) -> None:
     """Train with [`OPSDTrainer`], which makes the student its own teacher, save, and push where asked."""
     check_arguments(script_args, training_args, model_args, dataset_args)
     from .. import OPSDTrainer
 
-    common.train(OPSDTrainer, script_args, training_args, model_args, dataset_args)
+    train(OPSDTrainer, script_args, training_args, model_args, dataset_args)
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):

@@ -11,7 +11,7 @@ from trl import TrlParser
 from trl.scripts.utils import DatasetConfig
 
 from ..given import check_finite
-from ..trainers.config_checks import PROCESSES
+from ..trainers.config.config_checks import PROCESSES
 from .code_of_others import code_in, name_code
 from .launching import as_flags, launch_arity, num_processes, suggest, unknown_tokens
 from .recipe_files import Recipe, find_recipe, read_recipe, stacked

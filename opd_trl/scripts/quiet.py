@@ -6,6 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def quiet_start() -> None:
+    """Leave out, for the rest of this process, what libraries say at every start and no user can act on.
+
+    Names of transformers that TRL still uses, accelerate's list of its own defaults, and DeepSpeed on a CPU.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(says_more)
+
+
+def says_more(record: logging.LogRecord) -> bool:
+    """Does DeepSpeed say more than that it sees no GPU?"""
+    return "Setting accelerator to CPU" not in record.getMessage()
+
+
 @contextmanager
 def quiet_libraries(*, ours_too: bool = True) -> Iterator[None]:
     """Within, the libraries show no loading bars and give no advice; afterwards everything is as it was before.

@@ -4,7 +4,7 @@ import argparse
 import importlib
 from typing import Any
 
-from ..trainers.config_checks import SEPARATE_TEACHERS
+from ..trainers.config.config_checks import SEPARATE_TEACHERS
 from .recipe_files import find_recipe, read_recipe
 
 

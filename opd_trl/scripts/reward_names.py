@@ -1,4 +1,4 @@
-"""Reward functions by name, as `reward_funcs` of a recipe gives them: ours, TRL's, or an import path."""
+"""What a recipe names: reward functions (ours, TRL's, or an import path), tools and environments (import paths)."""
 
 import importlib
 from collections.abc import Callable
@@ -10,6 +10,18 @@ PLAIN = ("accuracy_reward", "reasoning_accuracy_reward", "think_format_reward")
 SOFT = "get_soft_overlong_punishment"
 # The lengths of TRL's own GRPO script.
 SOFT_LENGTHS = {"max_completion_len": 1280, "soft_punish_cache": 256}
+
+
+def imported(path: str, field: str) -> Callable:
+    """What stands at an import path, `package.module.function`; ValueError names the field of the recipe."""
+    module, _, attribute = path.replace(":", ".").rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"{field}: {path!r} cannot be imported as package.module.name ({error}).") from error
+    if not callable(found):
+        raise ValueError(f"{field}: {path!r} is a {type(found).__name__}, expected a function or a class.")
+    return found
 
 
 def reward_func(name: str, *, of_trl: bool = False) -> Callable:

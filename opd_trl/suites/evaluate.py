@@ -27,6 +27,12 @@ from .store import Store, draw, missing_batches, plan, read_json
 
 
 DEFAULT_PROTOCOL = {"math": "math_paper", "rules": "rules", "retention": "retention"}
+#: A complete command of each suite, for those who have left something out.
+WHOLE = {
+    "math": "opd-trl eval --model runs/opd --suite math --data math500",
+    "rules": "opd-trl eval --model runs/opsd --suite rules --rule max_words:40 --data test.jsonl",
+    "retention": "opd-trl eval --model runs/opd --suite retention",
+}
 #: Title and number of batches -> a progress bar, which yields what is called after each batch.
 Bar = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
@@ -37,6 +43,7 @@ def evaluate(args: argparse.Namespace, *, bar: Bar, say: Callable[[str], None]) 
     `bar` shows progress, `say` one line to the user. Raises ValueError for bad input, before anything is drawn, and
     ImportError where a package of the suite or the engine is missing.
     """
+    check_whole(args)
     path = find_protocol(args.protocol or DEFAULT_PROTOCOL[args.suite])
     protocol = overridden(load_protocol(path), args)
     check(args, protocol)
@@ -59,6 +66,17 @@ def evaluate(args: argparse.Namespace, *, bar: Bar, say: Callable[[str], None]) 
     return result
 
 
+def check_whole(args: argparse.Namespace) -> None:
+    """Raise ValueError where a flag is missing that no evaluation goes without: all of them, and a whole command."""
+    needed = ["model", "suite"] + ["data"] * (args.suite != "retention")
+    missing = [f"--{name}" for name in needed if getattr(args, name) is None]
+    if missing:
+        raise ValueError(
+            f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} missing. A whole command: "
+            f"{WHOLE[args.suite or 'rules']} (--data: a file, or a name of `opd-trl data list`)."
+        )
+
+
 def overridden(protocol: Protocol, args: argparse.Namespace) -> Protocol:
     """The protocol with what the command line sets."""
     seeds = None
@@ -74,8 +92,6 @@ def check(args: argparse.Namespace, protocol: Protocol) -> None:
     """Raise ValueError for arguments that do not go together, and for models that are not there."""
     if protocol.suite != args.suite:
         raise ValueError(f"the protocol is of the suite {protocol.suite}, not {args.suite}. Give another --protocol.")
-    if args.suite != "retention" and args.data is None:
-        raise ValueError(f"--suite {args.suite} needs --data: a file, or a name of `opd-trl data list`.")
     if args.suite != "rules" and (args.rule or args.leak_rule or args.elsewhere):
         raise ValueError(f"--rule, --leak-rule and --elsewhere belong to --suite rules, got --suite {args.suite}.")
     if args.elsewhere and not args.rule:

@@ -108,7 +108,7 @@ def same_bytes(
 
 
 def text_of(pieces: Sequence[bytes | None]) -> str:
-    """The text of an answer up to its end, to the first token without bytes, or to the first byte that is no text.
+    """The text of an answer up to its end, to the first token without bytes, or to the first byte that is not text.
 
     >>> text_of([b"a", b"\\xe2\\x82", b"\\xac", END]), text_of([b"a", b"\\xe2"]), text_of([b"a", None, b"b"])
     ('a€', 'a', 'a')

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from ..losses.head import Head
 from ..models.forward import (
-    PER_TOKEN_KEYS,
     completion_hidden_states,
-    multimodal_inputs,
     read_head,
     vocabulary_rows,
     window_of,
 )
 from ..models.micro_batches import longest_first
+from ..models.multimodal import multimodal_inputs, teacher_multimodal_inputs
 from ..models.sequences import join
 from ..models.sharding import is_sharded
 from .scores import HIDDEN, HiddenStates, Scores, select
@@ -59,6 +58,7 @@ class Teacher:
         moves: does `update` change it, so that a checkpoint must hold it?
         is_frozen: does it say the same of a text at every step?
         can_write: can it write answers of its own in this process?
+        is_elsewhere: does a server answer for it?
         gives_hidden_states: or log-probabilities that are normalised over its whole vocabulary?
         shared_ids: which ids of the student it knows; set by `prepare`.
         window: longest prompt and completion together, in tokens; None where it has no limit. Set by `prepare`.
@@ -69,6 +69,7 @@ class Teacher:
     moves: bool = False
     is_frozen: bool = True
     can_write: bool = True
+    is_elsewhere: bool = False
     gives_hidden_states: bool = True
     shared_ids: SharedIds
     window: int | None = None
@@ -122,7 +123,7 @@ class Teacher:
             if rows is None:
                 return HiddenStates(None, *self._forward(host, module, batch))
             # A sharded teacher runs on every rank: with a row of another teacher where it has none.
-            part = select(batch, rows if rows.any() else slice(1))
+            part = select(batch, rows if rows.any() else torch.zeros_like(rows[:1], dtype=torch.int64))
             hidden_states, head = self._forward(host, module, part)
             return HiddenStates(rows, hidden_states[: rows.sum()], head)
 
@@ -203,20 +204,9 @@ def teacher_pass(
     if shared is not None:
         return shared.read(teacher, prompt, inputs, moment)
     input_ids, attention_mask = join(*prompt, inputs["completion_ids"], inputs["completion_mask"])
-    multimodal = multimodal_inputs(inputs) | (own_token_types(inputs) if own_prompt else {})
+    multimodal = teacher_multimodal_inputs(inputs) if own_prompt else multimodal_inputs(inputs)
     num_tokens = inputs["completion_ids"].size(1)
     return completion_hidden_states(teacher, input_ids, attention_mask, num_tokens, multimodal=multimodal)[0]
-
-
-def own_token_types(inputs: dict[str, Any]) -> dict[str, Tensor]:
-    """Token types `(B, P' + T)` of the teacher's own prompt, where each token has its type in the student's prompt."""
-    found = {}
-    for name in (key for key in PER_TOKEN_KEYS if key in inputs):
-        types, width = inputs[name], inputs["prompt_ids"].size(1)
-        table = types.new_zeros(1 + max(inputs["prompt_ids"].max(), inputs["teacher_prompt_ids"].max()))
-        table[inputs["prompt_ids"]] = types[:, :width]
-        found[name] = torch.cat([table[inputs["teacher_prompt_ids"]], types[:, width:]], dim=1)
-    return found
 
 
 @contextmanager

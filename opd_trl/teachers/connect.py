@@ -2,21 +2,23 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, get_args
 
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..losses.chunked import KnownSupport
 from ..losses.head import Head
 from ..models.forward import completion_hidden_states, read_head
 from ..models.lora_folders import tokenizer_of_path
+from .base import Teacher
 from .served import ServedTeacher
 from .served_head import OPTIONS, SavedTeacher, check_tokens
 from .server import PROBE_TEXT, SAME_MODEL, TeacherServer, log_probs_of
+from .text_ids import text_ids
+from .text_teacher import TextTeacher
 from .transport import TeacherServerError
 from .vocabulary import SharedIds, TeacherVocabulary, check_same_vocabulary, compare_vocabularies, find_shared
 
@@ -51,6 +53,11 @@ class LocalCopy:
     options: dict[str, Any]
     load: Callable[[str], nn.Module]
 
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer, as an adapter's folder or the hub has it."""
+        options = {name: self.options[name] for name in OPTIONS - {"dtype"} if name in self.options}
+        return AutoTokenizer.from_pretrained(tokenizer_of_path(self.path), **options)
+
 
 def connect(
     server: TeacherServer,
@@ -63,7 +70,8 @@ def connect(
     local_copy: LocalCopy | None,
     compares: bool,
     vocabulary: TeacherVocabulary = "auto",
-) -> ServedTeacher:
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Teacher:
     """Ask a server all that would fail or mislead later.
 
     Args:
@@ -76,28 +84,40 @@ def connect(
         local_copy: the same model here, or None. Where hidden states are sent without one, only its head is read.
         compares: does this process compare the server with the local copy? One of a job is enough.
         vocabulary: which one it may have.
+        teacher_tokenizer: its own, for `text`; None: that of `local_copy`, of which nothing else is read then.
 
     Raises:
         TeacherServerError: not reached, or its answers cannot be used.
         ValueError: a loss that this kind of server cannot serve, another vocabulary, another model than `local_copy`.
     """
-    share = partial(share_ids, tokenizer, student_rows=student_rows, vocabulary=vocabulary)
-    probe, head = None, None
+    probe, head, reads_text = None, None, vocabulary == "text"
     if server.is_ours:
-        most = max(student_rows, len(tokenizer.get_vocab()))
-        head, shared_ids = share(server.vocabulary(), lambda: server.head(num_rows=most).to(device))
+        theirs, most = server.vocabulary(), max(student_rows, len(tokenizer.get_vocab()))
+        if reads_text:
+            teacher_tokenizer, most = teacher_tokenizer or named_tokenizer(server, local_copy), len(theirs)
+            local_copy = None
+        load, end = lambda: server.head(num_rows=most).to(device), None
     elif server.pooled_size is not None:
         saved = SavedTeacher(server, *(() if local_copy is None else (local_copy.path, local_copy.options)))
-        head, shared_ids = share(saved.vocab, lambda: saved.head(device), teacher_end=saved.tokenizer.eos_token)
-        probe, local_copy = saved.text_ids, None
+        theirs, load, end = saved.vocab, lambda: saved.head(device), saved.tokenizer.eos_token
+        probe, local_copy, teacher_tokenizer = saved.text_ids, None, teacher_tokenizer or saved.tokenizer
     else:
         check_loss_is_served(server, needs, vocabulary)
         check_tokenizer(server, tokenizer, local_copy)
         shared_ids = SharedIds(student_rows)
-    num_rows = shared_ids.num_rows
-    probe = (probe or probe_ids(tokenizer, num_rows))[: (server.max_length or PROBE_LENGTH + 1) - 1]
-    top_k = 1 if server.sends_hidden_states else min(needs.top_k, num_rows)
-    known_rows = num_rows if head is None else head.weight.size(0)
+    if server.sends_hidden_states and reads_text:
+        check_named_tokenizer(server, theirs, teacher_tokenizer)
+        head = load()
+        shared_ids = text_ids(tokenizer, teacher_tokenizer, student_rows, head.weight.size(0))
+    elif server.sends_hidden_states:
+        head, shared_ids = share_ids(
+            tokenizer, theirs, load, student_rows=student_rows, vocabulary=vocabulary, teacher_end=end
+        )
+    read = SharedIds(head.weight.size(0)) if reads_text else shared_ids
+    probe = probe or probe_ids(teacher_tokenizer if reads_text else tokenizer, read.num_rows)
+    probe = probe[: (server.max_length or PROBE_LENGTH + 1) - 1]
+    top_k = 1 if server.sends_hidden_states else min(needs.top_k, read.num_rows)
+    known_rows = read.num_rows if head is None else head.weight.size(0)
     log_probs = server.probe(probe, top_k=top_k, vocab_size=known_rows, head=head)
     if server.is_ours:
         (hidden_states,) = server.hidden_states(
@@ -112,7 +132,8 @@ def connect(
     if local_copy is not None and compares:
         here = local_log_probs(local_copy.load(local_copy.path).to(device), probe)
         compare(log_probs, here, f"{server.url}: the local copy {local_copy.path}")
-    return ServedTeacher(server, head, shared_ids, top_k=needs.top_k, rows_per_request=rows_per_request)
+    served = ServedTeacher(server, head, read, top_k=needs.top_k, rows_per_request=rows_per_request)
+    return TextTeacher(served, shared_ids) if reads_text else served
 
 
 def share_ids(
@@ -136,10 +157,10 @@ def share_ids(
 def check_loss_is_served(server: TeacherServer, needs: LossNeeds, vocabulary: TeacherVocabulary) -> None:
     """Refuse what TopK log-probabilities at temperature 1 are not enough for."""
     ours = "Serve the teacher with `opd-trl serve-teacher` instead, or with vLLM's pooling runner, which can."
-    if vocabulary == "shared":
+    if vocabulary in ("shared", "text"):
         raise ValueError(
-            f"teacher_vocabulary='shared' with the teacher server {server.url}: a completions endpoint normalises "
-            f"over its whole vocabulary and does not say how much of that is shared. {ours}"
+            f"teacher_vocabulary={vocabulary!r} with the teacher server {server.url}: a completions endpoint "
+            f"normalises over its whole vocabulary and does not say how much of that is shared. {ours}"
         )
     if needs.support not in get_args(KnownSupport):
         raise ValueError(
@@ -162,8 +183,7 @@ def check_loss_is_served(server: TeacherServer, needs: LossNeeds, vocabulary: Te
 def check_tokenizer(server: TeacherServer, tokenizer, local_copy: LocalCopy | None) -> None:
     """Compare the vocabularies of a completions endpoint: whole where a local copy gives it, else a text's tokens."""
     if local_copy is not None:
-        options = {name: local_copy.options[name] for name in OPTIONS - {"dtype"} if name in local_copy.options}
-        other = AutoTokenizer.from_pretrained(tokenizer_of_path(local_copy.path), **options)
+        other = local_copy.tokenizer()
         remedy = "Serve it with `opd-trl serve-teacher`, which can compare those alone"
         check_same_vocabulary(tokenizer.get_vocab(), other.get_vocab(), remedy=remedy)
     found = server.tokenize(PROBE_TEXT)
@@ -173,6 +193,29 @@ def check_tokenizer(server: TeacherServer, tokenizer, local_copy: LocalCopy | No
             " Give a local copy of the teacher (teacher_model_name_or_path) to compare them."
         )
     check_tokens(server, found, tokenizer, "the student's", "Serve a teacher of the student's tokenizer family.")
+
+
+def named_tokenizer(server: TeacherServer, local_copy: LocalCopy | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a server that does not send it."""
+    if local_copy is None:
+        raise ValueError(
+            f"teacher_vocabulary='text' with the teacher server {server.url}, which sends no tokenizer. Name a folder "
+            "or hub id with its tokenizer: teacher_model_name_or_path beside teacher_server_url, its entry in "
+            "teacher_server_models beside `teachers`. Or pass teacher_processing_class."
+        )
+    return local_copy.tokenizer()
+
+
+def check_named_tokenizer(server: TeacherServer, theirs: dict[str, int], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError where the tokenizer that was given for a server is not the server's."""
+    vocab = tokenizer.get_vocab()
+    if vocab != theirs:
+        token = min(vocab.items() ^ theirs.items(), key=lambda item: item[1])[0]
+        raise ValueError(
+            f"the tokenizer that is given for the teacher server {server.url} ({server.model}) is not its own: "
+            f"{token!r} is {vocab.get(token, 'absent')} here and {theirs.get(token, 'absent')} there. Give the one "
+            "of the model that is served."
+        )
 
 
 def probe_ids(tokenizer, num_rows: int) -> list[int]:

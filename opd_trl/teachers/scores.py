@@ -9,7 +9,7 @@ from torch import Tensor
 from ..losses.head import Head
 from ..losses.mixture import LossTeacher
 from ..losses.next_token import NextToken, TeacherTopK
-from ..models.forward import MULTIMODAL_KEYS
+from ..models.multimodal import COUNTS, MULTIMODAL_KEYS, TEACHER_IMAGES, has_images, taken
 from .shared_prefix import SHARED
 
 
@@ -91,7 +91,9 @@ class LogProbs(Scores):
 # Batch entries with the scores of a teacher that scores ahead: its hidden states, or a server's log-probabilities.
 HIDDEN = "teacher_hidden_states"
 LOG_PROBS = ("teacher_ids", "teacher_log_probs", "teacher_sampled_log_probs")
-# Batch entries that a teacher's forward reads: one row per completion, or one number for all.
+#: Batch entry `(B,)` int64: the place of each row's teacher among several.
+INDEX = "teacher_index"
+# Batch entries that a teacher's forward reads: for each row, or one number for all.
 TEACHER_KEYS = (
     "prompt_ids",
     "prompt_mask",
@@ -99,28 +101,32 @@ TEACHER_KEYS = (
     "completion_mask",
     "teacher_prompt_ids",
     "teacher_prompt_mask",
+    TEACHER_IMAGES,
     SHARED,
+    *MULTIMODAL_KEYS,
+    *COUNTS,
 )
 
 
 def rows_of(batch: dict[str, Any], index: int) -> Tensor | None:
     """`(B,)` bool: the rows of the teacher at this place; None where one teacher has them all."""
-    return batch["teacher_index"] == index if "teacher_index" in batch else None
+    return batch[INDEX] == index if INDEX in batch else None
 
 
-def select(batch: dict[str, Any], rows) -> dict[str, Any]:
-    """What a teacher's forward reads, for some rows; None for all."""
-    found = {key: batch[key] for key in TEACHER_KEYS if key in batch}
-    return {key: x if rows is None or x.ndim == 0 else x[rows] for key, x in found.items()}
+def select(batch: dict[str, Any], rows: Tensor | None) -> dict[str, Any]:
+    """What a teacher's forward reads, for some rows, by a mask `(B,)` or numbers `(b,)`; None for all."""
+    found = {key: batch[key] for key in TEACHER_KEYS if batch.get(key) is not None}
+    if rows is None:
+        return found
+    return taken(found, rows.nonzero().flatten() if rows.dtype == torch.bool else rows)
 
 
-def check_no_images(batch: dict[str, Any]) -> None:
-    """Refuse images where a batch is cut by rows, as their tensors cannot be."""
-    if any(key in batch for key in MULTIMODAL_KEYS):
+def check_no_images(batch: dict[str, Any], what: str) -> None:
+    """Refuse images where a teacher, `what`, would score the answers without them."""
+    if has_images(batch):
         raise ValueError(
-            "teacher_batch_size, teacher_offload, several teachers, served teachers, loss_extrapolation and "
-            "loss_importance_cap do not take images, whose tensors cannot be cut by rows. Use one teacher in this "
-            "process that scores the student's micro-batches, and no such weight."
+            f"the batch has images, and {what} reads text alone: it would score the answers without the pictures. "
+            "Use a vision-language teacher in this process."
         )
 
 

@@ -8,10 +8,9 @@ from torch import Tensor
 from ..losses.head import Head
 from ..models.sequences import join
 from .base import Host, Teacher
-from .scores import HIDDEN, LOG_PROBS, HiddenStates, LogProbs, Scores, select
+from .scores import HIDDEN, LOG_PROBS, HiddenStates, LogProbs, Scores, check_no_images, select
 from .server import TeacherServer
 from .vocabulary import SharedIds
-from .wire.pooling import MOST_SEQUENCES
 
 
 class ServedTeacher(Teacher):
@@ -26,6 +25,7 @@ class ServedTeacher(Teacher):
     """
 
     can_write = False
+    is_elsewhere = True
 
     def __init__(
         self, server: TeacherServer, head: Head | None, shared_ids: SharedIds, *, top_k: int, rows_per_request: int
@@ -33,8 +33,8 @@ class ServedTeacher(Teacher):
         self.server, self.head, self.shared_ids = server, head, shared_ids
         self.gives_hidden_states = head is not None
         self.top_k, self.rows_per_request = min(top_k, shared_ids.num_rows), rows_per_request
-        if server.pooled_size is not None:
-            self.rows_per_request = min(rows_per_request, MOST_SEQUENCES)
+        if server.most_sequences is not None:
+            self.rows_per_request = min(rows_per_request, server.most_sequences)
         # Less the token that a completions endpoint must have room for.
         self.window = None if server.max_length is None else server.max_length - 1
 
@@ -57,7 +57,9 @@ class ServedTeacher(Teacher):
         return HiddenStates(rows, take(batch[HIDDEN]), self.head)
 
     def score_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> dict[str, Tensor]:
-        return self.ask(select(batch, rows), step=host.state.global_step)
+        part = select(batch, rows)
+        check_no_images(part, "a served teacher")
+        return self.ask(part, step=host.state.global_step)
 
     def ask(self, batch: dict[str, Tensor], *, step: int) -> dict[str, Tensor]:
         """Scores of each completion, zero where it has ended: entries of the batch for `read_ahead`.

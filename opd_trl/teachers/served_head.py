@@ -48,8 +48,8 @@ class SavedTeacher:
         if path is None:
             raise ValueError(
                 f"the teacher server {server.url} sends hidden states and no LM head. "
-                "Name the model that it serves in teacher_model_name_or_path beside teacher_server_url (not in "
-                f"`teachers`): its head and its tokenizer are read from there. {REMEDY}"
+                "Name the model that it serves in teacher_model_name_or_path beside teacher_server_url, or in "
+                f"teacher_server_models beside `teachers`: its head and its tokenizer are read from there. {REMEDY}"
             )
         options = dict(options or {})
         if unused := sorted(options.keys() - OPTIONS):

@@ -159,6 +159,11 @@ class TeacherServer:
 
     # What it serves
 
+    @property
+    def most_sequences(self) -> int | None:
+        """Most sequences in a request; None where the server does not limit them."""
+        return None if self.pooled_size is None else self._wire.MOST_SEQUENCES
+
     def vocabulary(self) -> dict[str, int]:
         """Token -> id, of `opd-trl serve-teacher`."""
         return self.transport.call("/v1/vocabulary", read_vocabulary, what="its vocabulary", most=VOCABULARY)

@@ -150,7 +150,7 @@ def read_position(row: Any, position: int, *, top_k: int, vocab_size: int) -> di
         entries = sorted(read_entry(token, entry) for token, entry in row.items())
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadAnswerError(
-            f"position {position} is no map from ids to log-probabilities with ranks ({error!r})."
+            f"position {position} is not a map from ids to log-probabilities with ranks ({error!r})."
         ) from error
     ranks = [rank for rank, _, _ in entries]
     beyond = ranks[top_k:]
@@ -194,7 +194,7 @@ def read_tensors(content: bytes, shapes: dict[str, tuple[int | None, ...]]) -> d
     try:
         tensors = load(content)
     except (SafetensorError, KeyError, ValueError) as error:  # KeyError: a dtype that torch does not have
-        raise BadAnswerError(f"the answer of {len(content)} bytes is no safetensors ({error}).") from error
+        raise BadAnswerError(f"the answer of {len(content)} bytes is not a safetensors file ({error}).") from error
     for name in {**shapes, **tensors}:
         found, shape = tuple(tensors[name].shape) if name in tensors else None, shapes.get(name)
         fits = found is not None and shape is not None and len(found) == len(shape)
@@ -234,7 +234,7 @@ def above_zero(metadata: dict[str, Any], name: str) -> float:
     try:
         value = float(of_kind(str, metadata.get(name), name))
     except ValueError as error:
-        raise BadAnswerError(f"{name} is no number ({error}).") from error
+        raise BadAnswerError(f"{name} is not a number ({error}).") from error
     if not 0 < value < math.inf:
         raise BadAnswerError(f"{name} is {value}, expected a number above 0.")
     return value

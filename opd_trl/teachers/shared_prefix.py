@@ -7,7 +7,8 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from ..models.forward import causal_lm, completion_hidden_states, multimodal_inputs, name_of
+from ..models.forward import causal_lm, completion_hidden_states, name_of
+from ..models.multimodal import has_images
 from ..models.packing import can_pack, spared_tokens
 from ..models.prefix_cache import PrefixCache
 from ..models.sequences import cut, join, left_padding, turn
@@ -158,4 +159,4 @@ def difference(states: Tensor, whole: Tensor, kept: Tensor) -> float | None:
 
 def holds_text_alone(batch: dict[str, Any]) -> bool:
     """Is it a batch of a trainer, without images?"""
-    return SHARED in batch and not multimodal_inputs(batch)
+    return SHARED in batch and not has_images(batch)

@@ -1,9 +1,9 @@
 """A teacher of another tokenizer: which ids mean the same bytes, and which of its tokens stand for the student's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..models.sequences import unpadded
 from .alignment import END, align, as_decoded, is_text, marked_ids, same_bytes, text_of, token_bytes, without_marker
+from .scores import INDEX
 from .vocabulary import SharedIds
 
 
@@ -36,13 +37,12 @@ class Aligned(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextIds(SharedIds):
-    """`SharedIds` of two tokenizers: ids of the student whose bytes are one token of the teacher's too.
-
-    The end tokens of both mean the same. Built by `text_ids`.
+class TextPair:
+    """Two tokenizers: which tokens of both have the same bytes, and a completion of the student in the tokens of both.
 
     Attributes:
         tokenizer: the teacher's.
+        teacher_rows: of the teacher's head.
         student_bytes, teacher_bytes: from `token_bytes`.
         same: id of the student -> the teacher's id of the same bytes.
         student_marked, teacher_marked: from `marked_ids`.
@@ -50,16 +50,13 @@ class TextIds(SharedIds):
     """
 
     tokenizer: PreTrainedTokenizerBase
+    teacher_rows: int
     student_bytes: dict[int, bytes]
     teacher_bytes: dict[int, bytes]
     same: dict[int, int]
     student_marked: frozenset[int]
     teacher_marked: frozenset[int]
     window: int | None = None
-
-    def readable(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch with the completions in the teacher's tokens."""
-        return batch if TEXT_IDS in batch else batch | self.entries(batch)
 
     def pieces(self, ids: Sequence[int]) -> list[bytes | None]:
         """The bytes of each token of a completion of the student, as decoding shows them."""
@@ -86,25 +83,12 @@ class TextIds(SharedIds):
             theirs, read = [*theirs, self.tokenizer.eos_token_id], [*read, END]
         return Aligned(theirs[:room], align(pieces, read[:room]))
 
-    def entries(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """The entries of a batch that `TextTeacher` reads, from its completions and the teacher's prompts."""
-        prompts, completions = batch["teacher_prompt_mask"].sum(-1).tolist(), unpadded(batch, "completion")
-        rooms = [None if self.window is None else max(0, self.window - length) for length in prompts]
-        rows = [self.columns(ids, *self.aligned(ids, room)) for ids, room in zip(completions, rooms, strict=True)]
-        width = batch["completion_ids"].size(1)
-        widths = dict.fromkeys((SPAN, PLACE, ALONE), width) | dict.fromkeys(
-            (TEXT_IDS, TEXT_MASK, TEXT_SPAN), max(1, *(len(row[TEXT_IDS]) for row in rows))
-        )
-        fill = dict.fromkeys(widths, 0) | {SPAN: -1, TEXT_SPAN: -1}
-        columns = {
-            name: torch.tensor([row[name] + [fill[name]] * (widths[name] - len(row[name])) for row in rows])
-            for name in widths
-        }
-        columns[ALONE] = columns[ALONE].bool()
-        return {name: x.to(batch["completion_ids"].device) for name, x in columns.items()}
+    def room(self, prompt_length: int) -> int | None:
+        """How many tokens of a completion the teacher can read behind a prompt of so many; None: no limit."""
+        return None if self.window is None else max(0, self.window - prompt_length)
 
     def columns(self, ids: Sequence[int], theirs: list[int], ends: list[tuple[int, int]]) -> dict[str, list[int]]:
-        """One row of `entries`, from a completion in the tokens of both and the ends of its spans."""
+        """One row of `TextIds.entries`, from a completion in the tokens of both and the ends of its spans."""
         span, place, alone, text_span = [], [], [], []
         for number, ((start, first), (end, last)) in enumerate(pairwise([(0, 0), *ends])):
             size, size_there = end - start, last - first
@@ -116,6 +100,55 @@ class TextIds(SharedIds):
         mask = [1] * len(theirs)
         row = (span, place, alone, theirs, mask, text_span)
         return dict(zip((SPAN, PLACE, ALONE, TEXT_IDS, TEXT_MASK, TEXT_SPAN), row, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextIds(SharedIds):
+    """`SharedIds` of a student and teachers of other tokenizers: ids whose bytes are one token of each of them too.
+
+    The end tokens of all mean the same. Built by `text_ids`.
+
+    Attributes:
+        pairs: the student's tokenizer with that of each teacher, in their order.
+    """
+
+    pairs: tuple[TextPair, ...]
+    reads_text: ClassVar[bool] = True
+
+    def both(self, other: SharedIds) -> SharedIds:
+        common = super().both(other)
+        ids = set(common.knows(torch.arange(common.num_rows)).nonzero().flatten().tolist())
+        pairs = tuple(
+            replace(pair, same={i: j for i, j in pair.same.items() if i in ids}) for pair in self.pairs + other.pairs
+        )
+        return TextIds(**vars(common), pairs=pairs)
+
+    def readable(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with the completions in the tokens of each row's teacher."""
+        return batch if TEXT_IDS in batch else batch | self.entries(batch)
+
+    def pair_of(self, batch: dict[str, Any], row: int) -> TextPair:
+        """The tokenizers of the student and of the teacher of a row."""
+        return self.pairs[int(batch[INDEX][row]) if INDEX in batch else 0]
+
+    def entries(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The entries of a batch that `TextTeacher` reads, from its completions and the teacher's prompts."""
+        prompts, completions = batch["teacher_prompt_mask"].sum(-1).tolist(), unpadded(batch, "completion")
+        rows = []
+        for row, (ids, length) in enumerate(zip(completions, prompts, strict=True)):
+            pair = self.pair_of(batch, row)
+            rows.append(pair.columns(ids, *pair.aligned(ids, pair.room(length))))
+        width = batch["completion_ids"].size(1)
+        widths = dict.fromkeys((SPAN, PLACE, ALONE), width) | dict.fromkeys(
+            (TEXT_IDS, TEXT_MASK, TEXT_SPAN), max(1, *(len(row[TEXT_IDS]) for row in rows))
+        )
+        fill = dict.fromkeys(widths, 0) | {SPAN: -1, TEXT_SPAN: -1}
+        columns = {
+            name: torch.tensor([row[name] + [fill[name]] * (widths[name] - len(row[name])) for row in rows])
+            for name in widths
+        }
+        columns[ALONE] = columns[ALONE].bool()
+        return {name: x.to(batch["completion_ids"].device) for name, x in columns.items()}
 
 
 def span_sizes(span: Tensor) -> Tensor:
@@ -172,27 +205,25 @@ def text_ids(
         f"log-probabilities of the text are. The student's {student.eos_token!r} is the teacher's "
         f"{teacher.eos_token!r}."
     )
-    return TextIds.of(
-        ids,
-        student_rows,
-        left_out=size - len(ids),
-        notes=(note,),
+    pair = TextPair(
         tokenizer=teacher,
+        teacher_rows=teacher_rows,
         student_bytes=own,
         teacher_bytes=theirs,
         same=ids,
         student_marked=marked_ids(student, own),
         teacher_marked=marked_ids(teacher, theirs),
     )
+    return TextIds.of(ids, student_rows, left_out=size - len(ids), notes=(note,), pairs=(pair,))
 
 
-def check_aligned(shared: TextIds, student: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
+def check_aligned(pair: TextPair, student: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
     """Raise ValueError where less than half of the student's tokens of texts can be aligned."""
     rows = [student.encode(text, add_special_tokens=False) for text in texts]
-    share = aligned_share(shared, rows)
+    share = aligned_share(pair, rows)
     if share < LEAST_ALIGNED:
-        worst = min((row for row in rows if row), key=lambda row: aligned_share(shared, [row]))
-        end = next(reversed(shared.aligned(worst).ends), (0, 0))[0]
+        worst = min((row for row in rows if row), key=lambda row: aligned_share(pair, [row]))
+        end = next(reversed(pair.aligned(worst).ends), (0, 0))[0]
         raise ValueError(
             f"{share:.0%} of the student's tokens of the first prompts can be aligned with the teacher's, and "
             f"{LEAST_ALIGNED:.0%} must be. The teacher's tokenizer reads another text from "
@@ -201,7 +232,7 @@ def check_aligned(shared: TextIds, student: PreTrainedTokenizerBase, texts: Sequ
         )
 
 
-def aligned_share(shared: TextIds, rows: Sequence[Sequence[int]]) -> float:
+def aligned_share(pair: TextPair, rows: Sequence[Sequence[int]]) -> float:
     """Share of the student's tokens of rows that stand in spans."""
-    found = [shared.aligned(ids).ends for ids in rows]
+    found = [pair.aligned(ids).ends for ids in rows]
     return sum(ends[-1][0] for ends in found if ends) / max(1, sum(map(len, rows)))

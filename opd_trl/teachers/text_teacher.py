@@ -1,5 +1,6 @@
-"""A teacher of another tokenizer in this process: it reads the student's completion as text, in its own tokens."""
+"""A teacher of another tokenizer: it reads the student's completion as text, in its own tokens."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -7,78 +8,117 @@ import torch
 from torch import Tensor, nn
 
 from ..losses.head import Head
-from ..models.forward import read_head, scatter, token_log_probs, vocabulary_rows
+from ..models.forward import scatter, token_log_probs
 from ..models.sharding import is_sharded
-from .base import Host
-from .model_teacher import ModelTeacher
-from .scores import HiddenStates, Scores
+from .base import Host, Teacher
+from .scores import HiddenStates, Scores, check_no_images
 from .shared_prefix import SHARED
 from .text_ids import ALONE, PLACE, SPAN, TEXT_IDS, TEXT_MASK, TEXT_SPAN, TextIds
 
 
-class TextTeacher(ModelTeacher):
-    """A frozen model with another tokenizer.
+class TextTeacher(Teacher):
+    """A frozen teacher with another tokenizer: it gives a reader prompts and completions in the reader's tokens.
 
-    Its hidden states are moved to the places of the student's tokens, and a copy of its head has the rows of the
-    student's ids: the loss reads both as those of any other teacher.
+    The reader's hidden states are moved to the places of the student's tokens, and a copy of its head has the rows of
+    the student's ids: the loss reads both as those of any other teacher.
 
     Args:
-        model: the teacher; frozen here.
+        reader: a frozen teacher that gives hidden states, in this process or behind HTTP.
         shared_ids: of both tokenizers.
+
+    Attributes:
+        head: the reader's own; None until it has scored.
     """
 
     can_write = False
     shared_ids: TextIds
 
-    def __init__(self, model: nn.Module, *, shared_ids: TextIds):
-        super().__init__(model, shared_ids=shared_ids)
-        self._head: Head | None = None
+    def __init__(self, reader: Teacher, shared_ids: TextIds):
+        self.reader, self.shared_ids = reader, shared_ids
+        self.head: Head | None = None
+        self._rows_of_student: Head | None = None
+
+    @property
+    def model(self) -> nn.Module | None:
+        return self.reader.model
+
+    @property
+    def parts(self) -> tuple[Teacher, ...]:
+        return self.reader.parts
 
     def check_placement(self, host: Host) -> None:
-        if is_sharded(host):
+        if self.model is not None and is_sharded(host):
             raise ValueError(
                 "teacher_vocabulary='text' with an engine that shards the teacher, whose head is copied in the order "
-                "of the student's ids. Use ZeRO-2 or DDP, or a teacher of the student's tokenizer."
+                "of the student's ids. Use ZeRO-2 or DDP, serve the teacher, or choose one of the student's tokenizer."
             )
-        super().check_placement(host)
+        self.reader.check_placement(host)
 
     def prepare(self, host: Host) -> None:
-        super().prepare(host)
-        self.shared_ids = replace(self.shared_ids, window=self.window)
+        self.reader.prepare(host)
+        self.window = self.reader.window
+        (pair,) = self.shared_ids.pairs
+        self.shared_ids = replace(self.shared_ids, pairs=(replace(pair, window=self.window),))
+
+    def source(self, host: Host) -> str:
+        return self.reader.source(host)
+
+    def scoring(self, student: nn.Module) -> AbstractContextManager[nn.Module]:
+        return self.reader.scoring(student)
+
+    def scores_ahead(self, host: Host) -> bool:
+        return self.reader.scores_ahead(host)
 
     def score(self, host: Host, student: nn.Module, batch: dict[str, Any], rows: Tensor | None) -> Scores:
-        own = {
-            "prompt_ids": batch["teacher_prompt_ids"],
-            "prompt_mask": batch["teacher_prompt_mask"],
-            "completion_ids": batch[TEXT_IDS],
-            "completion_mask": batch[TEXT_MASK],
-            SHARED: batch[SHARED],
-        }
-        with self.scoring(student) as module, host.accelerator.autocast():
-            states, head = self._forward(host, module, own)
-            scored = batch[TEXT_SPAN] >= 0 if host.objective.support == "sampled" else in_longer_spans(batch)
+        return self.moved(host, self.reader.score(host, student, in_own_tokens(batch), rows), batch)
+
+    def score_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> dict[str, Tensor]:
+        return self.reader.score_ahead(host, in_own_tokens(batch), rows)
+
+    def read_ahead(self, host: Host, batch: dict[str, Any], rows: Tensor | None) -> Scores:
+        return self.moved(host, self.reader.read_ahead(host, batch, rows), batch)
+
+    @torch.no_grad()
+    def moved(self, host: Host, found: HiddenStates, batch: dict[str, Any]) -> "TextScores":
+        """What the reader says of its own tokens `(b, S)`, by the student's tokens `(b, T)`."""
+        self.head, states = found.head, found.hidden_states[..., : found.head.weight.size(-1)]
+        part = {name: found.select(batch[name]) for name in (TEXT_IDS, TEXT_SPAN, SPAN, PLACE, ALONE)}
+        scored = part[TEXT_SPAN] >= 0 if host.objective.support == "sampled" else in_longer_spans(part)
+        with host.accelerator.autocast():
             log_probs, _ = token_log_probs(
                 states[scored],
-                head.rows(vocabulary_rows(self.model.config.get_text_config())),
-                batch[TEXT_IDS][scored],
+                self.head.rows(self.shared_ids.pairs[0].teacher_rows),
+                part[TEXT_IDS][scored],
                 temperature=host.objective.temperature,
                 chunk_size=host.objective.chunk_size,
             )
-            sums = sums_by_span(scatter(log_probs, scored), batch[TEXT_SPAN])
-            place = batch[PLACE].unsqueeze(-1).expand(-1, -1, states.size(-1))
-            return TextScores(
-                None, states.gather(1, place), self.head, batch[ALONE], batch[SPAN], of_tokens(sums, batch[SPAN])
-            )
+        sums = sums_by_span(scatter(log_probs, scored), part[TEXT_SPAN])
+        place = part[PLACE].unsqueeze(-1).expand(-1, -1, states.size(-1))
+        spans = part[ALONE], part[SPAN], of_tokens(sums, part[SPAN])
+        return TextScores(found.rows, states.gather(1, place), self.head_of_student, *spans)
 
     @property
-    def head(self) -> Head:
-        """Its head with a row for each id of the student's: that of the same bytes."""
-        if self._head is None:
-            head, shared = read_head(self.model), self.shared_ids
-            rows = torch.tensor([shared.same.get(i, 0) for i in range(shared.num_rows)], device=head.weight.device)
-            bias = None if head.bias is None else head.bias.index_select(0, rows)
-            self._head = replace(head, weight=head.weight.index_select(0, rows), bias=bias)
-        return self._head
+    def head_of_student(self) -> Head:
+        """The reader's head with a row for each id of the student's: that of the same bytes."""
+        if self._rows_of_student is None:
+            same = self.shared_ids.pairs[0].same
+            ids = [same.get(i, 0) for i in range(self.shared_ids.num_rows)]
+            rows = torch.tensor(ids, device=self.head.weight.device)
+            bias = None if self.head.bias is None else self.head.bias.index_select(0, rows)
+            self._rows_of_student = replace(self.head, weight=self.head.weight.index_select(0, rows), bias=bias)
+        return self._rows_of_student
+
+
+def in_own_tokens(batch: dict[str, Any]) -> dict[str, Any]:
+    """A batch as the reader takes it: the teacher's prompts and the completions in the teacher's tokens."""
+    check_no_images(batch, "a teacher of another tokenizer")
+    return {
+        "prompt_ids": batch["teacher_prompt_ids"],
+        "prompt_mask": batch["teacher_prompt_mask"],
+        "completion_ids": batch[TEXT_IDS],
+        "completion_mask": batch[TEXT_MASK],
+        SHARED: batch[SHARED],
+    }
 
 
 def in_longer_spans(batch: dict[str, Any]) -> Tensor:

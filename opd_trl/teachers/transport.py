@@ -25,7 +25,7 @@ T = TypeVar("T")
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 #: Ends of a connection after which another server may answer.
 LOST = (HTTPError, HTTPException, OSError)
-#: Reasons of OpenSSL for what is no TLS at all.
+#: Reasons of OpenSSL for what is not TLS at all.
 NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "UNKNOWN_PROTOCOL")
 #: How vLLM is started so that it sends the hidden states of every token.
 POOLING_FLAGS = "--runner pooling --convert embed --pooler-config.task token_embed"

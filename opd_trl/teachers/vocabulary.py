@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import reduce
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ class SharedIds:
         is_whole: are these all ids of the student's head?
         left_out: tokens of the student's tokenizer that are not among them.
         notes: what a user should know of it, a line each.
-        tokenizer: the teacher's, where it reads the student's completion as text; None: it reads the student's ids.
+        reads_text: does the teacher read the student's completion as text, in its own tokens?
     """
 
     num_rows: int
@@ -37,7 +38,7 @@ class SharedIds:
     is_whole: bool = True
     left_out: int = 0
     notes: tuple[str, ...] = ()
-    tokenizer = None
+    reads_text: ClassVar[bool] = False
 
     @classmethod
     def of(cls, ids: Iterable[int], student_rows: int, **others: Any) -> "SharedIds":
@@ -50,6 +51,11 @@ class SharedIds:
         num_rows = int(shared[-1]) + 1
         excluded = torch.ones(num_rows, dtype=torch.bool).index_fill_(0, shared, False).nonzero().flatten()
         return cls(num_rows, excluded if len(excluded) else None, len(shared) == student_rows, **others)
+
+    @staticmethod
+    def of_all(parts: Iterable["SharedIds"]) -> "SharedIds":
+        """Those that the student shares with each of several teachers."""
+        return reduce(lambda one, other: one.both(other), parts)
 
     @property
     def num_ids(self) -> int:
@@ -195,7 +201,9 @@ def refuse(
     if choice != "shared" and share >= LEAST_SHARE["shared"]:
         remedy = f"{remedy}, or choose a teacher of the student's family."
     else:
-        remedy = "Set teacher_vocabulary: text for a teacher in this process, or choose one of the student's family."
+        remedy = (
+            "Set teacher_vocabulary: text for a teacher of another tokenizer, or choose one of the student's family."
+        )
     raise ValueError(
         f"student and teacher have different vocabularies: {len(differing)} tokens differ, e.g. {examples} (student / "
         f"teacher id), and {share:.1%} of the student's ids mean the same token to the teacher (teacher_vocabulary: "

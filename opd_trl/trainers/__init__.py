@@ -4,8 +4,8 @@ import importlib
 
 
 _LAZY = {
-    "OPDConfig": "opd_config",
-    "OPSDConfig": "opsd_config",
+    "OPDConfig": "config.opd_config",
+    "OPSDConfig": "config.opsd_config",
     "OPDTrainer": "opd_trainer",
     "OPSDTrainer": "opsd_trainer",
 }

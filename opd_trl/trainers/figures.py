@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..diagnostics import (
     FIGURES,
+    TextKind,
     broken_teacher_message,
     divergence_by_teacher,
     dropped_tail_advice,
@@ -20,6 +21,8 @@ from ..diagnostics import (
 from ..models.sequences import computed_and_real
 from ..teachers.scores import Scores
 from ..teachers.several.routing import is_routed
+from .agents import has_turns, turns_of
+from .generation.plans import kind_of
 
 
 logger = get_logger(__name__)
@@ -52,9 +55,11 @@ class StepFigures:
         trainer = self.trainer
         if any(map(is_broken, stats.values())):
             stop_at_broken_teacher(trainer, inputs, scores)
-        if trainer.monitor is not None:
+        kind = kind_of(inputs)
+        if trainer.monitor is not None and kind is not TextKind.GIVEN:
             trainer.monitor.take_sample(stats, inputs, scores)
-        sums = sums_by_teacher(trainer, stats, inputs, scores)
+        found = sums_by_teacher(trainer, stats, inputs, scores)
+        sums = torch.stack([found if kind is other else torch.zeros_like(found) for other in TextKind])
         if trainer.model.training:
             is_first = self._sums is None or self._step != trainer.state.global_step
             self._step, self._sums = trainer.state.global_step, sums if is_first else self._sums + sums
@@ -64,14 +69,19 @@ class StepFigures:
         self._log(trainer.accelerator.reduce(sums, reduction="sum"))
 
     def _log(self, sums: Tensor) -> None:
-        """Log the means of the sums of all processes, and warn once of a dropped tail that is heavy."""
-        trainer, means = self.trainer, token_means(sums.sum(0))
-        if trainer.policy_is_active:
-            means.pop("entropy", None)  # GRPO logs it
-        if is_routed(trainer.teachers):
-            means |= divergence_by_teacher(list(trainer.teachers), sums)
-        for name, value in means.items():
-            trainer.running_metrics[name].append(value)
+        """Log the means of the sums of all processes, by kind of text; warn once of a dropped tail that is heavy."""
+        trainer = self.trainer
+        for kind, by_teacher in zip(TextKind, sums, strict=True):
+            means = token_means(by_teacher.sum(0))
+            if trainer.policy_is_active:
+                means.pop("entropy", None)  # GRPO logs it
+            if is_routed(trainer.teachers):
+                means |= divergence_by_teacher(list(trainer.teachers), by_teacher)
+            for name, value in means.items():
+                trainer.running_metrics[kind.named(name)].append(value)
+            self._warn_of_tail(means)
+
+    def _warn_of_tail(self, means: dict[str, float]) -> None:
         if self._may_warn and "support/student_mass" in means:
             advice = dropped_tail_advice(means["support/student_mass"])
             if advice is not None:
@@ -90,19 +100,23 @@ def sums_by_teacher(trainer, stats: dict[str, dict[str, Tensor]], inputs, scores
     ids, mask, kept = inputs["completion_ids"], inputs["completion_mask"], inputs["loss_mask"].bool()
     repeated = repeated_trigrams(ids, mask)
     by_completion = repetition(repeated, mask)
-    by_token = torch.stack([position_quartiles(mask), repeated.long()], dim=-1)  # selected at once
+    turns = turns_of(inputs) if has_turns(trainer) else None
+    turn = torch.zeros_like(mask) if turns is None else turns
+    by_token = torch.stack([position_quartiles(mask), repeated.long(), turn], dim=-1)  # selected at once
     top_k = min(trainer.args.loss_top_k, trainer.num_rows)
     sums = torch.zeros(len(trainer.teachers), len(FIGURES), 2, device=trainer.accelerator.device)
     for row, name in zip(sums, trainer.teachers, strict=True):
         if name in stats:
             select = scores[name].select
-            quartile, is_repeated = select(by_token)[select(kept)].unbind(-1)
+            quartile, is_repeated, turn = select(by_token)[select(kept)].unbind(-1)
             row[:-1] += token_sums(
                 stats[name],
                 quartile=quartile,
                 repeated=is_repeated,
                 repetition=select(by_completion),
                 top_k=top_k,
+                turn=None if turns is None else turn,
+                turns=None if turns is None else select(turns).amax(-1),
             )
     sums[0, -1] = computed_and_real(inputs)
     return sums
@@ -154,28 +168,35 @@ def sample_lines(
         scores: by which teachers its rows are scored.
     """
     mask, kept, tokenizer = inputs["completion_mask"].bool(), inputs["loss_mask"].bool(), trainer.tokenizer
-    divergence, log_ratio = torch.full((2, *kept.shape), torch.nan, device=kept.device)
-    teachers = [""] * len(kept)
-    for name, figures in stats.items():
+    divergence, log_ratio = (by_token(x, stats, scores, kept) for x in ("per_token_divergence", "sampled_log_ratio"))
+    turns, teachers = turns_of(inputs) if has_turns(trainer) else None, [""] * len(kept)
+    for name in stats:
         own = scores[name].rows
-        at = kept if own is None else kept & own.unsqueeze(-1)
-        divergence[at] = figures["per_token_divergence"].float()
-        log_ratio[at] = figures["sampled_log_ratio"].float()
         teachers = [name if is_own else other for is_own, other in zip(flags(own, len(kept)), teachers, strict=True)]
-    lines = []
+    lines, reads = [], trainer.teacher_prompts.tokenizer_of
     for row in mask.any(-1).nonzero().flatten()[:PER_STEP].tolist():
         ids = inputs["completion_ids"][row][mask[row]].tolist()
         lines.append(
             {
                 "prompt": prompt_text(tokenizer, inputs, row, ""),
-                "teacher_prompt": prompt_text(trainer.teacher_prompts.tokenizer, inputs, row, "teacher_"),
+                "teacher_prompt": prompt_text(reads(inputs, row), inputs, row, "teacher_"),
                 "tokens": token_texts(tokenizer, ids),
                 "divergence": rounded(divergence[row][mask[row]]),
                 "log_ratio": rounded(log_ratio[row][mask[row]]),
                 "teacher": teachers[row],
             }
+            | ({} if turns is None else {"turn": turns[row][mask[row]].tolist()})
         )
     return lines
+
+
+def by_token(name: str, stats: dict[str, dict[str, Tensor]], scores: dict[str, Scores], kept: Tensor) -> Tensor:
+    """A figure of the loss where it was found: `(B, T)`, NaN where no token of `kept` `(B, T)` is."""
+    found = torch.full(kept.shape, torch.nan, device=kept.device)
+    for teacher, figures in stats.items():
+        own = scores[teacher].rows
+        found[kept if own is None else kept & own.unsqueeze(-1)] = figures[name].float()
+    return found
 
 
 def flags(rows: Tensor | None, count: int) -> list[bool]:

@@ -18,8 +18,8 @@ from ..teachers.own import check_trained_beside
 from ..teachers.several.routing import named_datasets
 from ..teachers.text_ids import text_ids
 from ..teachers.vocabulary import SharedIds, compare_vocabularies
-from .config_checks import TOP_K_SUPPORTS, say_once
-from .opd_config import OPDConfig
+from .config.config_checks import TOP_K_SUPPORTS, say_once
+from .config.opd_config import OPDConfig
 from .rewards import check_reward_funcs
 
 
@@ -88,7 +88,9 @@ def check_data(checks: RowChecks, args: OPDConfig, train_dataset, eval_dataset, 
         if hasattr(dataset, "__len__") and len(dataset) == 0:
             raise RowError(f"the {name} set is empty", "Check its path, its split and its filters.")
     used = [check_columns(args, name, x, required, checks.environment) for name, x in datasets.items()]
-    if not any(used):
+    if required and not (used or args.has_shared_context):
+        raise RowError("there is no train set, so no row brings a privileged context", "Set privileged_context.")
+    if not any(used or [args.has_shared_context]):
         checks.view = None
     for name, dataset in datasets.items():
         checks.check_set(dataset, name, num_first=rows_of_a_batch(args))

@@ -1,29 +1,35 @@
-"""The live monitor of a training run, and its run log."""
+"""What a training run says of itself: its live monitor, its run log, and the card of its model."""
 
 import dataclasses
 import math
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from peft import PeftModel
 from torch import Tensor
 from transformers import TrainerCallback
 from transformers.trainer_jit_checkpoint import JITCheckpointCallback
 
 from ..credentials import as_json, is_secret, without_secrets
 from ..diagnostics import Monitor, MonitorWarning
+from ..durable import atomically
 from ..given import default_of
 from ..manifest import newest_whole
 from ..models.provenance import versions
+from ..reports.model_card import model_card
 from ..reports.run_log import RunLog
 from ..teachers.base import path_of
 from ..teachers.scores import Scores
-from .config_checks import has_biased_gradient
+from .config.loss_checks import has_biased_gradient
+from .config.opd_config import OPDConfig
+from .config.published_methods import find_method
 from .figures import is_recorded, sample_lines
-from .opd_config import OPDConfig
+from .looks.watch import WatchHeldOut
 from .phases import PhaseClock, RunSize
-from .published_methods import find_method
 
 
 logger = get_logger(__name__)
@@ -80,6 +86,8 @@ def add_monitor(trainer, *, privileged: bool) -> "MonitorCallback | None":
         CheckpointAtSigterm(trainer)
     if not trainer.args.monitor:
         return None
+    if trainer.args.monitor_eval_prompts:
+        trainer.add_callback(WatchHeldOut(trainer))
     callback = MonitorCallback(trainer, rule_settings(trainer.args, privileged=privileged))
     trainer.add_callback(callback)
     return callback
@@ -88,7 +96,11 @@ def add_monitor(trainer, *, privileged: bool) -> "MonitorCallback | None":
 def rule_settings(args: OPDConfig, *, privileged: bool) -> dict[str, object]:
     """What the rules must know of a run."""
     fields = {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
-    return fields | {"privileged": privileged, "biased": has_biased_gradient(args)}
+    return fields | {
+        "privileged": privileged,
+        "biased": has_biased_gradient(args),
+        "sees_tail": args.loss_tail in ("bucket", "sample"),
+    }
 
 
 class MonitorCallback(TrainerCallback):
@@ -222,3 +234,45 @@ class CheckpointAtSigterm(JITCheckpointCallback):
 def is_told_to_end(trainer) -> bool:
     """Has SIGTERM stopped the training?"""
     return any(isinstance(x, CheckpointAtSigterm) and x.is_stopping for x in trainer.callback_handler.callbacks)
+
+
+def write_card(
+    trainer,
+    folder: Path,
+    *,
+    place: str,
+    name: str | None,
+    data: str | None,
+    tags: Sequence[str],
+    paper: dict[str, str],
+) -> None:
+    """Write `README.md` into a folder of weights, on the process that saves; arguments of `reports.model_card`.
+
+    A model that goes to the hub has its name there as `name` and `place`.
+    """
+    if not trainer.args.should_save:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    text = model_card(
+        describe_session(trainer, first_step=0, max_steps=trainer.state.max_steps),
+        name=name or Path(place).name,
+        place=trainer.hub_model_id or place,
+        trained=what_is_trained(model),
+        is_adapter=isinstance(model, PeftModel),
+        step=trainer.state.global_step,
+        log=trainer.state.log_history,
+        tags=tags,
+        paper=paper,
+        data=data,
+    )
+    with atomically(folder / "README.md") as file:
+        file.write(text)
+
+
+def what_is_trained(model) -> str:
+    """Which weights were trained, in words."""
+    if not isinstance(model, PeftModel):
+        return "all"
+    config = model.peft_config[model.active_adapters[0]]
+    kind, rank = config.peft_type.value, getattr(config, "r", None)
+    return f"{kind} adapter" + (f" of rank {rank}" if rank else "")

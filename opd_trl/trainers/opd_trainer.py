@@ -17,16 +17,20 @@ from ..teachers import Teacher, own_logits
 from ..teachers.scores import Scores
 from ..teachers.several import routing
 from ..teachers.shared_prefix import SHARED
+from .config.opd_config import OPDConfig
+from .config.published_methods import PAPER
 from .figures import StepFigures
+from .generation import given_text
+from .generation.plans import Rollouts, planned
+from .images import check_images
 from .input_checks import check_args, check_data, check_peft, check_student, load_processing_class, tokenizer_of
 from .monitoring import add_monitor
-from .opd_config import OPDConfig
 from .open_trainer import OpenTrainer
-from .passes import build_objective, loss_mask, student_pass, understood
+from .other_contexts import OtherContexts, with_other_contexts
+from .passes import build_objective, build_token_weight, loss_mask, student_pass, understood
 from .phases import STUDENT, timed
 from .placement import find_teachers, load_student, teacher_errors
-from .published_methods import PAPER
-from .readable import check_batch_lengths, check_images, check_micro_batches, check_windows, rows_within_budget
+from .readable import check_batch_lengths, check_readable, rows_within_budget
 from .resume import Checkpoints
 from .rewards import (
     check_rewards,
@@ -39,10 +43,11 @@ from .rewards import (
     sibling_contexts,
 )
 from .scoring import as_fused_model, build_reference, needs_student_at_start, token_logps
+from .shaping import shaped_advantages
 from .teacher_prompts import TeacherPrompts, row_checks
 
 
-class OPDTrainer(Checkpoints, OpenTrainer):
+class OPDTrainer(Checkpoints, OtherContexts, OpenTrainer):
     r"""On-policy distillation: the student samples completions, a teacher scores them token by token.
 
     Everything of [`~trl.GRPOTrainer`] stays: vLLM, tools, several generations, a KL anchor (`beta`), rewards to mix
@@ -104,12 +109,15 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         check_peft(model, kwargs.get("peft_config"), args)
         check_student(model, args, tokenizer_of(processing_class))
         self.row_checks = row_checks(args, processing_class, kwargs)
+        train_dataset = with_other_contexts(args, train_dataset, "train")
+        eval_dataset = with_other_contexts(args, eval_dataset, "eval")
         check_data(self.row_checks, args, train_dataset, eval_dataset, required=self.requires_privileged_context)
+        given_text.check_given(self.row_checks, args)
         teachers = self._find_teachers(model, teacher_model, args, processing_class, teacher_processing_class)
         named = routing.named_teachers(teacher_model, **args.teacher_fields)
         with teacher_errors():
             routing.check_routes(train_dataset, eval_dataset, names=list(named), mix=args.teacher_mix)
-        check_images(args, routing.named_datasets(train_dataset, eval_dataset), processing_class, named)
+            check_images(args, self.row_checks.sets, processing_class, model, named)
         initial_copy = self._copy_student(model, args, kwargs)
 
         super().__init__(
@@ -127,15 +135,16 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         # Without these, GRPO's own loss is a constant and only its auxiliary loss of experts counts.
         self.policy_is_active = self.has_rewards or self.beta != 0.0 or self._entropy_bonus_enabled
         self.vllm_importance_sampling_correction &= self.policy_is_active  # it corrects the policy loss alone
+        self.rollouts = Rollouts(self)
         self.teachers = self._build_teachers(teachers, initial_copy)
         self.shared_ids = routing.prepare(self, self.teachers)
         own_logits.prepare_student(self)
         self.reference = build_reference(self, initial_copy)
         self.objective = build_objective(args, self.temperature, self.num_rows, self.accelerator.device)
+        self.token_weight = build_token_weight(args)
         self.figures = StepFigures(self)
         self.teacher_prompts = TeacherPrompts(self, self.row_checks.view)
-        check_windows(self)
-        check_micro_batches(self)
+        check_readable(self)
 
     def _find_teachers(self, model, teacher_model, args, processing_class, teacher_processing_class) -> dict[str, Any]:
         """Name -> what builds the teacher, all checked; a single one has the empty name."""
@@ -161,7 +170,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
     def _set_signature_columns_if_needed(self):
         super()._set_signature_columns_if_needed()
         mix = (self.args.teacher_mix,) if isinstance(self.args.teacher_mix, str) else ()
-        columns = (self.args.privileged_context_column, routing.TEACHER_COLUMN, *mix)
+        columns = (self.args.privileged_context_column, routing.TEACHER_COLUMN, *mix, *given_text.COLUMNS)
         self._signature_columns += [column for column in columns if column not in self._signature_columns]
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -172,6 +181,7 @@ class OPDTrainer(Checkpoints, OpenTrainer):
         return torch.zeros(len(prompts) * self.accelerator.num_processes, 1, device=self.accelerator.device)
 
     @timed("generation")
+    @planned
     def _generate_and_score_completions(self, inputs):
         self.row_checks.check_batch(inputs)
         output = super()._generate_and_score_completions(inputs)
@@ -180,12 +190,12 @@ class OPDTrainer(Checkpoints, OpenTrainer):
             for name in ("reward", "reward_std", "frac_reward_zero_std"):
                 self.running_metrics.pop(name, None)
         contexts = sibling_contexts(self, inputs, self._completions) if self.args.sibling_context else None
+        output |= routing.row_entries(inputs, self.teachers, self.args.teacher_mix, self.accelerator.device)
         output |= self.teacher_prompts.entries(self.given_rows(inputs), output, contexts=contexts)
         mask = loss_mask(self.args, output, self.tokenizer) * distilled_rows(self, len(inputs), contexts)
         output["loss_mask"] = mask = mask * understood(self, output, mask)
         output["num_loss_tokens"] = self.accelerator.gather(mask.sum()).sum()
         output[SHARED] = self.teacher_prompts.shared_tokens(output)
-        output |= routing.row_entries(inputs, self.teachers, self.args.teacher_mix, self.accelerator.device)
         return output | token_logps(self, output) | self.score_ahead(output)
 
     def _prepare_inputs(self, generation_batch):
@@ -265,12 +275,14 @@ class OPDTrainer(Checkpoints, OpenTrainer):
                 router_loss=self.aux_loss_enabled,
                 policy_temperature=self.temperature if self.policy_is_active else None,
                 distillation_loss=self.distillation_loss,
+                token_weight=self.token_weight,
             )
         self.figures.add(result.stats, inputs, scores)
         loss = distillation_coef(self.args, self.state) * result.loss
         if self.policy_is_active:
             out = SimpleNamespace(log_probs=result.per_token_logps, entropy=result.entropies, aux_loss=result.aux_loss)
-            inputs = {**inputs, "advantages": self.args.policy_coef * inputs["advantages"]}
+            advantages = shaped_advantages(self, inputs, result.stats, scores)
+            inputs = {**inputs, "advantages": self.args.policy_coef * advantages}
             return loss + share_of_rows(self, inputs) * super()._compute_loss(lambda **_: out, inputs)
         if self.aux_loss_enabled:
             self.running_metrics["aux_loss"].append(self.accelerator.gather(result.aux_loss.detach()).mean().item())

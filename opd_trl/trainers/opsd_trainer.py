@@ -7,8 +7,8 @@ from transformers import TrainerCallback
 
 from ..models.loading import copy_student
 from ..teachers import Teacher
+from .config.opsd_config import OPSDConfig
 from .opd_trainer import OPDTrainer
-from .opsd_config import OPSDConfig
 from .placement import own_teacher
 from .resume import TEACHER_FOLDER
 from .teacher_guard import TeacherGuard

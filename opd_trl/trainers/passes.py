@@ -1,12 +1,13 @@
 """The two forwards of a step: the teacher's over its own prompt, the student's with the loss in the same pass."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from ..diagnostics import TextKind
 from ..losses import chunk_size_for
 from ..losses.fused import distillation_loss
 from ..losses.head import Head
@@ -14,23 +15,25 @@ from ..losses.mixture import LIVE_LOGITS, LossTeacher
 from ..losses.next_token import NextToken
 from ..losses.objective import Objective, Tokens
 from ..losses.spans import merged, span_loss
+from ..losses.token_weights import TOKEN_WEIGHTS, TokenWeight, weighted
 from ..models.forward import (
     causal_lm,
     completion_hidden_states,
-    multimodal_inputs,
     read_head,
     scatter,
     token_log_probs,
-    unique_tensors,
     vocabulary_rows,
 )
+from ..models.multimodal import multimodal_inputs
 from ..models.sequences import join
+from ..models.sharding import whole_heads
 from ..teachers.base import teacher_pass
 from ..teachers.scores import Scores
 from ..teachers.text_ids import ALONE, LEAST_ALIGNED, SPAN, whole_spans
 from ..teachers.vocabulary import SharedIds
-from .config_checks import say_once
-from .opd_config import OPDConfig
+from .config.config_checks import say_once
+from .config.opd_config import OPDConfig
+from .generation.plans import kind_of
 
 
 # Batch entries `(B, T)` with a value of each token, in the order of `Tokens`; where they are there.
@@ -71,6 +74,16 @@ def build_objective(args: OPDConfig, sampling_temperature: float, vocab_size: in
     )
 
 
+def build_token_weight(args: OPDConfig) -> TokenWeight | None:
+    """The weight that `loss_position_weight` names, with its options; None where there is none."""
+    options = {
+        "iw_opd": {"gamma": args.loss_position_gamma},
+        "trust_region": {"ratio": args.loss_trust_ratio, "outside": args.loss_trust_outside},
+    }
+    name = args.loss_position_weight
+    return None if name is None else partial(TOKEN_WEIGHTS[name], **options[name])
+
+
 def student_pass(
     student: nn.Module,
     inputs: dict[str, Any],
@@ -83,6 +96,7 @@ def student_pass(
     router_loss: bool,
     policy_temperature: float | None,
     distillation_loss: DistillationLoss = distillation_loss,
+    token_weight: TokenWeight | None = None,
 ) -> StudentPass:
     """The student's one forward: distillation loss, statistics, and GRPO's log-probs.
 
@@ -99,6 +113,7 @@ def student_pass(
         router_loss: also return the load-balancing loss of experts.
         policy_temperature: temperature of GRPO's log-probs; None where its loss is not active.
         distillation_loss: another loss in place of the one that `objective` names.
+        token_weight: see `build_token_weight`.
     """
     completion_ids = inputs["completion_ids"]
     input_ids, attention_mask = join(
@@ -115,18 +130,18 @@ def student_pass(
     head, kept = read_head(student), inputs["loss_mask"].bool()
     # ZeRO-3 gathers all heads once for the whole pass; a self-teacher's is the student's own.
     teacher_tensors = (x for teacher in scores.values() for x in teacher.head_tensors)
-    with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias, *teacher_tensors))):
+    with whole_heads(head.weight, head.bias, *teacher_tensors):
         whole, losses, stats = head.rows(vocabulary_rows(causal_lm(student).config.get_text_config())), [], {}
         head = whole.rows(num_rows, excluded)
         for name, teacher in scores.items():
             at = teacher.select(kept)
             alone, states = teacher.compared(at, objective.support), teacher.select(hidden_states)
-            loss, stats[name] = distillation_loss(
-                NextToken(states[alone], head),
-                teacher.at(alone, num_rows, excluded),
-                kept_tokens(inputs, teacher, alone, num_loss_tokens),
-                objective,
-            )
+            both = NextToken(states[alone], head), teacher.at(alone, num_rows, excluded)
+            tokens, factors = kept_tokens(inputs, teacher, alone, num_loss_tokens), {}
+            if token_weight is not None:
+                tokens, factors["token_weight"] = weighted(tokens, token_weight, *both, alone, objective)
+            loss, stats[name] = distillation_loss(*both, tokens, objective)
+            stats[name] |= factors
             losses.append(loss)
             if alone is not at:  # a teacher of another tokenizer
                 spans = teacher.spans(at & ~alone)
@@ -152,18 +167,20 @@ def kept_tokens(inputs: dict[str, Any], teacher: Scores, at: Tensor, num_loss_to
         num_loss_tokens: what the sum over tokens is divided by.
     """
     values = [teacher.select(inputs[name])[at] if name in inputs else None for name in TOKEN_ENTRIES]
-    return Tokens(torch.ones_like(values[0], dtype=torch.float32) / num_loss_tokens, *values)
+    is_given = kind_of(inputs) is TextKind.GIVEN
+    student_wrote = torch.zeros_like(values[0], dtype=torch.bool) if is_given else None
+    return Tokens(torch.ones_like(values[0], dtype=torch.float32) / num_loss_tokens, *values, student_wrote)
 
 
 def logps_pass(
     model: nn.Module, inputs: dict[str, Any], shared_ids: SharedIds, objective: Objective, **reading: Any
 ) -> Tensor:
-    """Log-probabilities `(b, T)` of the completions at the loss temperature, inside the engine's forward.
+    """Log-probabilities `(b, T)` of the completions at the objective's temperature, inside the engine's forward.
 
     `reading` are options of `teacher_pass`.
     """
     hidden_states, head = teacher_pass(model, inputs, **reading), read_head(model)
-    with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias))):
+    with whole_heads(head.weight, head.bias):
         logps, _ = sampled_logps(
             hidden_states, head.rows(*shared_ids.rows), inputs, objective.temperature, objective.chunk_size
         )
@@ -179,7 +196,7 @@ def all_logps_pass(
         model, ids, mask, ids.size(1) - 1, multimodal=multimodal_inputs(inputs)
     )
     head, answer = read_head(model), {"completion_ids": ids[:, 1:], "completion_mask": inputs["scored"]}
-    with maybe_gather_lm_head_ctx(*unique_tensors((head.weight, head.bias))):
+    with whole_heads(head.weight, head.bias):
         return sampled_logps(hidden_states, head.rows(num_rows), answer, temperature, chunk_size)
 
 

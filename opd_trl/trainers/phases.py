@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from ..models.loading import is_slow_in_bfloat16
 from ..reports.words import duration
-from .config_checks import say_once
+from .config.config_checks import say_once
 
 
 #: The phase around all others: what of a training step is neither generation nor the teacher.

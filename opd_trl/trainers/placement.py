@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 from accelerate.utils import set_seed
@@ -19,9 +19,9 @@ from ..teachers.connect import LocalCopy, LossNeeds, connect
 from ..teachers.several.mixed import MixedTeacher, check_mix
 from ..teachers.text_teacher import TextTeacher
 from ..teachers.vocabulary import SharedIds
-from .config_checks import say_once
+from .config.config_checks import say_once
+from .config.opd_config import OPDConfig
 from .input_checks import check_shared_ids, check_teacher, check_top_k_is_shared, text_config
-from .opd_config import OPDConfig
 
 
 class TeacherError(ValueError):
@@ -52,13 +52,13 @@ def find_teachers(
         name -> what builds the teacher once the student is there.
     """
     check_loading_options(named, args)
-    check_text(named, args)
+    check_text(args)
     check_mix(args.teacher_mix, list(named))
     found, shared = {}, []
     for name, teacher in named.items():
         try:
             if is_url(teacher):
-                served = served_teacher(teacher, model, args, tokenizer)
+                served = served_teacher(name, teacher, model, args, tokenizer, teacher_tokenizer)
                 if args.teacher_mix is not None and not served.gives_hidden_states:
                     raise ValueError(
                         f"the teacher server {shown(teacher)} sends its own TopK alone, and teacher_mix is a mean "
@@ -76,7 +76,7 @@ def find_teachers(
                 raise
             kind = TeacherServerError if isinstance(error, TeacherServerError) else ValueError
             raise kind(f"teacher {name!r}: {error}") from error
-    check_top_k_is_shared(args, reduce(SharedIds.both, shared))
+    check_top_k_is_shared(args, SharedIds.of_all(shared))
     if args.teacher_mix is not None:
         return {"": partial(mixed_teacher, found, args)}
     return found
@@ -85,7 +85,7 @@ def find_teachers(
 def check_loading_options(named: dict[str, Any], args: OPDConfig) -> None:
     """Raise ValueError for options of loading a teacher where none is loaded: ready models, and servers."""
     loaded = [teacher for teacher in named.values() if isinstance(teacher, str) and not is_url(teacher)]
-    if loaded or args.teacher_model_name_or_path is not None:
+    if loaded or args.teacher_model_name_or_path is not None or args.teacher_server_models is not None:
         return
     for name in ("teacher_model_init_kwargs", "teacher_model_revision"):
         if getattr(args, name) is not None and any(teacher is not None for teacher in named.values()):
@@ -95,21 +95,22 @@ def check_loading_options(named: dict[str, Any], args: OPDConfig) -> None:
             )
 
 
-def check_text(named: dict[str, Any], args: OPDConfig) -> None:
+def check_text(args: OPDConfig) -> None:
     """Raise ValueError for what a teacher of another tokenizer cannot be, or be used with."""
     refused = {
-        "several teachers": list(named) != [""],
-        "a served teacher": any(map(is_url, named.values())),
-        "teacher_batch_size or teacher_offload": args.teacher_rows_ahead is not None,
+        "teacher_mix": args.teacher_mix is not None,
         "loss_baseline": args.loss_baseline is not None,
         "loss_extrapolation": args.loss_extrapolation != 1.0,
         "loss_importance_cap": args.loss_importance_cap is not None,
+        "loss_position_weight": args.loss_position_weight is not None,
+        "advantage_shaping": args.advantage_shaping is not None,
+        "loss_tail: sample": args.loss_tail == "sample",
     }
     for what in (what for what, wanted in refused.items() if wanted and args.teacher_vocabulary == "text"):
         raise ValueError(
-            f"teacher_vocabulary='text' with {what}: a teacher of another tokenizer is one model in this process that "
-            "scores the student's micro-batches, under a loss of its distributions alone. Leave that out, or choose a "
-            "teacher of the student's tokenizer."
+            f"teacher_vocabulary='text' with {what}: of a teacher of another tokenizer the loss knows distributions "
+            "at single tokens and log-probabilities of texts, and nothing else. Leave that out, or choose a teacher "
+            "of the student's tokenizer."
         )
     if args.teacher_vocabulary == "text" and args.loss_support != "sampled":
         say_once(
@@ -119,9 +120,9 @@ def check_text(named: dict[str, Any], args: OPDConfig) -> None:
         )
 
 
-def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
+def served_teacher(name: str, url: str, model, args: OPDConfig, tokenizer, teacher_tokenizer) -> Teacher:
     """Connect to a server under the limits and for the loss that the arguments name."""
-    path = args.teacher_model_name_or_path if args.teacher_server_url is not None else None
+    path = args.model_of_server(name)
 
     def load(path: str) -> nn.Module:
         with plain_models(args):
@@ -143,6 +144,7 @@ def served_teacher(url: str, model, args: OPDConfig, tokenizer) -> Teacher:
         local_copy=None if path is None else LocalCopy(path, loading_options(args), load),
         compares=args.distributed_state.is_main_process,
         vocabulary=args.teacher_vocabulary,
+        teacher_tokenizer=teacher_tokenizer,
     )
 
 
@@ -182,7 +184,9 @@ def load_teacher(path: str, args: OPDConfig) -> nn.Module:
 def model_teacher(teacher: Any, args: OPDConfig, shared_ids: SharedIds) -> Teacher:
     """A teacher in this process, from a model or from a path."""
     model = load_teacher(teacher, args) if isinstance(teacher, str) else teacher
-    return (ModelTeacher if shared_ids.tokenizer is None else TextTeacher)(model, shared_ids=shared_ids)
+    if shared_ids.reads_text:
+        return TextTeacher(ModelTeacher(model, shared_ids=SharedIds(shared_ids.pairs[0].teacher_rows)), shared_ids)
+    return ModelTeacher(model, shared_ids=shared_ids)
 
 
 def mixed_teacher(found: dict[str, Callable[[], Teacher]], args: OPDConfig) -> Teacher:

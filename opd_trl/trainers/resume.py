@@ -15,6 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from ..durable import in_a_line, naming, settle, take_place, take_places
 from ..locks import writing
 from ..manifest import MANIFEST, TRAINER_STATE, checkpoints, fault_of, is_sealed, newest_whole, seal, step_of
+from .monitoring import write_card
 
 
 logger = get_logger(__name__)
@@ -165,6 +166,19 @@ class Checkpoints:
     def _get_output_dir(self, trial):
         folder = super()._get_output_dir(trial)
         return str(Path(folder, APART)) if self._writes_apart else folder
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call)
+        self._write_card(Path(output_dir or self.args.output_dir))
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Write `README.md` into `output_dir`: what was trained, how, and how to use it; see `reports.model_card`."""
+        self._write_card(Path(self.args.output_dir), name=model_name, data=dataset_name, tags=tags)
+
+    def _write_card(self, folder, *, name=None, data=None, tags=None):
+        tags = [*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])]
+        place = Path(*(part for part in folder.parts if part != APART))
+        write_card(self, folder, place=str(place), name=name, data=data, tags=tags, paper=self._paper)
 
     def _save_checkpoint(self, model, trial):
         home = Path(self._get_output_dir(trial))

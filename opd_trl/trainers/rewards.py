@@ -16,7 +16,7 @@ from ..evaluation import graded_text, math_accuracy
 from ..evaluation.notation import plain_answer
 from ..privileged import Context, is_empty
 from ..teachers.several.routing import named_datasets
-from .opd_config import OPDConfig
+from .config.opd_config import OPDConfig
 
 
 logger = get_logger(__name__)
@@ -87,7 +87,8 @@ def check_rewards(trainer) -> None:
     """Refuse a gate that nothing opens, and right answers that cannot be read; warn where rewards cannot teach.
 
     Raises:
-        ValueError: `distillation_gate` or `sibling_context` without rewards; an answer without meaning, with its row.
+        ValueError: `distillation_gate`, `sibling_context` or `advantage_shaping` without rewards; an answer without
+            meaning, with its row.
     """
     args, has_rewards = trainer.args, trainer.has_rewards
     if math_accuracy in trainer.reward_funcs:
@@ -102,6 +103,11 @@ def check_rewards(trainer) -> None:
         raise ValueError(
             "sibling_context needs reward_funcs that say which completions are correct, e.g. math_accuracy "
             "(opd_trl.evaluation). Give one, or leave it out and give the context in a column."
+        )
+    if args.advantage_shaping is not None and not has_rewards:
+        raise ValueError(
+            f"advantage_shaping={args.advantage_shaping!r} shapes the advantage that rewards give. Give reward_funcs, "
+            "e.g. math_accuracy (opd_trl.evaluation), or leave it out."
         )
     if args.beta >= LARGE_BETA and not has_rewards:
         logger.warning(

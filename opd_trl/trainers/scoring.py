@@ -1,6 +1,7 @@
 """Log-probabilities of the sampled tokens besides the teacher's: of a reference model, and at sampling."""
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from ..models.forward import vocabulary_rows
-from ..models.micro_batches import longest_first, picked
+from ..models.micro_batches import longest_first
 from ..teachers import LiveTeacher, ModelTeacher, Teacher
-from ..teachers.scores import check_no_images
+from ..teachers.scores import select
 from ..teachers.shared_prefix import SHARED, shared_tokens
-from .opd_config import OPDConfig
+from .config.opd_config import OPDConfig
 from .passes import all_logps_pass, logps_pass
 from .placement import load_teacher, own_teacher
 
@@ -42,7 +43,8 @@ def token_logps(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Entries `(B, T)` of a generation batch: `reference_logps`, and `sampling_logps` where tokens are weighted.
 
     The sampler says itself what it sampled (vLLM); otherwise tokens are as likely as under the student that wrote
-    them, which is scored where it will have moved on before the last step that uses them.
+    them, which is scored where it will have moved on before the last step that uses them, and where the loss has
+    another temperature than sampling.
     """
     args, entries = trainer.args, {}
     if trainer.reference is not None:
@@ -51,8 +53,8 @@ def token_logps(trainer, batch: dict[str, Any]) -> dict[str, Tensor]:
         known = [batch[name] for name in ("sampling_per_token_logps", "old_per_token_logps") if name in batch]
         if known:
             entries["sampling_logps"] = known[0]
-        elif args.gradient_accumulation_steps % (args.steps_per_generation * trainer.num_iterations):
-            entries["sampling_logps"] = score_tokens(trainer, LiveTeacher(), batch)
+        elif args.reuses_generations or trainer.objective.temperature != trainer.temperature:
+            entries["sampling_logps"] = score_tokens(trainer, LiveTeacher(), batch, temperature=trainer.temperature)
     return entries
 
 
@@ -75,20 +77,21 @@ def as_fused_model(trainer, model):
 
 
 @torch.no_grad()
-def score_tokens(trainer, model: Teacher, batch: dict[str, Any]) -> Tensor:
-    """Log-probabilities `(B, T)` of the completions after the student's own prompt, zero behind their end."""
-    check_no_images(batch)
+def score_tokens(trainer, model: Teacher, batch: dict[str, Any], *, temperature: float | None = None) -> Tensor:
+    """Log-probabilities `(B, T)` of the completions after the student's own prompt, zero behind their end.
+
+    At a temperature; by default that of the loss.
+    """
+    objective = trainer.objective if temperature is None else replace(trainer.objective, temperature=temperature)
     batch = trainer.shared_ids.readable(batch)
-    names = ("prompt_ids", "prompt_mask", "completion_ids", "completion_mask")
-    own = {name: batch[name] for name in names} | {SHARED: shared_tokens(batch["prompt_ids"], batch["prompt_mask"])}
+    own = {name: value for name, value in select(batch, None).items() if not name.startswith("teacher_")}
+    own |= {SHARED: shared_tokens(batch["prompt_ids"], batch["prompt_mask"])}
     # In a tree there is no padding, and completions of one prompt, which stand side by side, share it.
     is_tree = model.prefix is not None and model.prefix.packs
     parts, order = [], torch.arange(len(batch["prompt_ids"])) if is_tree else longest_first(own)
     with model.scoring(trainer.model_wrapped) as module, trainer.accelerator.autocast():
         options = model.reading(trainer, module, own)
         for rows in order.split(trainer.args.per_device_train_batch_size):
-            inputs = {name: picked(value, rows) for name, value in own.items()}
-            parts.append(
-                trainer.run_inside(module, logps_pass, inputs, trainer.shared_ids, trainer.objective, **options)
-            )
+            inputs = select(own, rows)
+            parts.append(trainer.run_inside(module, logps_pass, inputs, trainer.shared_ids, objective, **options))
     return torch.cat(parts)[order.argsort()]

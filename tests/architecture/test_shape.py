@@ -50,7 +50,7 @@ def test_nobody_outside_teachers_asks_what_kind_a_teacher_is():
     asks = re.compile(r"isinstance\([^)]*Teacher\)|teacher\.model is None|hasattr\([^)]*teacher_model_kind")
     found = [name_of(p) for p in FILES if room_of(p) != "teachers" and asks.search(p.read_text(encoding="utf-8"))]
     # The configuration says once whether the student is its own teacher: `teaches_itself`.
-    assert found == ["trainers/opd_config.py"]
+    assert found == ["trainers/config/opd_config.py"]
 
 
 def test_the_command_line_is_thin():

@@ -1,48 +1,56 @@
-"""The study in the documentation: the page shows the lines that are kept here."""
+"""The studies in the documentation: the page shows the lines that are kept here."""
+
+import json
+from collections import defaultdict
 
 import mechanisms
 import pytest
 
-from opd_trl.reproduce.settings import read_settings
+from opd_trl.preflight.trial.verdict import ENDED_BETTER
+from opd_trl.reproduce.confusion import CAME_TO, HELPED, Score
 from opd_trl.reproduce.study import all_jobs, key_of
-from opd_trl.scripts.recipe_files import find_recipe
-from tests.reproduce.lines import lines, settings
 
 from .lines import written
 
 
-def cells(table: str) -> list[list[str]]:
-    """Of the rows below the head of a Markdown table."""
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table.strip().splitlines()[2:]]
+@pytest.fixture(scope="module")
+def studies():
+    return {name: mechanisms.read_lines(mechanisms.results_of(name)) for name in (mechanisms.MAIN, *mechanisms.FRESH)}
 
 
-def test_every_step_of_the_study_is_kept_under_the_settings_of_the_recipe():
-    own = read_settings(find_recipe("reproduce/mechanisms"))
-    jobs = all_jobs(own, range(mechanisms.SEEDS), list(own.arms))
-    assert [key_of(line) for line in mechanisms.read_lines(mechanisms.RESULTS)] == [job.key for job in jobs]
+@pytest.mark.parametrize("name", [mechanisms.MAIN, *mechanisms.FRESH])
+def test_every_line_is_of_the_recipe_and_its_arms_have_the_same_seeds(studies, name):
+    settings, lines = mechanisms.settings_of(name), studies[name]
+    jobs = all_jobs(settings, range(mechanisms.SEEDS), list(settings.arms), lines)
+    keys = [key_of(line) for line in lines]
+    assert len(keys) == len(set(keys))
+    assert set(keys) <= {job.key for job in jobs}
+    seeds = defaultdict(set)
+    for line in lines:
+        if line["kind"] == "arm":
+            seeds[line["name"]].add(line["seed"])
+    assert len({frozenset(x) for x in seeds.values()}) <= 1
 
 
-def test_the_page_shows_the_lines_that_are_kept_here():
-    own = read_settings(find_recipe("reproduce/mechanisms"))
-    assert written("evidence.md", "mechanisms") == mechanisms.text(own, mechanisms.read_lines(mechanisms.RESULTS)), (
+def test_the_page_shows_the_lines_that_are_kept_here(studies):
+    assert written("evidence.md", "mechanisms") == mechanisms.text(studies, mechanisms.read_lines(mechanisms.FIRST)), (
         "python benchmarks/mechanisms.py --write docs/evidence.md --plot docs/images"
     )
 
 
-def test_the_preflight_is_compared_before_and_after_its_rules_changed_on_seen_and_on_fresh_seeds(monkeypatch):
-    monkeypatch.setattr(mechanisms, "SEEN", range(1))
-    monkeypatch.setattr(mechanisms, "FRESH", range(1, 3))
-    first = [line for line in lines() if line["kind"] == "forecast" and line["name"] == "bad"]
-    text, _, by_finding = mechanisms.looks_text(settings(), lines(), first).partition("\nFailed of the doubted")
-    assert cells(text) == [
-        ["as it was", "0 to 0, seen", "1 of 1 (100%)", "1 of 1 (100%)", "1 of 1", "1 of 1"],
-        ["as it was", "1 to 2, fresh", "2 of 2 (100%)", "2 of 2 (100%)", "2 of 2", "2 of 2"],
-        ["as it is", "0 to 0, seen", "1 of 2 (50%)", "2 of 2 (100%)", "1 of 1", "1 of 1"],
-        ["as it is", "1 to 2, fresh", "2 of 3 (67%)", "2 of 3 (67%)", "2 of 3", "2 of 2"],
-    ]
-    assert cells(by_finding.split("\n\n")[1]) == [["Top-K overlap", "1 of 1", "2 of 3"], ["gradient", "", "0 of 1"]]
+def test_the_command_prints_how_often_its_word_was_right_on_runs_that_nothing_was_chosen_on(studies):
+    runs = [run for name in mechanisms.FRESH for run in mechanisms.runs_of(name, studies)]
+    counts = Score.of(runs, "20").counts
+    for word, (better, total) in ENDED_BETTER.items():
+        assert (counts[word, HELPED], sum(counts[word, x] for x in CAME_TO)) == (better, total)
 
 
-def test_a_study_that_is_not_finished_is_not_kept(tmp_path):
-    with pytest.raises(SystemExit, match=r"0 of .* steps\. Run opd-trl reproduce mechanisms again"):
-        mechanisms.keep(tmp_path, read_settings(find_recipe("reproduce/mechanisms")))
+def test_a_study_that_has_not_run_is_not_kept(tmp_path):
+    with pytest.raises(SystemExit, match=r"holds no run of this study\. Run opd-trl reproduce sorting"):
+        mechanisms.keep("sorting", tmp_path)
+
+
+def test_the_first_study_had_one_rate_for_all_arms():
+    lines = [json.loads(text) for text in mechanisms.FIRST.read_text(encoding="utf-8").splitlines()]
+    assert {line["kind"] for line in lines} == {"model", "reference", "forecast", "arm"}
+    assert not any("@" in line["name"] for line in lines)

@@ -15,7 +15,8 @@ CONFIGS = {"opd": OPDConfig, "opsd": OPSDConfig}
 
 
 def own_fields(config: type) -> set[str]:
-    declared = {name for cls in config.__mro__ if issubclass(cls, OPDConfig) for name in cls.__annotations__}
+    ours = (cls for cls in config.__mro__ if cls.__module__.startswith("opd_trl."))
+    declared = {name for cls in ours for name in cls.__annotations__}
     return declared & {field.name for field in dataclasses.fields(config)}
 
 

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 import types
@@ -70,3 +71,12 @@ def test_env_prints_what_a_bug_report_needs(capsys):
         assert f"- {name} version: " in printed
     for name in ("Python version", "Platform", "accelerator(s)"):
         assert f"- {name}: " in printed
+
+
+@pytest.mark.parametrize("argv", [["methods"], ["recipes", "list"], ["opsd", "--help"]], ids=" ".join)
+def test_a_reader_that_has_read_enough_gets_no_traceback(argv):
+    command = [sys.executable, "-m", "opd_trl.cli.main", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # as `| head -0`, before the first line
+        assert process.stderr.read() == ""
+        assert process.wait(60) in (1, 128 + signal.SIGPIPE)  # 1 where rich was writing

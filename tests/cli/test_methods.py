@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from opd_trl.cli.main import main
-from opd_trl.trainers.published_methods import METHODS
+from opd_trl.trainers.config.published_methods import METHODS
 
 
 def test_a_recipe_takes_a_method_and_its_own_fields_win_even_at_their_defaults(parse, here):

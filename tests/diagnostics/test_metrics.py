@@ -1,13 +1,21 @@
 import pytest
 import torch
 
-from opd_trl.diagnostics import FIGURES, METRICS, divergence_by_teacher, dropped_tail_advice, token_means, token_sums
+from opd_trl.diagnostics import (
+    FIGURES,
+    METRICS,
+    TURN_FIGURES,
+    divergence_by_teacher,
+    dropped_tail_advice,
+    token_means,
+    token_sums,
+)
 
 
 NAN = float("nan")
 
 
-def sums(divergence=(), *, quartile=None, repeated=None, ratio=None, rank=None, repetition=(0.5,), top_k=4):
+def sums(divergence=(), *, quartile=None, repeated=None, ratio=None, rank=None, repetition=(0.5,), top_k=4, **turns):
     """`token_sums` of tokens of which some figures matter, the others count up; 2 of 3 tokens of the step are real."""
     n = len(divergence)
     stats = {name: torch.tensor(divergence) * (i + 1) for i, name in enumerate(METRICS)}
@@ -19,6 +27,7 @@ def sums(divergence=(), *, quartile=None, repeated=None, ratio=None, rank=None, 
         repeated=torch.zeros(n, dtype=int) if repeated is None else torch.tensor(repeated),
         repetition=torch.tensor(repetition),
         top_k=top_k,
+        **{name: torch.tensor(values) for name, values in turns.items()},
     )
     return torch.cat([of_tokens, torch.tensor([[3.0, 2.0] if n else [0.0, 0.0]])])
 
@@ -65,7 +74,24 @@ def test_the_figures_of_positions_repetition_and_ranks_are_those_worked_by_hand(
         "tokens/computed_per_real": 1.5,
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
-    assert set(FIGURES) == figures.keys()
+    left_out = {
+        *TURN_FIGURES,
+        "completions/turns",
+        "distillation/token_weight",
+    }  # none here
+    assert set(FIGURES) - left_out == figures.keys()
+
+
+def test_the_figures_of_turns_are_those_worked_by_hand():
+    figures = token_means(sums([1.0, 3.0, 5.0, 7.0, 9.0], turn=[1, 1, 2, 6, 9], turns=[9, 1, 0]))
+    assert figures["distillation/turn_1/divergence"] == 2.0
+    assert figures["distillation/turn_2/divergence"] == 5.0
+    assert figures["distillation/turn_later/divergence"] == 8.0
+    assert figures["distillation/turn_1/student_mass"] == 4.0  # `sums` counts the others up
+    assert figures["distillation/turn_1/teacher_mass"] == 6.0
+    assert figures["distillation/turn_later/entropy"] == 40.0
+    assert figures["completions/turns"] == 5.0  # one that the student wrote nothing of does not count
+    assert not [name for name in figures if "turn_3" in name]
 
 
 def test_each_teacher_with_a_token_has_its_divergence():

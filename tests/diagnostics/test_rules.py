@@ -67,13 +67,12 @@ FAILURES = {
         {"distillation/log_ratio_repeated": [0.3] * LINES},
         "mask_truncated_completions: true",
     ),
-    "late_divergence": ({"distillation/divergence_q4": line_from(0.6, 2.0)}, "Lower max_completion_length"),
+    "held_out_rises": ({"held_out/divergence": line_from(0.4, 0.8)}, "opd-trl preflight --rates, --losses"),
     "privileged_plateau": (
         {"distillation/per_token_divergence": noisy(line_from(0.7, 0.5, lines=30) + [0.5] * 50)},
         "context that all rows share",
     ),
     "sampled_rank_rises": ({"teacher/sampled_rank": line_from(0.9, 3.0), **AWAY}, "Run SFT first"),
-    "gradient_spike": ({"grad_norm": [2.0] * 60 + [45.0] + [2.0] * 19}, "Lower learning_rate"),
     "loss_not_finite": ({"loss": [0.5] * 60 + [math.nan] * 20}, "Lower learning_rate"),
     "grad_norm_not_finite": ({"grad_norm": [0.5] * 60 + [math.inf] * 20}, "Lower learning_rate"),
 }
@@ -195,3 +194,10 @@ def test_four_lines_of_nothing_are_not_enough():
 
 def test_short_completions_that_are_all_cut_off_are_a_choice():
     assert run({"completions/clipped_ratio": [1.0] * LINES, "completions/repetition": [0.05] * LINES}) == []
+
+
+@pytest.mark.parametrize(("value", "fired"), [(0.4, []), (0.0, ["nothing_learned"])])
+def test_lines_of_given_text_alone_are_judged_by_its_divergence(value, fired):
+    monitor = Monitor(settings=DEFAULTS)
+    line = {"loss": value, "distillation/given/per_token_divergence": value}
+    assert [warning.rule for step in range(9) for warning in monitor.update(step, line)] == fired

@@ -64,6 +64,7 @@ def make_trainer(setting: dict):
     } | setting.get("options", {})
     num_rows = 3 * ROWS_PER_STEP
     context = {} if setting["kind"] == "opd" else {"privileged_context": "Answer with b."}
+    context |= {"completion": [f"so {'c' * (i % 5)}{i}" for i in range(num_rows)]}  # read where `lmbda` is below 1
     if "teachers" in setting:
         options["teachers"] = setting["teachers"]
         # Of eight rows the first teacher has three: some micro-batches and ranks have none of them.
@@ -164,7 +165,9 @@ def main(setting: dict) -> None:
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.accelerator.is_main_process:
         keys = ("loss", "grad_norm", "distillation/per_token_divergence", "entropy")
-        rows = [{key: row[key] for key in keys} for row in trainer.state.log_history if "loss" in row]
+        keys += ("distillation/given/per_token_divergence", "completions/partial/max_length")
+        lines = (row for row in trainer.state.log_history if "loss" in row)
+        rows = [{key: row[key] for key in keys if key in row} for row in lines]
         (out / "log.json").write_text(json.dumps(rows))
         trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
         torch.save({name: x.float().clone() for name, x in state.items() if name in trained}, out / "model.pt")

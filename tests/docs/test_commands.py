@@ -12,7 +12,7 @@ from opd_trl.cli.main import COMMANDS
 from opd_trl.cli.main import main as opd_trl
 from opd_trl.scripts.launching import flag_name, launch_arity
 from opd_trl.scripts.recipe_files import accelerate_names, find_recipe
-from opd_trl.trainers.published_methods import METHODS
+from opd_trl.trainers.config.published_methods import METHODS
 
 from .pages import commands
 

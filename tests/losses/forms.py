@@ -10,7 +10,7 @@ FORMS = [
         for support in TOP_K_SUPPORTS
         for divergence in DIVERGENCES
         for tail in TAILS
-        if tail != "reweight" or divergence == "reverse_kl"
+        if tail not in ("reweight", "sample") or divergence == "reverse_kl"
     ],
     *[("full", divergence, "drop") for divergence in DIVERGENCES],  # it has no tail
     ("sampled", "reverse_kl", "drop"),  # which estimates the reverse KL alone

@@ -78,7 +78,10 @@ def dense(
         else:
             ids, mask = select_support(log_p, log_q, top_k=top_k, support=support)
         p, q = log_p.gather(-1, ids), log_q.gather(-1, ids)
-        losses = divergences = support_divergence(p, q, support_mask=mask, **options)
+        if options.get("tail") == "sample":
+            losses = divergences = dense_sampled_tail(log_p, log_q, ids, mask, completion_ids)
+        else:
+            losses = divergences = support_divergence(p, q, support_mask=mask, **options)
     stats = {
         "per_token_divergence": divergences,
         "entropy": torch.special.entr(log_p.exp()).sum(-1),
@@ -91,6 +94,16 @@ def dense(
         stats["sampled_log_ratio"] = (of_teacher - of_student).squeeze(-1)
         stats["teacher_rank"] = (log_q > of_teacher).sum(-1).clamp(max=top_k).to(p.dtype)
     return (losses * weights).sum(), {name: x.detach() for name, x in stats.items()}
+
+
+def dense_sampled_tail(log_p, log_q, ids, mask, completion_ids):
+    """Its value and gradient by autograd over `[N, V]`, with c = log((1 - sum_S p) / (1 - sum_S q))."""
+    inside = torch.zeros_like(log_p, dtype=torch.long).scatter_add_(-1, ids, mask.long()) > 0
+    tails = [1 - (x.detach().exp() * inside).sum(-1, keepdim=True) for x in (log_p, log_q)]
+    centred = (log_p - log_q).detach() - (tails[0] / tails[1]).log()
+    estimate = (log_p.exp() * centred * inside).sum(-1, keepdim=True) + (tails[0] / tails[1]).log()
+    of_token = centred * ~inside * (1 + log_p - log_p.detach())
+    return (estimate + of_token.gather(-1, completion_ids[:, None])).squeeze(-1)
 
 
 def leaves(arguments, keywords):

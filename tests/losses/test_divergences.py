@@ -278,5 +278,5 @@ def test_unknown_options_are_refused_and_the_known_ones_named():
         ValueError, match=r"divergence must be one of 'reverse_kl', 'forward_kl', 'jsd', 'mixed'.*, got"
     ):
         support_divergence(*pair(), divergence="kl")
-    with pytest.raises(ValueError, match="'bucket', 'renormalize', 'reweight', got 'keep'"):
+    with pytest.raises(ValueError, match="'bucket', 'renormalize', 'reweight', 'sample', got 'keep'"):
         support_divergence(*pair(), tail="keep")

@@ -9,6 +9,7 @@ from trl import ModelConfig
 from opd_trl.planning.model_size import adapter_parameters, build, measure
 from tests import tiny
 from tests.planning.sized import sized
+from tests.trainers import vision
 
 
 def test_a_model_of_the_shape_of_smollm2_has_134515008_parameters():
@@ -36,6 +37,13 @@ def test_the_parameters_of_a_tiny_qwen3_are_those_counted_by_hand(tied):
 def test_a_size_on_the_meta_device_is_that_of_the_model_itself():
     model = tiny.build_model()
     assert measure(model, dtype="float32") == sized(model.config, "float32")
+
+
+def test_a_model_that_reads_images_is_counted_with_its_vision_tower():
+    model = vision.build_vlm(vision.build_processor())
+    size = measure(build(model.config, trust_remote_code=False), dtype="float32")
+    assert size.parameters == sum(x.numel() for x in model.parameters())
+    assert size.num_layers == model.config.text_config.num_hidden_layers
 
 
 def test_the_width_is_that_of_the_loaded_dtype_or_of_the_config():

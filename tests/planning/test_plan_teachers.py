@@ -64,6 +64,13 @@ def test_a_local_copy_of_a_served_teacher_is_there_at_start_alone(plan):
     assert "not resident during training and not counted. Of vLLM's pooling runner its LM head alone" in plan.text
 
 
+def test_a_teacher_of_another_tokenizer_has_a_copy_of_its_head_by_the_students_ids(plan, without_teacher):
+    flags = [*SERVED, "--teacher-config", "teacher", "--teacher_vocabulary", "text"]
+    figures = plan(*flags, config=without_teacher)
+    assert component(figures, "copy of the teacher's head") == 103 * 128 * 4
+    assert "local copy" not in plan.text  # of which the tokenizer alone is read
+
+
 def test_a_local_copy_whose_sizes_cannot_be_read_is_an_error(refuse, configs):
     assert "for the teacher 'Qwen/Qwen3-8B'" in refuse("--config", OPD, *configs[:2], *SERVED)
 

@@ -112,11 +112,14 @@ def test_what_a_check_cannot_do_is_a_finding_under_its_own_name(scratch):
     assert finding == Finding("scratch", "not run", "", "There is no skin.", section="scratch")
 
 
+STATE = SimpleNamespace(trainer=SimpleNamespace(args=None))
+
+
 def test_a_check_sets_the_section_of_what_its_file_finds(scratch):
     check = scratch(run=lambda preflight: [Finding("itching", "ok", "", "It does not.")])
-    assert [x.section for x in check.run(SimpleNamespace())] == ["scratch"]
+    assert [x.section for x in check.run(STATE)] == ["scratch"]
     joins = Check("scratch", title="", about="", module="scratch", section="loss")
-    assert [x.section for x in joins.run(SimpleNamespace())] == ["loss"]
+    assert [x.section for x in joins.run(STATE)] == ["loss"]
     assert check.table({}) is None
 
 

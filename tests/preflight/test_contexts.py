@@ -4,12 +4,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from datasets import Dataset
 
 from opd_trl.preflight.context_check import objective_of, probe_contexts
 from opd_trl.preflight.context_draw import answer_of, draw_contexts, question_of, teacher_prompts, without_question
 from opd_trl.preflight.context_figures import judge, judge_rows
-from opd_trl.preflight.rollouts import roll_out, take_rows
+from opd_trl.trainers.looks.rollouts import roll_out, take_rows
 from tests import tiny
+from tests.trainers import vision
 from tests.trainers.build import opd_trainer, opsd_trainer
 from tests.trainers.test_loss import dense_log_probs
 
@@ -176,6 +178,27 @@ def test_a_builder_that_cannot_word_an_empty_question_leaves_that_figure_out(tmp
     assert figures.own.value > 0
 
 
+@pytest.mark.parametrize("pictures", [1, 4])
+def test_contexts_that_differ_in_their_pictures_alone_are_told_apart(tmp_path, pictures):
+    seen, said = vision.pictures(pictures), {"role": "assistant", "content": [{"type": "text", "text": "a"}]}
+    contexts = [
+        [{"role": "user", "content": [{"type": "image", "image": seen[i % pictures]}]}, said] for i in range(4)
+    ]
+    prompts = [[{"role": "user", "content": f"what is {i}?"}] for i in range(4)]
+    trainer = vision.vlm_trainer(
+        tmp_path,
+        vision.build_processor(),
+        dataset=Dataset.from_dict({"prompt": prompts, "privileged_context": contexts}),
+        privileged_builder="few_shot",
+        teacher_model_kind="live",
+    )
+    figures = probe_contexts(trainer, rolled(trainer, 4))
+    assert figures.empty.value == pytest.approx(0.0, abs=1e-6)  # the student itself, which sees no picture
+    assert figures.own.value > 1e-3
+    assert figures.is_shared == (pictures == 1)
+    assert (figures.irreducible.value > 1e-5) == (pictures > 1)
+
+
 def test_several_teachers_answer_for_their_own_rows(tmp_path, student_path, teacher_path):
     dataset = per_row(teacher=["near", "far"] * 4, answer=7)
     trainer = opd_trainer(tmp_path, student_path, {"near": student_path, "far": teacher_path}, dataset=dataset)
@@ -235,11 +258,11 @@ def test_every_builder_words_its_context_without_the_question(tmp_path, student_
     rollouts = rolled(trainer, 3)
     ids = teacher_prompts(trainer, rollouts[0], draw_contexts(trainer, rollouts, 2, 0))
     for row, alone, empty in zip(rollouts[0].rows, ids.alone, ids.empty, strict=True):
-        text = trainer.tokenizer.decode(alone)
+        text = trainer.tokenizer.decode(alone.ids)
         assert row["privileged_context"] in text
         assert "plus" not in text
-        assert "plus" in trainer.tokenizer.decode(empty)
-        assert row["privileged_context"] not in trainer.tokenizer.decode(empty)
+        assert "plus" in trainer.tokenizer.decode(empty.ids)
+        assert row["privileged_context"] not in trainer.tokenizer.decode(empty.ids)
 
 
 def test_questions_and_answers_are_texts():

@@ -5,15 +5,11 @@ from types import SimpleNamespace
 import pytest
 
 from opd_trl.preflight import coverage, prefixes, teacher_answers, templates
-from opd_trl.preflight.findings import Finding, worst
+from opd_trl.preflight.findings import Finding, advice, worst
 
 
 def interval(value, half_width=0.05):
     return SimpleNamespace(value=value, low=value - half_width, high=value + half_width)
-
-
-REVERSE = {"divergence": "reverse_kl", "support": "student"}
-FORWARD = {"divergence": "forward_kl", "support": "union"}
 
 
 @pytest.mark.parametrize(
@@ -21,38 +17,53 @@ FORWARD = {"divergence": "forward_kl", "support": "union"}
     [
         (prefixes.judge_divergence(0.4, own_teacher=False), "ok"),
         (prefixes.judge_divergence(1e-6, own_teacher=False), "stop"),
-        (prefixes.judge_overlap(0.7, 20), "ok"),
-        (prefixes.judge_overlap(0.3, 20), "fix"),
-        (prefixes.judge_drift([0.7, 0.7, 0.68, 0.66]), "ok"),
-        (prefixes.judge_drift([0.8, 0.7, 0.6, 0.5]), "fix"),
-        (prefixes.judge_drift([0.0, 0.0, 0.0, 0.0]), "ok"),
         (teacher_answers.judge_teacher(interval(0.3), teacher=0.8, student=0.5), "ok"),
-        (teacher_answers.judge_teacher(interval(0.03), teacher=0.53, student=0.5), "fix"),
+        (teacher_answers.judge_teacher(interval(0.03), teacher=0.53, student=0.5), "info"),
         (teacher_answers.judge_teacher(interval(0.0), teacher=0.5, student=0.5), "stop"),
-        (teacher_answers.judge_continuation(interval(-0.16), teacher=0.62, continued=0.46, student=0.45), "fix"),
-        (teacher_answers.judge_continuation(interval(-0.16), teacher=0.62, continued=0.46, student=0.30), "ok"),
-        (teacher_answers.judge_continuation(interval(-0.16, 0.2), teacher=0.62, continued=0.46, student=0.45), "ok"),
-        (teacher_answers.judge_continuation(interval(-0.02), teacher=0.62, continued=0.60, student=0.60), "ok"),
-        (teacher_answers.judge_continuation(interval(-0.2), teacher=0.30, continued=0.10, student=0.30), "fix"),
-        (teacher_answers.judge_traces(0.335, **REVERSE), "ok"),
-        (teacher_answers.judge_traces(0.640, **REVERSE), "fix"),
-        (teacher_answers.judge_traces(0.640, **FORWARD), "ok"),
-        (coverage.judge_coverage(0.05, [0.1, 0.0], top_k=20, **REVERSE), "ok"),
-        (coverage.judge_coverage(0.05, [0.9, 0.0], top_k=20, **REVERSE), "fix"),
-        (coverage.judge_coverage(0.30, [0.3, 0.3], top_k=20, **REVERSE), "fix"),
-        (coverage.judge_coverage(0.30, [0.9, 0.3], top_k=20, **FORWARD), "ok"),
-        (coverage.judge_coverage(0.0, [], top_k=20, **REVERSE), "ok"),
         (templates.judge_endings(0.1), "ok"),
         (templates.judge_endings(0.6), "fix"),
-        (templates.judge_endings(1.0), "stop"),
+        (templates.judge_endings(1.0), "fix"),
     ],
 )
 def test_a_figure_gets_its_verdict_and_a_remedy_where_it_is_bad(finding, verdict):
     assert finding.verdict == verdict
     assert finding.threshold
-    assert finding.sentence.endswith((".", "finds them."))
-    assert bool(finding.change) == (verdict != "ok")
+    assert finding.sentence.endswith(".")
+    assert bool(finding.change) == (verdict in ("fix", "stop"))
     assert finding.value is not None
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        prefixes.overlap(0.1, 20),
+        prefixes.overlap(0.9, 20),
+        prefixes.drift([0.8, 0.7, 0.6, 0.1]),
+        prefixes.drift([0.0, 0.0, 0.0, 0.0]),
+        teacher_answers.continuation(-0.5, teacher=0.62, continued=0.12, student=0.45),
+        teacher_answers.traces(3.0),
+        coverage.coverage(0.9, [0.9, 0.0], top_k=20, sees=False),
+        coverage.coverage(0.0, [], top_k=20, sees=True),
+    ],
+    ids=lambda finding: finding.name,
+)
+def test_what_did_not_tell_good_runs_from_bad_ones_is_information_whatever_it_is(finding):
+    assert finding.verdict == "info"
+    assert not finding.change
+    assert not finding.threshold
+    assert finding.value is not None
+    assert worst([finding]) == "info"
+    assert worst([finding, Finding("x", "ok", "", "")]) == "ok"
+
+
+def test_advice_leaves_out_what_is_set_already():
+    options = ("privileged_builder: hint, in the user's turn", "mask_truncated_completions: true", "other prompts")
+    args = SimpleNamespace(privileged_builder="hint", mask_truncated_completions=True)
+    assert advice(options, args) == "other prompts"
+    args = SimpleNamespace(privileged_builder="system_prompt", mask_truncated_completions=False)
+    assert advice(options, args) == "; or ".join(options)
+    assert advice("max_completion_length: longer", SimpleNamespace(max_completion_length=64)).startswith("max_")
+    assert advice("", args) == ""
 
 
 def test_the_remedy_of_a_teacher_that_adds_nothing_depends_on_whose_it_is():
@@ -61,7 +72,8 @@ def test_the_remedy_of_a_teacher_that_adds_nothing_depends_on_whose_it_is():
 
 
 def test_the_worst_place_is_named():
-    assert "0.900 at token 3" in coverage.judge_coverage(0.3, [0.1, 0.2, 0.9], top_k=20, **REVERSE).figure
+    assert "0.900 at token 3" in coverage.coverage(0.3, [0.1, 0.2, 0.9], top_k=20, sees=True).figure
+    assert "loss_support: union" in coverage.coverage(0.3, [0.1, 0.2, 0.9], top_k=20, sees=False).sentence
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opd_trl.preflight.loss import check_loss
-from opd_trl.preflight.rollouts import only_block, roll_out, take_rows
+from opd_trl.trainers.looks.rollouts import only_block, roll_out, take_rows
 from tests import tiny
 from tests.trainers.build import opd_trainer, opsd_trainer
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from opd_trl.preflight.pairs import pair_figures
-from opd_trl.preflight.rollouts import roll_out, take_rows
+from opd_trl.trainers.looks.pairs import pair_figures
+from opd_trl.trainers.looks.rollouts import roll_out, take_rows
 from tests.trainers.build import opd_trainer
 from tests.trainers.test_loss import dense_log_probs
 

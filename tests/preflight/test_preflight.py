@@ -144,7 +144,7 @@ def test_contexts_that_were_cut_before_are_found(run, recipe):
 def test_contexts_that_differ_per_row_are_split_into_what_can_be_learned_and_what_cannot(run, recipe):
     rows = [{"prompt": f"Question {i}?", "privileged_context": "abcdefgh"[i] * (9 + i)} for i in range(8)]
     _, printed, found, figures = preflight(run, recipe, "--contexts", "3", teacher_model_name_or_path=None, rows=rows)
-    assert 0 < found["cannot be learned"]["value"] < 1
+    assert 0 < found["share that cannot be learned"]["value"] < 1
     assert found["belongs to its row"]["verdict"] in ("ok", "fix")
     assert figures["context"]["contexts"] == 3
     assert figures["context"]["learnable"][0] + figures["context"]["irreducible"][0] == pytest.approx(

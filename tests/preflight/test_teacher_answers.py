@@ -5,8 +5,8 @@ import torch
 
 from opd_trl.models.sequences import unpadded
 from opd_trl.preflight.cost import measure_step
-from opd_trl.preflight.rollouts import roll_out, take_rows
 from opd_trl.preflight.teacher_answers import nll_under_student, teacher_answers
+from opd_trl.trainers.looks.rollouts import roll_out, take_rows
 from tests import tiny
 from tests.trainers.build import opd_trainer, opsd_trainer
 

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from opd_trl.scripts.recipe_files import find_recipe, read_recipe, recipe_names, recipes_dir
-from opd_trl.trainers.published_methods import METHODS
+from opd_trl.trainers.config.published_methods import METHODS
 
 
 COMMAND = re.compile(r"opd-trl (opd|opsd) (--config .*)")

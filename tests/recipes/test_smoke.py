@@ -14,7 +14,7 @@ from opd_trl.scripts.recipe_files import recipe_names
 from tests.recipes.test_contents import command_of
 
 
-RECIPES = [name for name in recipe_names() if name.split("/")[0] != "smoke"]
+RECIPES = [name for name in recipe_names() if name.split("/")[0] not in ("smoke", "agents")]
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,15 @@ def test_every_recipe_trains_two_steps_and_saves(name, beside_toy, make_parser):
     script.main(*parsed)
     saved = {path.name for path in (beside_toy / "runs" / "smoke").iterdir()}
     assert saved & {"model.safetensors", "adapter_model.safetensors"}
+
+
+def test_the_agents_recipe_trains_on_the_toy_with_tools(here, make_parser):
+    assert main(["toy", "--task", "calculator", "--output", "runs/calculator"]) == 0
+    flags = ["--model_name_or_path", "runs/calculator/model", "--max_steps", "2"]
+    parsed = make_parser("opsd").parse_args_and_config(["--config", "agents/calculator", *flags])
+    opsd.check_arguments(*parsed)
+    opsd.main(*parsed)
+    assert (here / "runs/calculator/opsd/model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["methods/vopd", "system_prompt/persona"])

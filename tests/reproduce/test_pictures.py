@@ -11,9 +11,9 @@ from opd_trl.reproduce.pictures import write_report
 from .lines import lines, settings
 
 
-def test_a_study_leaves_a_report_and_a_picture_of_each_claim_and_of_the_preflight(tmp_path):
+def test_a_study_leaves_a_report_and_a_picture_of_each_claim_and_of_the_trials(tmp_path):
     written = write_report(settings(), lines(), tmp_path / "home")
-    assert [path.name for path in written] == ["report.md", "first.png", "preflight.png"]
+    assert [path.name for path in written] == ["report.md", "first.png", "trials.png"]
     for path in written[1:]:
         image = matplotlib.image.imread(path)
         assert image.shape[0] > 300
@@ -21,7 +21,7 @@ def test_a_study_leaves_a_report_and_a_picture_of_each_claim_and_of_the_prefligh
 
 
 def test_a_claim_without_a_result_has_no_picture(tmp_path):
-    assert [path.name for path in write_report(settings(), [], tmp_path)] == ["report.md", "preflight.png"]
+    assert [path.name for path in write_report(settings(), [], tmp_path)] == ["report.md"]
 
 
 def test_every_arm_has_its_seeds_their_mean_and_lines_for_student_and_teacher():

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from opd_trl.reproduce.arms import arguments
-from opd_trl.reproduce.settings import SettingsError, read_settings
+from opd_trl.reproduce.settings import SettingsError, at_rate, read_settings
 from opd_trl.scripts.recipe_files import find_recipe
 
 
@@ -40,20 +40,30 @@ def test_arms_differ_from_the_shared_settings_in_the_loss_alone(settings):
 
 
 def test_quick_runs_fewer_arms_and_steps(settings):
-    quick = read_settings(OWN, quick=True)
+    quick = read_settings(OWN, section="quick")
     assert set(quick.arms) < set(settings.arms)
     assert quick.training["max_steps"] < settings.training["max_steps"]
-    assert quick.training["learning_rate"] == settings.training["learning_rate"]
+    assert quick.rates is None
+    assert quick.training["learning_rate"] in settings.rates["values"]
     assert {name for claim in quick.claims.values() for name in claim.arms} == set(quick.arms)
 
 
 def test_a_digest_changes_with_what_decides_a_result_and_not_with_a_label(settings):
     arm = settings.arms["full"]
     labelled = dataclasses.replace(settings, arms=settings.arms | {"full": dataclasses.replace(arm, label="x")})
-    assert labelled.arm_digest("full") == settings.arm_digest("full")
+    assert labelled.arm_digest(labelled.arms["full"]) == settings.arm_digest(settings.arms["full"])
     longer = dataclasses.replace(settings, training=settings.training | {"max_steps": 81})
-    assert longer.arm_digest("full") != settings.arm_digest("full")
-    assert settings.arm_digest("full") != settings.arm_digest("sampled")
+    assert longer.arm_digest(settings.arms["full"]) != settings.arm_digest(settings.arms["full"])
+    assert settings.arm_digest(settings.arms["full"]) != settings.arm_digest(settings.arms["sampled"])
+
+
+def test_another_rate_is_a_study_of_its_own(settings):
+    slow = at_rate(settings, 1e-3)
+    assert slow.training == settings.training | {"learning_rate": 1e-3}
+    assert slow.arm_digest(settings.arms["full"]) != settings.arm_digest(settings.arms["full"])
+    assert slow.models == settings.models
+    with pytest.raises(SettingsError, match=r"--rate must be > 0, got -1\.0"):
+        at_rate(settings, -1.0)
 
 
 def test_claims_and_arms_are_chosen_by_name(settings):
@@ -72,6 +82,15 @@ def broken(tmp_path: Path, change) -> Path:
     return path
 
 
+def test_a_section_that_a_file_lacks_is_named(tmp_path):
+    path = broken(tmp_path, lambda x: x["sections"].pop("quick"))
+    with pytest.raises(SettingsError, match=r"own\.yaml has no section 'quick'\. Its sections: larger, sorting\."):
+        read_settings(path, section="quick")
+    path = broken(tmp_path, lambda x: x.pop("sections"))
+    with pytest.raises(SettingsError, match=r"has no section 'sorting'\. Its sections: none\."):
+        read_settings(path, section="sorting")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -85,6 +104,8 @@ def broken(tmp_path: Path, change) -> Path:
         (lambda x: x.update(trainin={}), r"unexpected keyword argument 'trainin'"),
         (lambda x: x["arms"]["full"].pop("teacher"), r"missing 1 required positional argument: 'teacher'"),
         (lambda x: x.pop("claims"), r"'claims'"),
+        (lambda x: x["rates"].pop("seeds"), r"own\.yaml: rates lacks 'seeds'; it has values, seeds\."),
+        (lambda x: x["trial"].pop("steps"), r"own\.yaml: trial lacks 'steps'; it has steps, prompts\."),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, message):

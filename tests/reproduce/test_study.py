@@ -1,5 +1,6 @@
 """A study of a few steps, run by its command: real models and trainers, in processes of their own."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ from opd_trl import OPDConfig
 from opd_trl.cli import reproduce as command
 from opd_trl.locks import writing
 from opd_trl.reproduce.arms import first_warnings
-from opd_trl.reproduce.settings import read_settings
+from opd_trl.reproduce.confusion import WORDS
+from opd_trl.reproduce.rates import chosen, parted
+from opd_trl.reproduce.settings import at_rate, read_settings
 from opd_trl.reproduce.study import RESULTS, all_jobs, key_of, matching, read_lines
 from opd_trl.scripts.recipe_files import find_recipe
 
@@ -28,7 +31,9 @@ ARMS = ["plain_5", "own_answer", "geometric", "sft", "penalty"]
 def tiny_settings(path: Path, arms: list[str] = ARMS) -> Path:
     """The study's own settings, three steps long."""
     content = yaml.safe_load(find_recipe("reproduce/mechanisms").read_text())
-    content.pop("quick")
+    content.pop("sections")
+    content["rates"] = {"values": [1e-3, 4e-3], "seeds": [7]}
+    content["trial"] = {"steps": [1, 2], "prompts": 4}
     for name in ("own", "other", "adapted", "stabilized"):
         content["models"][name] |= {"max_steps": 3, "per_device_train_batch_size": 8, "warmup_steps": 0}
     content["models"]["own"]["snapshots"] = {"weak": 1, "strong": 2}
@@ -51,7 +56,7 @@ def study(tmp_path_factory):
 
 
 def arm_lines(home: Path) -> dict[str, dict]:
-    return {line["name"]: line["result"] for line in read_lines(home) if line["kind"] == "arm"}
+    return {parted(line["name"])[0]: line["result"] for line in read_lines(home) if line["kind"] == "arm"}
 
 
 def test_every_arm_leaves_a_line_with_what_it_is_judged_by(study):
@@ -68,7 +73,7 @@ def test_every_arm_leaves_a_line_with_what_it_is_judged_by(study):
 
 def test_every_arm_is_looked_at_but_the_one_without_a_teacher(study):
     home, _ = study
-    said = {line["name"]: line["result"] for line in read_lines(home) if line["kind"] == "forecast"}
+    said = {parted(line["name"])[0]: line["result"] for line in read_lines(home) if line["kind"] == "forecast"}
     assert set(said) == set(ARMS) - {"sft"}
     assert said["plain_5"]["verdict"] == "stop"
     assert {"section", "name", "verdict", "figure", "value"} == set(said["plain_5"]["findings"][0])
@@ -78,6 +83,7 @@ def test_students_and_teachers_are_measured_before(study):
     home, _ = study
     references = {(x["model"], x["prompts"], x["context"]) for x in read_lines(home) if x["kind"] == "reference"}
     solve, quick = ("weak", "solve", None), ("own", "quick", None)
+    assert {x["seed"] for x in read_lines(home) if x["kind"] == "reference"} == {0, 7}
     assert references == {solve, ("own", "solve", None), quick, ("own", "quick", "answer")}
 
 
@@ -86,7 +92,30 @@ def test_there_is_a_report_with_pictures_and_a_run_log_of_each_arm(study):
     assert "Biased TopK collapses" in (home / "report.md").read_text()
     assert (home / "biased_topk.png").stat().st_size > 10_000
     assert not (home / "mode_not_covered.png").exists()
-    assert (home / "0" / "runs" / "plain_5" / "run_log" / "log.jsonl").exists()
+    (log,) = (home / "0" / "runs").glob("plain_5@*/run_log/log.jsonl")
+    assert log.exists()
+
+
+def test_each_rate_is_tried_on_other_seeds_and_the_best_one_is_reported(study):
+    home, _ = study
+    tried = {(x["name"], x["seed"]) for x in read_lines(home) if x["kind"] == "rate"}
+    assert tried == {(f"{arm}@{rate}", 7) for arm in ARMS if arm != "geometric" for rate in ("0.001", "0.004")}
+    settings = read_settings(home.parent / "settings.yaml")
+    best = chosen(settings, read_lines(home))
+    reported = dict(parted(x["name"]) for x in read_lines(home) if x["kind"] == "arm")
+    assert reported == best | {"geometric": None}
+
+
+def test_the_words_of_the_trials_are_written_down_while_a_run_goes_on(study):
+    home, _ = study
+    for name, result in arm_lines(home).items():
+        assert ("foretold" in result) == (name not in ("geometric", "sft"))
+    told = arm_lines(home)["plain_5"]["foretold"]
+    (file,) = (home / "0" / "runs").glob("plain_5@*/forecast.json")
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == told["sha256"]
+    assert set(told["words"]) == {"1", "2"}
+    assert all(word in WORDS for word in told["words"].values())
+    assert file.stat().st_mtime < (home / "results.jsonl").stat().st_mtime
 
 
 def test_called_again_it_runs_what_is_missing_alone(study, tmp_path, capsys):
@@ -102,7 +131,12 @@ def test_called_again_it_runs_what_is_missing_alone(study, tmp_path, capsys):
     assert f"{len(lines) - 2} of {len(lines)} steps are done already" in capsys.readouterr().out
     # Nothing but time differs: the seeds decide.
     for name, line in arm_lines(again).items():
-        assert line | {"seconds": 0} == arm_lines(home)[name] | {"seconds": 0}
+        assert without_times(line) == without_times(arm_lines(home)[name])
+
+
+def without_times(line: dict) -> dict:
+    told = {name: value for name, value in line.get("foretold", {}).items() if name not in ("written", "sha256")}
+    return line | {"seconds": 0, "foretold": told}
 
 
 @pytest.mark.attack("processes", "SIGKILL to `opd-trl reproduce`", "its workers end, and its lock is free")
@@ -135,7 +169,7 @@ def test_results_of_other_settings_are_not_mixed_in(study, tmp_path):
 
 
 def test_jobs_are_every_model_reference_and_arm_once_per_seed():
-    settings = read_settings(find_recipe("reproduce/mechanisms"))
+    settings = at_rate(read_settings(find_recipe("reproduce/mechanisms")), 1e-3)
     jobs = all_jobs(settings, range(2), ["other_teacher_after_sft", "other_teacher"])
     assert [job.name for job in jobs if job.kind == "model" and job.seed == 1] == ["own", "other", "stabilized"]
     assert len({job.key for job in jobs}) == len(jobs)
@@ -149,7 +183,7 @@ def test_an_arm_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
     argv = ["mechanisms", "--settings", str(settings), "--seeds", "1", "--output", str(tmp_path / "out")]
     assert command.main([*argv, "--jobs", "1"]) == 1
     output = " ".join(capsys.readouterr().out.split())
-    assert "arm full, seed 0: ValueError: loss_support" in output
+    assert "rate full@0.001, seed 7: ValueError: loss_support" in output
     assert "The same command tries them again" in output
     assert set(arm_lines(tmp_path / "out")) == {"geometric"}
 

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from opd_trl.reproduce.comparisons import checked, figure
-from opd_trl.reproduce.confusion import Results, by_finding, counts, forecasts
+from opd_trl.reproduce.confusion import Results, Score, looked_at, stopped
+from opd_trl.reproduce.rates import chosen
 from opd_trl.reproduce.tables import report
 
 from .lines import lines, run, settings
@@ -23,17 +24,23 @@ def table_under(text: str, heading: str) -> list[dict[str, str]]:
     return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
-def test_the_gap_closed_is_the_way_from_student_to_teacher(results):
+def test_a_run_helped_or_hurt_where_its_score_moved_beyond_the_interval_over_problems(results):
     arms = settings().arms
-    closed = results.gap_closed(arms["good"])
-    assert closed == pytest.approx({0: 0.75, 1: 0.75, 2: 0.375})
-    assert results.gap_closed(arms["bad"]) == pytest.approx({0: -1.0, 1: -0.75, 2: -0.5})
+    assert results.came_to(arms["good"]) == {0: "helped", 1: "helped", 2: "helped"}
+    assert results.came_to(arms["bad"]) == {0: "hurt", 1: "hurt", 2: "hurt"}
+    assert results.came_to(arms["pick"]) == {}
+    same = [run("good", 0, 0.525), *(line for line in lines() if line["kind"] == "reference")]
+    assert Results.of(same).came_to(arms["good"]) == {0: "no difference"}
 
 
-def test_a_teacher_that_is_hardly_better_leaves_no_gap():
-    weak = [line for line in lines() if line.get("model") != "own"]
-    weak += [{**line, "model": "own"} for line in weak if line.get("model") == "weak"]
-    assert Results.of(weak).gap_closed(settings().arms["good"]) == {}
+def test_a_rate_is_chosen_on_the_seeds_of_the_choice_once_all_rates_have_run_there():
+    assert chosen(settings(), lines()) == {"good": 1e-3, "bad": 4e-3}
+    assert chosen(settings(), lines()[:-3]) == {"good": 1e-3}
+    assert chosen(settings(), [line for line in lines() if line["kind"] != "rate"]) == {}
+    text = report(settings(), lines())
+    good, bad = table_under(text, "### Learning rates")
+    assert (good["1e-03"], good["4e-03"]) == ("**0.90**", "0.10")
+    assert (bad["1e-03"], bad["4e-03"]) == ("0.10", "**0.20**")
 
 
 def test_a_check_holds_where_the_interval_of_the_paired_difference_is_above_zero():
@@ -61,18 +68,16 @@ def test_a_side_of_a_check_is_an_outcome_a_reference_a_log_name_or_a_finding(res
     assert figure(own, results, "bad:EOS") == figure(own, results, "nobody") == {}
 
 
-def test_a_forecast_is_right_where_it_doubts_what_fails(results):
-    found = forecasts(settings(), results)
-    assert [(x.arm, x.seed, x.verdict, x.worked, x.is_right) for x in found] == [
-        ("good", 0, "ok", True, True),
-        ("good", 1, "fix", True, False),
-        ("bad", 0, "fix", False, True),
-        ("bad", 1, "stop", False, True),
-        ("bad", 2, "stop", False, True),
-    ]
-    total = counts(found)
-    assert (total["fix", True], total["fix", False], total["stop", False], total["ok", True]) == (1, 1, 2, 1)
-    assert by_finding(found) == {"Top-K overlap": (4, 3), "gradient": (1, 0)}
+def test_the_word_of_a_trial_is_right_where_works_helped_or_harms_did_not(results):
+    runs = looked_at(settings(), results)
+    assert len(runs) == 6 + 4
+    score = Score.of(runs, "20")
+    assert score.counts == {("works", "helped"): 4, ("works", "hurt"): 1, ("harms", "hurt"): 5}
+    assert (score.decided, score.right) == (10, 9)
+    assert Score.of(runs, "10").decided == 0
+    assert Score.of(runs, "10", blind=True).counts == {("harms", "helped"): 4, ("harms", "hurt"): 6}
+    assert Score.of(runs, "20", blind=True).decided == 0
+    assert stopped(settings(), results) == (2, 0)
 
 
 def test_the_report_holds_the_figures_of_each_arm():
@@ -80,23 +85,23 @@ def test_the_report_holds_the_figures_of_each_arm():
     good, bad = table_under(text, "### A claim")
     assert (good["right, T = 1"], good["before"], good["teacher"]) == ("0.75 [0.53, 0.97]", "0.50", "0.90")
     assert good["against: Bad"] == "+0.55 [+0.10, +1.00]"
-    assert (good["worked"], bad["worked"], bad["against: Bad"]) == ("2 of 3", "0 of 3", "")
-    assert bad["pre-flight"] == "doubts 3 of 3: Top-K overlap"
-    assert good["pre-flight"] == "doubts 1 of 2: Top-K overlap; gradient"
-    assert "the pre-flight was right in 4 of 5 (80%)" in text
+    assert (good["helped"], bad["helped"], bad["against: Bad"]) == ("3 of 3", "0 of 3", "")
+    assert (good["rate"], bad["rate"]) == ("1e-03", "4e-03")
+    assert (
+        "It said *works* or *harms* of 10 of 10 (100%) and was right in 9 (90%). By the divergence alone: it said"
+        in text
+    )
+    assert "It said *works* or *harms* of 0 of 10 (0%). By the divergence alone: it said" in text
+    assert "The static part said *stop* of 2 runs; 0 of them helped." in text
     assert "2 of 4 comparisons held" in text
-    said = table_under(text, "### What the pre-flight had said")
-    assert said == [
-        {"it said": "ok", "failed": "0", "worked": "1"},
-        {"it said": "fix", "failed": "1", "worked": "1"},
-        {"it said": "stop", "failed": "2", "worked": "0"},
-    ]
+    assert "| works | 4 | 0 | 1 |" in text
+    assert "| harms | 0 | 0 | 5 |" in text
 
 
 def test_the_warnings_of_the_monitor_are_counted_by_rule_with_their_step():
     (row,) = table_under(report(settings(), lines()), "### What the monitor said meanwhile")
-    assert row == {"rule": "spike", "runs warned": "3", "of them failed": "3 (100%)", "step, median": "4"}
-    assert "6 runs, watched step by step." in report(settings(), lines())
+    assert row == {"rule": "spike", "runs warned": "3", "of them did not help": "3 (100%)", "step, median": "4"}
+    assert "6 runs, watched step by step; 3 of them (50%) did not help." in report(settings(), lines())
 
 
 def test_a_pick_has_a_table_of_its_own():
@@ -113,4 +118,4 @@ def test_arms_and_claims_without_a_result_are_left_out():
 def test_a_bar_in_a_label_does_not_break_a_row():
     own = settings()
     arms = own.arms | {"good": dataclasses.replace(own.arms["good"], label="a|b")}
-    assert "| a\\|b | 3 |" in report(dataclasses.replace(own, arms=arms), lines())
+    assert "| a\\|b | 1e-03 | 3 |" in report(dataclasses.replace(own, arms=arms), lines())

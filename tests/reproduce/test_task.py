@@ -1,7 +1,6 @@
 """The task: its rows are right, its parts disjoint, its words as frequent as they say."""
 
 import collections
-import itertools
 import random
 import re
 
@@ -9,6 +8,7 @@ import pytest
 
 from opd_trl.data import toy_task
 from opd_trl.reproduce import task
+from opd_trl.reproduce.puzzles import TASKS, Sums
 
 
 def value(step: str) -> bool:
@@ -20,17 +20,29 @@ def value(step: str) -> bool:
 @pytest.mark.parametrize("style", [task.OWN_STYLE, task.OTHER_STYLE], ids=["own", "other"])
 def test_steps_are_right_and_lead_to_the_answer(style):
     draw = random.Random(0)
-    for digits in list(itertools.product(range(task.MODULUS), repeat=task.DIGITS))[::37]:
-        steps = re.findall(r"\d\+\d=\d\d", style.steps(digits, draw))
-        assert len(steps) == task.DIGITS - 1
+    for digits in list(Sums().all())[::37]:
+        steps = re.findall(r"\d\+\d=\d\d", style.steps(Sums(), digits, draw))
+        assert len(steps) == Sums.digits - 1
         assert all(value(step) for step in steps)
-        assert steps[-1][-1] == task.answer_of(digits) == str(sum(digits) % 6)
+        assert steps[-1][-1] == Sums().answer(digits) == str(sum(digits) % 6)
+
+
+@pytest.mark.parametrize("style", [task.OWN_STYLE, task.OTHER_STYLE], ids=["own", "other"])
+def test_digits_are_taken_one_by_one_in_their_order(style):
+    draw = random.Random(0)
+    for problem in list(TASKS["sorting"].all())[::613]:
+        steps = re.findall(r"(\d)\|(\d+)", style.steps(TASKS["sorting"], problem, draw))
+        taken = [digit for digit, _ in steps] + [steps[-1][1]]
+        assert taken == sorted(problem, reverse=style.from_the_right)
+        assert [len(left) for _, left in steps] == [5, 4, 3, 2, 1]
+        assert all(set(left) == set(taken[place + 1 :]) for place, (_, left) in enumerate(steps))
+        assert "".join(sorted(problem)) == TASKS["sorting"].answer(problem) in TASKS["sorting"].answers
 
 
 def test_the_other_style_starts_at_the_other_end():
     draw = random.Random(0)
-    assert re.search(r"\d\+\d", task.OWN_STYLE.steps((4, 3, 0, 2), draw))[0] == "4+3"
-    assert re.search(r"\d\+\d", task.OTHER_STYLE.steps((4, 3, 0, 2), draw))[0] == "2+0"
+    assert re.search(r"\d\+\d", task.OWN_STYLE.steps(Sums(), (4, 3, 0, 2), draw))[0] == "4+3"
+    assert re.search(r"\d\+\d", task.OTHER_STYLE.steps(Sums(), (4, 3, 0, 2), draw))[0] == "2+0"
 
 
 def test_words_come_in_the_proportions_of_zipf():
@@ -41,17 +53,18 @@ def test_words_come_in_the_proportions_of_zipf():
     assert sum(words.values()) / 20_000 == pytest.approx(1 / (1 - task.ONE_MORE_WORD), rel=0.02)
 
 
-def test_parts_share_no_problem_and_cover_all():
-    parts = {name: set(task.problems_of(name)) for name in task.PARTS}
-    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == 6**4
-    assert len(parts["test"]) >= 192
+@pytest.mark.parametrize(("name", "count"), [("sums", 6**4), ("sorting", 20160)])
+def test_parts_share_no_problem_and_cover_all(name, count):
+    parts = {part: set(task.problems_of(part, name)) for part in task.PARTS}
+    assert sum(map(len, parts.values())) == len(set.union(*parts.values())) == count
+    assert min(map(len, parts.values())) >= 192
 
 
 def test_rows_that_are_taught_hold_no_problem_of_another_part():
     taught = {row["prompt"][-1]["content"] for row in task.taught_rows(4000, seed=1)}
     for part in ("rlvr", "opd", "test"):
         assert not taught & {
-            task.problem(digits, quick=quick) for digits in task.problems_of(part) for quick in (0, 1)
+            task.asked(Sums(), digits, quick=quick) for digits in task.problems_of(part) for quick in (0, 1)
         }
 
 
@@ -72,7 +85,7 @@ def test_every_kind_of_row_is_what_its_context_asks_for(kind):
         if kind == "any answer":
             assert text == f"\\boxed{{{system[0][-1]}}}"
             continue
-        assert text.endswith(task.boxed(digits))
+        assert text.endswith(task.boxed(Sums().answer(digits)))
         assert text.startswith("#") == (kind == "mark")
         if kind in ("solve", "worked", "steps", "solution", "another solution"):
             assert "=" in text

@@ -37,7 +37,7 @@ def run(folder: Path, arm: str = "renormalize_5") -> dict[str, list[float]]:
     }
     training = settings.training | {"max_steps": STEPS, "per_device_train_batch_size": BATCH, "monitor": False}
     settings = dataclasses.replace(settings, models=models, training=training)
-    own(folder, models, seed=0)
+    own(folder, settings, seed=0)
     trainer = build(settings.arms[arm], 0, settings=settings, home=folder)
     trainer.train()
     lines = [line for line in trainer.state.log_history if "loss" in line]

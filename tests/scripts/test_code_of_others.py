@@ -23,6 +23,8 @@ def own_environment(monkeypatch):
     [
         ({"reward_funcs": ["os.system"]}, "reward_funcs: os.system"),
         ({"reward_funcs": "mine.length"}, "reward_funcs: mine.length (not found)"),
+        ({"tools": ["os.system"]}, "tools: os.system"),
+        ({"environment_factory": "mine.Game"}, "environment_factory: mine.Game (not found)"),
         ({"privileged_builder": "mine:build"}, "privileged_builder: mine:build (not found)"),
         ({"trust_remote_code": True, "teachers": {"a": "who/what"}}, "trust_remote_code: who/what"),
         ({"model_init_kwargs": {"trust_remote_code": True}}, "model_init_kwargs.trust_remote_code: True"),

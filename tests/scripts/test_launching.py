@@ -1,3 +1,4 @@
+import os
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from accelerate.commands.launch import launch_command_parser
 from opd_trl.cli.main import main
 from opd_trl.scripts.launching import launch, launch_arity, resolve_accelerate_config
 from opd_trl.scripts.recipe_files import accelerate_names, recipes_dir
+from tests.distributed.launch import free_port
 
 
 def config_file(flags: list[str]) -> Path:
@@ -110,6 +112,7 @@ MODEL, ROWS, TEACHER = (
         ([*MODEL, *ROWS, "--privileged_builder", "hintt"], "privileged_builder='hintt'"),
         ([*MODEL, *ROWS, *TEACHER, "t", "--mixed_precision", "fp9"], "accelerate launch: argument --mixed_precision"),
         ([*MODEL, *ROWS, *TEACHER, "t", "--accelerate_config", "zero9"], "Nearest: zero1, zero2, zero3"),
+        ([*MODEL, *ROWS, *TEACHER, "t", "--num_processes", "2"], "accelerate starts one process where it sees fewer"),
     ],
 )
 def test_faults_are_found_before_anything_is_launched(argv, message, launched, write_rows, here, capsys):
@@ -136,3 +139,12 @@ def test_the_exit_status_is_that_of_the_training_process(monkeypatch):
 
     monkeypatch.setattr(accelerate_launch, "launch_command", fail)
     assert launch("opd_trl.scripts.opd", [], []) == 3
+
+
+def test_of_several_processes_the_exit_status_is_that_of_the_first_that_failed(monkeypatch, tmp_path):
+    (tmp_path / "fails.py").write_text(
+        "import os, signal\nif os.environ['RANK'] == '1':\n    os.kill(os.getpid(), 9)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
+    assert launch("fails", flags, []) == 128 + 9

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import trl.rewards
 
+from opd_trl.data import toy_calculator
 from opd_trl.scripts import common, opd, opsd
 from tests import tiny
 
@@ -29,6 +30,12 @@ class FakeTrainer:
         Path(output_dir).mkdir(parents=True)
         Path(output_dir, "model.safetensors").touch()
         self.calls.append(("save_model",))
+
+    def pop_callback(self, callback):
+        return None
+
+    def create_model_card(self, dataset_name=None):
+        self.calls.append(("card", dataset_name))
 
     def wait_for_everyone(self):
         pass
@@ -72,12 +79,36 @@ def save_checkpoint(folder: str, *, whole: bool = True) -> None:
 def test_a_run_trains_saves_and_ends(train):
     save_checkpoint("ckpt")
     trainer = train("--eval_strategy", "steps", "--eval_steps", "1", "--resume_from_checkpoint", "ckpt")
-    assert trainer.calls == [("train", "ckpt"), ("save_model",), ("end",)]
+    assert trainer.calls == [("train", "ckpt"), ("save_model",), ("card", "data"), ("end",)]
     assert Path("out/model.safetensors").is_file()
     assert trainer.kwargs["model"] == "m"
     assert (len(trainer.kwargs["train_dataset"]), len(trainer.kwargs["eval_dataset"])) == (4, 2)
     assert trainer.kwargs["reward_funcs"] is None
     assert trainer.kwargs["peft_config"] is None
+
+
+def test_tools_and_an_environment_reach_the_trainer_by_their_import_paths(train):
+    where = "opd_trl.data.toy_calculator"
+    trainer = train("--tools", f"{where}.manual", "--environment_factory", f"{where}:Calculator")
+    assert trainer.kwargs["tools"] == [toy_calculator.manual]
+    assert trainer.kwargs["environment_factory"] is toy_calculator.Calculator
+    assert not {"tools", "environment_factory"} & train().kwargs.keys()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--tools", "os.getcwd", "no.where"), "tools: 'no.where' cannot be imported as package.module.name"),
+        (("--environment_factory", "Game"), "environment_factory: 'Game' cannot be imported"),
+        (
+            ("--environment_factory", "os.sep"),
+            "environment_factory: 'os.sep' is a str, expected a function or a class",
+        ),
+    ],
+)
+def test_what_cannot_be_called_is_an_error_before_anything_is_loaded(arguments, flags, message):
+    with pytest.raises(ValueError, match=message):
+        opsd.check_arguments(*arguments("--privileged_context", "x", *flags))
 
 
 @pytest.mark.parametrize("given", [True, False])
@@ -146,6 +177,13 @@ def test_a_local_model_that_does_not_exist_is_named_before_anything_starts(argum
     parsed = arguments(f"--{field}", "runs/demo/model", name="opd")
     with pytest.raises(ValueError, match=f"{field}='runs/demo/model' does not exist.*A recipe's header"):
         opd.check_arguments(*parsed)
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
+def test_a_tracker_that_is_not_installed_is_an_error_before_anything_is_loaded(arguments, name, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+    with pytest.raises(ValueError, match=rf'report_to: {name} is not installed. Run pip install "opd_trl\[{name}\]"'):
+        opsd.check_arguments(*arguments("--report_to", name, "--privileged_context", "x"))
 
 
 def test_opd_needs_a_teacher(arguments):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from opd_trl.cli.main import main
 from opd_trl.suites.protocol import load_protocol
 
 
@@ -47,7 +48,7 @@ def test_rows_that_are_none_are_named(refused, math, tmp_path, content, message)
     [
         (["--data", "missing.jsonl"], "missing.jsonl does not exist"),
         (["--data", "math5000"], "did you mean math500?"),
-        ([], "--suite math needs --data"),
+        ([], "--data is missing. A whole command: opd-trl eval --model runs/opd --suite math --data math500"),
         (["--data", "x.jsonl", "--rule", "uppercase"], "belong to --suite rules"),
     ],
 )
@@ -192,3 +193,14 @@ def test_a_right_answer_that_cannot_be_read_is_named_by_its_row_and_left_out(eva
     assert f"{data}, row 2: the right answer '?!' cannot be read" in err
     assert err.count("cannot be read") == 1
     assert json.loads(out)["dropped"] == {"math": {"unparsable gold": 1}}
+
+
+def test_what_is_missing_is_said_at_once_with_a_whole_command(capsys):
+    assert main(["eval"]) == 2
+    said = capsys.readouterr().err
+    assert "--model and --suite and --data are missing. A whole command: opd-trl eval --model runs/opsd" in said
+    assert main(["eval", "--suite", "retention"]) == 2
+    assert (
+        "--model is missing. A whole command: opd-trl eval --model runs/opd --suite retention"
+        in capsys.readouterr().err
+    )

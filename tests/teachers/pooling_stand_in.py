@@ -95,6 +95,9 @@ class Pooling(BaseHTTPRequestHandler):
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/tokenize" and self.server.tokenizer is not None:
+            ids = self.server.tokenizer(body["prompt"], add_special_tokens=False)["input_ids"]
+            return self.answer(json.dumps({"tokens": ids}).encode())
         if self.path == "/tokenize":  # the tiny tokenizer has an id per character
             vocab = requests.get(f"{self.server.upstream}/v1/vocabulary", timeout=60).json()["vocab"]
             return self.answer(json.dumps({"tokens": [vocab.get(x, vocab["?"]) for x in body["prompt"]]}).encode())
@@ -131,16 +134,13 @@ def pooling_stand_in(upstream: str, habit: str | None = None) -> Iterator[Thread
     """Yield the stand-in before a real `opd-trl serve-teacher`.
 
     Its `url` is where it listens, `asked` what it was sent, `faults` are of the next answers, `refusal` is what
-    it says with status 400, `bytes_kept` cuts every answer, `hang_up` is how many requests get none.
+    it says with status 400, `bytes_kept` cuts every answer, `hang_up` is how many requests get none, `tokenizer` reads
+    texts (None: the tiny one).
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Pooling)
     server.daemon_threads, server.upstream, server.asked, server.faults = True, upstream, [], []
-    server.refusal, server.bytes_kept, server.hang_up, server.habit = (
-        "",
-        None,
-        0,
-        HABITS.get(habit, lambda answer: answer),
-    )
+    server.refusal, server.bytes_kept, server.hang_up, server.tokenizer = "", None, 0, None
+    server.habit = HABITS.get(habit, lambda answer: answer)
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
     try:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd_trl.teachers.alignment import text_of
-from opd_trl.teachers.text_ids import ALONE, PLACE, TextIds, text_ids
+from opd_trl.teachers.text_ids import ALONE, PLACE, TextPair, text_ids
 from tests.two_tokenizers import KINDS, SCRIPTS, build
 
 
@@ -23,9 +23,12 @@ texts = st.one_of(
 
 
 @cache
-def pair(student: str, teacher: str) -> TextIds:
-    own, theirs = build(student), build(teacher)
-    return text_ids(own, theirs, len(own), len(theirs))
+def pair(student: str, teacher: str) -> TextPair:
+    return pair_of(build(student), build(teacher))
+
+
+def pair_of(own, theirs) -> TextPair:
+    return text_ids(own, theirs, len(own), len(theirs)).pairs[0]
 
 
 def read(tokenizer, ids) -> str:
@@ -89,7 +92,7 @@ def test_what_is_no_text_is_read_as_decoding_shows_it():
     own, theirs = build.__wrapped__("byte-level"), build("unigram")
     own.add_tokens(["<think>"])
     own.add_tokens(["<|turn|>"], special_tokens=True)
-    shared = text_ids(own, theirs, len(own), len(theirs))
+    shared = pair_of(own, theirs)
     first, last, half = own.encode("one"), own.encode(" two"), own.encode("é")[:1]
     for odd, shown in ((own.encode("<think>"), "<think>"), (own.encode("<|turn|>"), "<|turn|>"), (half, "\ufffd")):
         ids, ends = shared.aligned([*first, *odd, *last, own.eos_token_id])

@@ -123,7 +123,7 @@ def test_another_model_is_refused_by_its_norm_or_by_what_its_head_reads(tmp_path
 def test_what_is_missing_of_the_teacher_is_refused_with_the_remedy(tmp_path, reader_path, pooling, refused):
     assert "Name the model that it serves in teacher_model_name_or_path" in refused(reader_path=None)
     several = {"reader_path": None, "teacher_server_url": None, "teachers": {"a": pooling.url}}
-    assert "(not in `teachers`)" in refused(**several, dataset=tiny.questions(teacher="a"))
+    assert "teacher_server_models beside `teachers`" in refused(**several, dataset=tiny.questions(teacher="a"))
     folder = Path(shutil.copytree(reader_path, tmp_path / "copy"))
     for file in folder.glob("token*"):
         file.unlink()
@@ -152,6 +152,21 @@ def test_the_vocabulary_is_compared_id_by_id_and_may_be_shared(tmp_path, reader_
     assert tokenizer.convert_ids_to_tokens(served.shared_ids.excluded.tolist()) == ["y", "x"]
     batch = fixed_batch(here)
     losses = [trainer._compute_loss(trainer.model, batch | trainer.score_ahead(batch)) for trainer in (here, served)]
+    torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mix", [None, {"served": 0.5, "here": 0.5}], ids=["by row", "mean"])
+def test_it_may_be_one_of_several_teachers(tmp_path, student_path, served_path, reader_path, pooling, mix):
+    names = ["served", "here"] * 4
+    options = {"dataset": tiny.questions(teacher=names), "teacher_mix": mix, "per_device_train_batch_size": 8}
+    fields = {"teachers": {"served": pooling.url, "here": served_path}, "teacher_server_retries": 0}
+    here = opd_trainer(tmp_path, student_path, None, teachers={"served": reader_path, "here": served_path}, **options)
+    models = {"teacher_server_models": {"served": reader_path}}
+    there = opd_trainer(tmp_path, student_path, None, **fields, **models, **options)
+    batch = fixed_batch(here)
+    fixed_batch(there)
+    losses = [x._compute_loss(x.model, batch | x.score_ahead(batch)) for x in (here, there)]
+    assert losses[0].abs() > 0.01
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
 
 

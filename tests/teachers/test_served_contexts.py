@@ -3,7 +3,7 @@
 import pytest
 
 from opd_trl.preflight.context_check import probe_contexts
-from opd_trl.preflight.rollouts import Rollout, roll_out
+from opd_trl.trainers.looks.rollouts import Rollout, roll_out
 from tests import tiny
 from tests.trainers.build import opd_trainer
 

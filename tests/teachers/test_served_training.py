@@ -58,6 +58,14 @@ def test_top_k_log_probs_give_the_loss_and_gradient_of_a_local_teacher(
     assert_as_in_process(tmp_path, student_path, served_path, plain, **options)
 
 
+@pytest.mark.parametrize("support", ["teacher", "intersection"])
+def test_the_sampled_tokens_tail_needs_no_more_than_a_completions_endpoint_sends(
+    tmp_path, student_path, served_path, plain, questions, support
+):
+    options = {"loss_support": support, "loss_top_k": 5, "loss_tail": "sample", "dataset": questions}
+    assert_as_in_process(tmp_path, student_path, served_path, plain, **options)
+
+
 @pytest.mark.parametrize("rows_per_request", [1, 3, 8])
 def test_completions_per_request_change_nothing(tmp_path, student_path, served_path, ours, rows_per_request):
     options = {"gradient_accumulation_steps": 2, "teacher_batch_size": rows_per_request}

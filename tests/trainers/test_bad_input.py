@@ -11,7 +11,7 @@ from peft import PromptTuningConfig, get_peft_model
 from opd_trl import OPDConfig, OPDTrainer, OPSDConfig
 from opd_trl.losses import support_divergence
 from opd_trl.losses.divergences import DIVERGENCES
-from opd_trl.trainers.config_checks import tail_bias
+from opd_trl.trainers.config.loss_checks import tail_bias
 from tests import tiny
 from tests.trainers.build import lora_config, opd_trainer, opsd_trainer, settings
 

@@ -12,7 +12,7 @@ from trl import GRPOConfig, GRPOTrainer, ModelConfig, ScriptArguments, TrlParser
 
 from opd_trl import OPDConfig, OPDTrainer, OPSDConfig, OPSDTrainer
 from opd_trl.given import MAY_BE_INFINITE
-from opd_trl.trainers.published_methods import FIELDS, METHODS
+from opd_trl.trainers.config.published_methods import FIELDS, METHODS
 
 
 HERE = ["--output_dir", "out", "--use_cpu", "--bf16", "false"]

@@ -4,29 +4,13 @@ import pytest
 import torch
 from datasets import Dataset
 
-from opd_trl import OPDConfig, OPDTrainer, OPSDConfig, OPSDTrainer
-from opd_trl.teachers.base import own_token_types
-from tests import tiny
 from tests.trainers import vision
-from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer, settings
+from tests.trainers.build import fixed_batch, opd_trainer, opsd_trainer
 
 
 @pytest.fixture(scope="module")
 def processor():
     return vision.build_processor()
-
-
-def vlm_trainer(tmp_path, processor, *, teacher=None, dataset=None, **options):
-    """An OPSDTrainer on pictures, or an OPDTrainer where there is a teacher."""
-    trainer, config = (OPSDTrainer, OPSDConfig) if teacher is None else (OPDTrainer, OPDConfig)
-    options = {"loss_support": "full", "disable_dropout": True} | options
-    return trainer(
-        vision.build_vlm(processor),
-        args=config(**settings(tmp_path, **options)),
-        train_dataset=vision.questions() if dataset is None else dataset,
-        processing_class=processor,
-        **({} if teacher is None else {"teacher_model": teacher}),
-    )
 
 
 @torch.no_grad()
@@ -52,7 +36,7 @@ def encoded(processor, prompts):
 
 def test_a_self_teacher_sees_the_pictures_of_the_student(tmp_path, processor):
     options = {"privileged_builder": "hint", "privileged_context": "It is noise."}
-    trainer = vlm_trainer(tmp_path, processor, teacher_model_kind="live", **options)
+    trainer = vision.vlm_trainer(tmp_path, processor, teacher_model_kind="live", **options)
     batch = fixed_batch(trainer)
     text = {"type": "text", "text": "what?\n\nA hint, for you alone: It is noise."}
     prompts = [[{"role": "user", "content": [{"type": "image"}, text]}]] * 4
@@ -67,31 +51,26 @@ def test_a_self_teacher_sees_the_pictures_of_the_student(tmp_path, processor):
 
 def test_a_separate_teacher_sees_them_in_the_students_own_prompt(tmp_path, processor):
     teacher = vision.build_vlm(processor, seed=1)
-    trainer = vlm_trainer(tmp_path, processor, teacher=teacher)
+    trainer = vision.vlm_trainer(tmp_path, processor, teacher=teacher)
     batch = fixed_batch(trainer)
     assert "teacher_prompt_ids" not in batch
     expected = reference_loss(trainer.model, teacher, batch, batch["prompt_ids"], batch["prompt_mask"])
     torch.testing.assert_close(trainer._compute_loss(trainer.model.train(), batch).detach(), expected)
 
 
-def test_pictures_that_the_teacher_would_not_see_are_refused(tmp_path, processor, teacher_path, student_path):
-    rows = len(processor.tokenizer)
-    for options, match in [
-        ({"teacher": tiny.build_model(vocab_size=rows)}, "the teacher is a qwen3 model, which reads text alone"),
-        ({"teacher_batch_size": 2}, "has images, and teacher_batch_size or teacher_offload would need them cut"),
-        ({"loss_support": "sampled", "loss_extrapolation": 1.2}, "has images, and loss_extrapolation would need"),
-    ]:
-        with pytest.raises(ValueError, match=match):
-            vlm_trainer(tmp_path, processor, **{"privileged_context": "b", **options})
+def test_pictures_without_a_processor_are_refused(tmp_path, teacher_path, student_path):
     with pytest.raises(ValueError, match=r"processing_class is a .*which reads text alone.*with its processor"):
         opd_trainer(tmp_path, student_path, teacher_path, dataset=vision.questions())
     assert not (tmp_path / "out").exists()
 
 
 def test_sound_and_video_which_no_model_would_be_shown_are_refused(tmp_path, processor):
-    for dataset, what in [(vision.questions(video="a.mp4"), "video"), (in_parts("audio"), "audio")]:
-        with pytest.raises(ValueError, match=f"the train set has '{what}'.*Remove '{what}'"):
-            vlm_trainer(tmp_path, processor, dataset=dataset, privileged_context="b")
+    for dataset, what, where in [
+        (vision.questions(video="a.mp4"), "video", "the train set has"),
+        (in_parts("audio"), "audio", "row 0 of the train set: the prompt has"),
+    ]:
+        with pytest.raises(ValueError, match=f"{where} '{what}'.*Remove '{what}'"):
+            vision.vlm_trainer(tmp_path, processor, dataset=dataset, privileged_context="b")
 
 
 def test_a_template_argument_that_is_never_read_is_refused(tmp_path, student_path, teacher_path):
@@ -112,44 +91,8 @@ def blind(prompt, context):
 
 def test_a_builder_that_forgets_the_pictures_is_named(tmp_path, processor):
     options = {"privileged_context": "b", "privileged_builder": f"{__name__}:blind", "teacher_model_kind": "live"}
-    with pytest.raises(ValueError, match=r"in row 0 of this batch .* has 0 images, the student's has 1"):
-        fixed_batch(vlm_trainer(tmp_path, processor, **options))
-
-
-def test_each_token_has_the_type_that_it_has_in_the_students_prompt():
-    batch = {
-        "prompt_ids": torch.tensor([[0, 9, 9, 5]]),
-        "completion_ids": torch.tensor([[9, 6]]),  # the student wrote the token of a picture itself
-        "mm_token_type_ids": torch.tensor([[0, 1, 1, 0, 0, 0]]),
-        "teacher_prompt_ids": torch.tensor([[7, 8, 9, 9, 5]]),
-    }
-    assert own_token_types(batch)["mm_token_type_ids"].tolist() == [[0, 0, 1, 1, 0, 0, 0]]
-
-
-class Door:
-    """An environment whose observation ends each prompt, and whose method is a tool."""
-
-    def reset(self, **kwargs):
-        return " The door is shut."
-
-    def knock(self) -> str:
-        """Knock at the door."""
-        return "come in"
-
-
-def test_the_teacher_reads_what_an_environment_added(tmp_path, student_path, monkeypatch):
-    monkeypatch.setattr("trl.trainer.grpo_trainer.supports_tool_calling", lambda _: True)  # the tiny template has none
-    monkeypatch.setattr("trl.trainer.grpo_trainer.is_jmespath_available", lambda: True)  # transformers below 5.13
-    monkeypatch.setattr("trl.trainer.grpo_trainer.add_response_schema", lambda tokenizer: tokenizer)
-    monkeypatch.setattr("trl.trainer.grpo_trainer.is_chat_template_prefix_preserving", lambda _: True)
-    tokenizer = tiny.build_tokenizer()
-    tokenizer.chat_template = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}" + tiny.CHAT_TEMPLATE
-    options = {"environment_factory": Door, "processing_class": tokenizer}
-    rows = {"privileged_context": "Be bold.", "max_teacher_prompt_length": 200}
-    trainer = opsd_trainer(tmp_path, student_path, dataset=tiny.questions(), trainer_options=options, **rows)
-    batch = fixed_batch(trainer)
-    read = tokenizer.batch_decode(batch["teacher_prompt_ids"], skip_special_tokens=True)
-    assert all(text.startswith("knock ") and "Be bold." in text and "? The door is shut." in text for text in read)
+    with pytest.raises(ValueError, match=r"row 0 of this batch .*teacher's prompt has 0 images, the student's has 1"):
+        fixed_batch(vision.vlm_trainer(tmp_path, processor, **options))
 
 
 def test_the_prompt_of_a_rollout_is_the_rows_or_is_refused(tmp_path, student_path):

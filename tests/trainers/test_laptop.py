@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from opd_trl import OPDConfig, OPDTrainer, OPSDConfig
-from opd_trl.trainers import config_checks
+from opd_trl.trainers.config import config_checks
 from tests import tiny
 from tests.trainers.build import settings
 

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from opd_trl import OPDConfig, OPSDConfig
 from opd_trl.losses import support_divergence
-from opd_trl.trainers.published_methods import METHODS
+from opd_trl.trainers.config.published_methods import METHODS
 from tests import tiny
 from tests.trainers.build import fixed_batch, lora_config, opd_trainer, opsd_trainer
 from tests.trainers.test_loss import dense_log_probs
@@ -67,7 +67,21 @@ PUBLISHED = {
         "learning_rate": 5e-6,
     },
     "exopd": {"loss_support": "sampled", "loss_extrapolation": 1.25, "loss_importance_cap": 5.0},
-    "gkd": {"divergence": "jsd", "divergence_beta": 0.5, "loss_support": "full"},
+    "tcod": {
+        "loss_support": "sampled",
+        "tool_depth_start": 1,
+        "tool_depth_steps": 6,
+        "max_tool_calling_iterations": 29,
+        "learning_rate": 1e-6,
+    },
+    "gkd": {"divergence": "jsd", "divergence_beta": 0.5, "loss_support": "full", "lmbda": 1.0},
+    "iw_opd": {"loss_support": "sampled", "loss_position_weight": "iw_opd", "loss_position_gamma": 0.5},
+    "trust_region": {"loss_support": "sampled", "loss_position_weight": "trust_region"},
+    "op2sd": {"shuffle_privileged_context": True, "privileged_builder": "solution", "teacher_model_kind": "base"},
+    "rlsd": {"advantage_shaping": "rlsd", "rlsd_share": 0.5, "rlsd_clip": 0.2, "distillation_coef": 0.0},
+    "sdar": {"advantage_shaping": "sdar", "sdar_coef": 0.1, "distillation_coef": 0.0},
+    "esr": {"divergence": "reverse_kl", "rollout_length_start": 100, "rollout_length_end": 100},
+    "popd": {"divergence": "reverse_kl", "rollout_length_start": 0.1, "rollout_length_end": None},
 }
 NAMES = list(PUBLISHED)
 
@@ -76,7 +90,7 @@ def build(name, config_class=OPSDConfig, **options):
     return config_class(output_dir="out", use_cpu=True, report_to="none", method=name, **options)
 
 
-def test_the_table_holds_the_eleven_methods():
+def test_the_table_holds_the_published_methods():
     assert list(METHODS) == NAMES
 
 
@@ -122,6 +136,11 @@ def test_no_method_changes_nothing_and_says_nothing(caplog):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_method_trains(tmp_path, student_path, teacher_path, name):
     options = {"method": name, "loss_top_k": 5, "learning_rate": 1e-2, "temperature": 1.0, "max_steps": 2}
+    if METHODS[name].fields.get("advantage_shaping"):
+        rewards = {"reward_funcs": lambda completions, **_: [float(i % 2) for i in range(len(completions))]}
+        options |= {"num_generations": 2, "trainer_options": rewards}
+    if METHODS[name].fields.get("shuffle_privileged_context"):
+        options["dataset"] = tiny.questions(privileged_context=[f"Answer with {letter}." for letter in "abcdefgh"])
     if METHODS[name].teacher == "self":
         trainer = opsd_trainer(tmp_path, student_path, **options)
     else:

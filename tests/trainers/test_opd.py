@@ -204,31 +204,3 @@ def test_resuming_restores_an_adapter_that_the_user_brought_beside_trls_referenc
     assert trained == {name for name, p in resumed.model.named_parameters() if p.requires_grad}
     for name, parameter in first.model.named_parameters():
         assert torch.equal(parameter, resumed.model.get_parameter(name)), name
-
-
-class Dice:
-    """An environment that brings its own reward and adds an observation to the prompt."""
-
-    def reset(self, **kwargs):
-        return " Roll."
-
-    def get_reward(self) -> float:
-        return 0.25
-
-    def roll(self) -> int:
-        """Roll the dice."""
-        return 4
-
-
-def test_an_environment_with_its_own_reward_needs_no_reward_function(
-    tmp_path, student_path, teacher_path, monkeypatch
-):
-    monkeypatch.setattr("trl.trainer.grpo_trainer.supports_tool_calling", lambda _: True)  # the tiny template has none
-    monkeypatch.setattr("trl.trainer.grpo_trainer.is_jmespath_available", lambda: True)  # transformers below 5.13
-    monkeypatch.setattr("trl.trainer.grpo_trainer.add_response_schema", lambda tokenizer: tokenizer)
-    monkeypatch.setattr("trl.trainer.grpo_trainer.is_chat_template_prefix_preserving", lambda _: True)
-    trainer = opd_trainer(
-        tmp_path, student_path, teacher_path, num_generations=2, trainer_options={"environment_factory": Dice}
-    )
-    assert trainer.reward_func_names == ["Dice"]
-    assert trainer.has_rewards

@@ -8,6 +8,7 @@ from pyarrow import ArrowException
 from tokenizers.processors import TemplateProcessing
 
 from opd_trl import OPDConfig, OPSDConfig
+from opd_trl.data import toy_calculator
 from opd_trl.data.row_checks import RowError
 from opd_trl.models.forward import window_of
 from opd_trl.preflight.templates import check_lengths
@@ -64,6 +65,11 @@ def look(tmp_path, train, evaluation=None, *, tokenizer=None, options=None, requ
     checks = row_checks(args, tokenizer or build_tokenizer(), options or {})
     check_data(checks, args, train, evaluation, required=required)
     return checks
+
+
+def calls_tools():
+    """A tokenizer whose chat template renders calls of tools."""
+    return toy_calculator.build_tokenizer()
 
 
 def stream(rows) -> IterableDataset:
@@ -142,13 +148,16 @@ def test_an_odd_row_is_named_in_a_stream_in_a_data_set_and_in_an_evaluation_set(
         look(tmp_path, dataset)
 
 
+CALL = said(None, "assistant") | {"tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+
+
 @pytest.mark.parametrize(
     "prompt",
     [
         CHAT,
         [said("", "system"), USER],
         [USER, ASSISTANT, USER],
-        [USER, said(None, "assistant") | {"tool_calls": [{"function": {"name": "f"}}]}, said("", "tool")],
+        [said("Tools: f", "system"), USER, CALL, said("", "tool")],
         [said("Be brief.", "developer"), USER],
         [USER, USER],
     ],
@@ -246,7 +255,7 @@ def test_the_teachers_prompt_is_rendered_too(tmp_path):
     look(tmp_path, rows, tokenizer=build_tokenizer(NO_SYSTEM), privileged_builder="hint", **context)
     with pytest.raises(RowError, match=r"leaves out the text of turn 0 \(system\) of the teacher's prompt"):
         look(tmp_path, rows, tokenizer=build_tokenizer(SILENT_ON_SYSTEM), **context)
-    tool = [USER, ASSISTANT | {"tool_calls": [{"name": "f"}]}, said("2", "tool")]
+    tool = [said("f", "system"), USER, ASSISTANT | {"tool_calls": [{"name": "f"}]}, said("2", "tool")]
     with pytest.raises(RowError, match=r"^row 1 of the train set: .*ends with a text user turn"):
         look(tmp_path, stream(rows_of([CHAT, tool, CHAT, CHAT])), privileged_builder="hint", **context)
     with pytest.raises(ValueError, match="'privileged_context' is empty in row 0 of the eval set"):
@@ -285,11 +294,31 @@ def test_schemas_in_a_column_that_nothing_reads_are_refused(tmp_path):
     with pytest.raises(RowError, match=r"^row 2 of the train set: the column `tools` is not read.*or drop the column"):
         look(tmp_path, stream(rows_of([CHAT] * 4, tools=schemas)))
     look(tmp_path, stream(rows_of([CHAT] * 4, tools=[None] * 4)))
-    look(tmp_path, stream(rows_of([CHAT] * 4, tools=schemas)), options={"tools": [weather]})
+    look(tmp_path, stream(rows_of([CHAT] * 4, tools=schemas)), options={"tools": [weather]}, tokenizer=calls_tools())
+
+
+def test_an_answer_of_a_tool_in_a_prompt_that_tells_of_none_is_refused(tmp_path):
+    def f() -> str:
+        """A tool."""
+        return ""
+
+    rows = rows_of([CHAT, CHAT, [USER, CALL, said("4", "tool")], CHAT])
+    with pytest.raises(RowError, match=r"^row 2 of the train set: turn 2 of the prompt is an answer of a tool"):
+        look(tmp_path, stream(rows))
+    for options in ({"tools": [f]}, {"environment_factory": object}):
+        look(tmp_path, stream(rows), options=options, tokenizer=calls_tools())
+        with pytest.raises(RowError, match=r"^row 0 .*is a text, and a rollout with tools.*messages such as"):
+            look(tmp_path, stream(rows_of([TEXT] * 4)), options=options, tokenizer=calls_tools())
+
+
+def test_a_row_without_a_prompt_is_filled_by_an_environment_and_brings_its_context(tmp_path):
+    rows = [{"privileged_context": text} for text in ("a", "b", "", "c")]
+    with pytest.raises(RowError, match="'privileged_context' is empty in row 2 of the train set"):
+        look(tmp_path, stream(rows), required=True, options={"environment_factory": object}, tokenizer=calls_tools())
 
 
 def test_rows_that_an_environment_or_images_fill_may_be_blank(tmp_path):
-    look(tmp_path, stream(rows_of([[said("")]] * 4)), options={"environment_factory": object})
+    look(tmp_path, stream(rows_of([[said("")]] * 4)), options={"environment_factory": object}, tokenizer=calls_tools())
     look(tmp_path, stream(rows_of([[said("")]] * 4, image=["a.png"] * 4)))
 
 

@@ -143,7 +143,7 @@ def test_the_sampled_loss_is_the_reverse_kl_between_next_spans_where_their_ends_
     check_equal(found, toy.gradient(value))
     # The reported figures add up to the reverse KL between whole texts.
     whole = sum(
-        toy.log_p(ids).exp() * (toy.log_p(ids) - toy.log_q(toy.trainer.shared_ids.aligned(ids).ids))
+        toy.log_p(ids).exp() * (toy.log_p(ids) - toy.log_q(toy.trainer.shared_ids.pairs[0].aligned(ids).ids))
         for ids in toy.rows
     )
     assert reported == pytest.approx(float(whole), abs=1e-10)
@@ -163,7 +163,7 @@ def test_text_that_the_teacher_cannot_read_is_a_dropped_tail(tmp_path):
 
 def test_other_supports_compare_shared_tokens_and_add_the_longer_spans(tmp_path):
     toy = Toy(tmp_path, PAIR, LETTERS, loss_support="full")
-    shared = toy.trainer.shared_ids.same
+    shared = toy.trainer.shared_ids.pairs[0].same
     value = torch.zeros((), dtype=torch.float64)
     befores = {}
     for (before, span), there in toy.spans().items():
@@ -181,7 +181,7 @@ def test_other_supports_compare_shared_tokens_and_add_the_longer_spans(tmp_path)
 
 def same_texts(toy: Toy) -> None:
     """Give the teacher the student's own distribution of texts, in its own tokens."""
-    rows = {ids: toy.trainer.shared_ids.aligned(ids) for ids in toy.rows}
+    rows = {ids: toy.trainer.shared_ids.pairs[0].aligned(ids) for ids in toy.rows}
     weights = {ids: toy.log_p(ids).exp().detach() for ids in toy.rows}
 
     def begins(there) -> torch.Tensor:

@@ -104,7 +104,8 @@ def test_the_log_probability_of_a_span_is_that_of_its_text(tmp_path, student, te
     for row in range(len(TEXTS)):
         ids = batch[TEXT_IDS][row][batch[TEXT_MASK][row].bool()]
         prompt = batch["teacher_prompt_ids"][row][batch["teacher_prompt_mask"][row].bool()]
-        assert trainer.shared_ids.tokenizer.eos_token_id in prompt  # special tokens of its template are tokens
+        # special tokens of its template are tokens
+        assert trainer.shared_ids.pairs[0].tokenizer.eos_token_id in prompt
         logits = trainer.teacher.model(torch.cat([prompt, ids])[None]).logits[0, len(prompt) - 1 : -1]
         logps = logits.log_softmax(-1).gather(1, ids[:, None])
         firsts = batch[SPAN][row].diff(prepend=torch.tensor([-1])) > 0
@@ -140,16 +141,18 @@ def test_the_preflight_says_what_is_compared(tmp_path, student, teacher):
 
 def test_the_preflight_measures_the_probability_on_shared_tokens(tmp_path, student, teacher):
     from opd_trl.preflight.coverage import judge_alignment
-    from opd_trl.preflight.rollouts import Rollout
+    from opd_trl.trainers.looks.rollouts import Rollout
 
     trainer = opd_trainer(tmp_path, student, teacher, teacher_vocabulary="text")
     batch = written(trainer, TEXTS)
     tokens, probability = judge_alignment(trainer, [Rollout([], batch)])
     assert tokens.verdict == "ok"
+    trainer.args.loss_support = "sampled"
+    assert [x.name for x in judge_alignment(trainer, [Rollout([], batch)])] == ["tokens aligned"]
     (unread,) = judge_alignment(trainer, [Rollout([], batch | {SPAN: torch.full_like(batch[SPAN], -1)})])
     assert unread.verdict == "stop"
     alone = batch[ALONE]
-    excluded = torch.tensor([i for i in range(len(trainer.tokenizer)) if i not in trainer.shared_ids.same])
+    excluded = torch.tensor([i for i in range(len(trainer.tokenizer)) if i not in trainer.shared_ids.pairs[0].same])
     prompts, completions = batch["prompt_ids"], batch["completion_ids"]
     ids, mask = torch.cat([prompts, completions], 1), torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
@@ -159,11 +162,12 @@ def test_the_preflight_measures_the_probability_on_shared_tokens(tmp_path, stude
 
 
 REFUSED = [
-    ({"teacher_batch_size": 2}, "teacher_vocabulary='text' with teacher_batch_size"),
-    ({"teacher_offload": "cpu"}, "teacher_vocabulary='text' with teacher_batch_size or teacher_offload"),
     ({"loss_importance_cap": 2.0}, "teacher_vocabulary='text' with loss_importance_cap"),
     ({"loss_support": "sampled", "loss_baseline": "full"}, "teacher_vocabulary='text' with loss_baseline"),
     ({"loss_support": "sampled", "loss_extrapolation": 1.25}, "teacher_vocabulary='text' with loss_extrapolation"),
+    ({"loss_position_weight": "iw_opd"}, "teacher_vocabulary='text' with loss_position_weight"),
+    ({"advantage_shaping": "rlsd", "num_generations": 2}, "teacher_vocabulary='text' with advantage_shaping"),
+    ({"loss_tail": "sample"}, "teacher_vocabulary='text' with loss_tail: sample"),
     ({"loss_top_k": 500}, "loss_top_k must be at most 36"),
 ]
 
@@ -174,10 +178,10 @@ def test_what_a_teacher_of_another_tokenizer_cannot_do_is_refused(tmp_path, stud
         opd_trainer(tmp_path, student, teacher, teacher_vocabulary="text", **options)
 
 
-def test_teachers_elsewhere_and_several_of_them_are_refused(tmp_path, student, teacher):
-    for teachers, what in (("http://127.0.0.1:1", "a served teacher"), ({"a": teacher, "b": teacher}, "several")):
-        with pytest.raises(ValueError, match=f"teacher_vocabulary='text' with {what}"):
-            opd_trainer(tmp_path, student, teachers, teacher_vocabulary="text", dataset=tiny.questions(teacher="a"))
+def test_a_mean_and_a_self_teacher_are_refused(tmp_path, student, teacher):
+    options = {"teacher_vocabulary": "text", "teacher_mix": {"a": 0.5, "b": 0.5}}
+    with pytest.raises(ValueError, match="teacher_vocabulary='text' with teacher_mix"):
+        opd_trainer(tmp_path, student, {"a": teacher, "b": teacher}, **options)
     with pytest.raises(ValueError, match="teacher_vocabulary='text' in OPSD"):
         OPSDConfig(**settings(tmp_path, teacher_vocabulary="text"))
 

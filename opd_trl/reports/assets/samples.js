@@ -44,6 +44,7 @@ function tokenSpans(sample) {
   const nodes = []
   sample.tokens.forEach((token, i) => {
     if (sample.cut && i === sample.cut[0]) nodes.push(make('span', { class: 'gap' }, ` … ${sample.cut[1].toLocaleString('en')} tokens left out of this page … `))
+    if (sample.turn && sample.turn[i] !== sample.turn[i - 1]) nodes.push(make('span', { class: 'turn' }, sample.turn[i] ? `turn ${sample.turn[i]}` : 'tool'))
     const node = make('span', { class: tone(sample[samplesView.by][i]) }, visible(token))
     node.dataset.i = i
     nodes.push(node)

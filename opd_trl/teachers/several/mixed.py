@@ -3,7 +3,6 @@
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import reduce
 from numbers import Real
 from typing import Any
 
@@ -70,7 +69,7 @@ class MixedTeacher(Teacher):
     def prepare(self, host: Host) -> None:
         for teacher in self.parts:
             teacher.prepare(host)
-        self.shared_ids = reduce(SharedIds.both, (teacher.shared_ids for teacher in self.parts))
+        self.shared_ids = SharedIds.of_all(teacher.shared_ids for teacher in self.parts)
         self.window = min((x.window for x in self.parts if x.window is not None), default=None)
 
     def source(self, host: Host) -> str:

@@ -1,7 +1,6 @@
 """One teacher or several: their names, which of them scores which row, and the scores of all of them."""
 
 from collections.abc import Iterable, Mapping
-from functools import reduce
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from ...models.sharding import is_sharded
 from ..base import Host, Teacher
-from ..scores import Scores, check_no_images, merge, rows_of
+from ..scores import INDEX, Scores, merge, rows_of
 from ..vocabulary import SharedIds
 from .mixed import WEIGHTS, Mix, check_weights, row_weights
 
@@ -18,8 +17,6 @@ from .mixed import WEIGHTS, Mix, check_weights, row_weights
 DataSet = Dataset | IterableDataset
 #: Column of the data set that names each row's teacher.
 TEACHER_COLUMN = "teacher"
-#: Batch entry `(B,)` int64: the place of each row's teacher among several.
-INDEX = "teacher_index"
 #: Batch entries that say which teachers count for a row.
 ROW_ENTRIES = (INDEX, WEIGHTS)
 
@@ -106,17 +103,19 @@ def row_entries(
 ) -> dict[str, Tensor]:
     """The entries of a batch that say which of several teachers count for its rows; none where all count alike."""
     if is_routed(teachers):
-        return {INDEX: teacher_index(rows, list(teachers), device)}
+        return {INDEX: torch.tensor(places(rows, list(teachers)), device=device)}
     if isinstance(mix, str):
         return {WEIGHTS: row_weights(rows, mix, list(teachers[""].teachers), device)}
     return {}
 
 
-def teacher_index(rows: list[dict[str, Any]], names: list[str], device: torch.device) -> Tensor:
-    """`(B,)` int64: each row's teacher, by its place in `names`."""
+def places(rows: list[dict[str, Any]], names: list[str]) -> list[int]:
+    """Each row's teacher, by its place in `names`."""
+    if not is_routed(names):
+        return [0] * len(rows)
     for i, row in enumerate(rows):
         check_route(row.get(TEACHER_COLUMN), names, f"row {i} of this batch")
-    return torch.tensor([names.index(row[TEACHER_COLUMN]) for row in rows], device=device)
+    return [names.index(row[TEACHER_COLUMN]) for row in rows]
 
 
 def named_datasets(train_dataset, eval_dataset) -> dict[str, Any]:
@@ -136,7 +135,7 @@ def prepare(host: Host, teachers: Mapping[str, Teacher]) -> SharedIds:
         teacher.check_placement(host)
     for teacher in teachers.values():
         teacher.prepare(host)
-    shared = reduce(SharedIds.both, (teacher.shared_ids for teacher in teachers.values()))
+    shared = SharedIds.of_all(teacher.shared_ids for teacher in teachers.values())
     for name, teacher in teachers.items():
         if shared.notes and not teacher.gives_hidden_states:
             raise ValueError(
@@ -154,7 +153,6 @@ def score_ahead(host: Host, teachers: Mapping[str, Teacher], batch: dict[str, An
         rows = rows_of(batch, index)
         if not teacher.scores_ahead(host) or has_no_part(host, rows):
             continue
-        check_no_images(batch)
         found = teacher.score_ahead(host, batch, rows)
         entries = found if rows is None else merge(entries, found, rows)
     return entries
@@ -174,8 +172,6 @@ def score(host: Host, teachers: Mapping[str, Teacher], student: nn.Module, batch
         if teacher.scores_ahead(host):
             scores[name] = teacher.read_ahead(host, batch, rows)
             continue
-        if rows is not None:
-            check_no_images(batch)
         scores[name] = teacher.score(host, student, batch, rows)
     return scores
 

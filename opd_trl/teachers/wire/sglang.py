@@ -15,7 +15,9 @@ OWNER = "sglang"
 PATH, HEADER = "/generate", None
 #: Bytes of a number at most: the digits of a double, sign, point, exponent, comma.
 NUMBER = 26
-#: In a refusal after which it is no other kind of server: in every one.
+#: Sequences in a request: its source has no limit.
+MOST_SEQUENCES = None
+#: In a refusal after which it is not another kind of server: in every one.
 OTHER_TASK = ("",)
 
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from ..losses.mixture import Mixture
-from ..losses.next_token import NextToken
-from ..losses.objective import Tokens
-from ..models.forward import completion_hidden_states, read_head
-from ..models.sequences import join
-from ..trainers.passes import kept_tokens, multimodal_inputs
+from ...losses.mixture import Mixture
+from ...losses.next_token import NextToken
+from ...losses.objective import Tokens
+from ...models.forward import completion_hidden_states, read_head
+from ...models.multimodal import multimodal_inputs
+from ...models.sequences import join
+from ...models.sharding import whole_heads
+from ..passes import kept_tokens
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,11 @@ def score(trainer, rollout: Rollout) -> Iterator[Scored]:
                 "reads the whole distribution. Give it as teacher_model_name_or_path, or serve it with "
                 "`opd-trl serve-teacher` and name a local copy beside teacher_server_url."
             )
-        with maybe_gather_lm_head_ctx(student_head.weight, student_head.bias, *teacher.head_tensors):
+        with whole_heads(student_head.weight, student_head.bias, *teacher.head_tensors):
             head = student_head.rows(*trainer.shared_ids.rows).detach()
             student = NextToken(teacher.select(hidden_states)[kept], head)
-            everywhere = kept if teacher.rows is None else rollout.kept & teacher.rows[:, None]
+            everywhere = torch.zeros_like(rollout.kept)
+            everywhere[slice(None) if teacher.rows is None else teacher.rows] = kept
             tokens = kept_tokens(batch, teacher, kept, num_loss_tokens=1)
             yield Scored(name, student, teacher.at(kept, *trainer.shared_ids.rows), tokens, everywhere)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from ..given import tells_what_is_given
+from ...given import tells_what_is_given
 from .config_checks import SEPARATE_TEACHERS, check_choice
 from .opd_config import OPDConfig
 from .published_methods import FIELDS
@@ -38,7 +38,7 @@ class OPSDConfig(OPDConfig):
     def __post_init__(self):
         super().__post_init__()
         check_choice("teacher_model_kind", self.teacher_model_kind, TEACHER_KINDS)
-        for name in (*SEPARATE_TEACHERS, "teacher_mix"):
+        for name in (*SEPARATE_TEACHERS, "teacher_server_models", "teacher_mix"):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} with teacher_model_kind={self.teacher_model_kind!r}: in OPSD the "

@@ -4,23 +4,27 @@ import dataclasses
 import logging
 import os
 import re
-import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
-from ..addresses import Address, is_url, shown
-from ..given import check_finite, default_of
-from ..losses.divergences import DIVERGENCES
-from ..losses.mixture import MEANS
-from ..losses.objective import BASELINES
-from ..losses.support import SUPPORTS, TAILS, TOP_K_SUPPORTS
-from ..spelling import did_you_mean
-from ..teachers.several.mixed import check_mix
-from ..teachers.vocabulary import TEACHER_VOCABULARIES
+from ...addresses import Address, is_url, shown
+from ...given import check_finite, default_of
+from ...losses.advantages import ADVANTAGE_SHAPES
+from ...losses.divergences import DIVERGENCES
+from ...losses.mixture import MEANS
+from ...losses.objective import BASELINES
+from ...losses.support import SUPPORTS, TAILS, TOP_K_SUPPORTS
+from ...losses.token_weights import TOKEN_WEIGHTS, Outside
+from ...spelling import did_you_mean
+from ...teachers.several.mixed import check_mix
+from ...teachers.vocabulary import TEACHER_VOCABULARIES
+from .agent_checks import check_depth
+from .loss_checks import check_loss
+from .rollout_checks import check_rollouts
 
 
 logger = logging.getLogger(__name__)
@@ -37,15 +41,24 @@ CHOICES = {
     "distillation_coef_schedule": ("constant", "linear"),
     "distillation_gate": (None, "correct", "incorrect"),
     "loss_baseline": (None, *BASELINES),
+    "loss_position_weight": (None, *TOKEN_WEIGHTS),
+    "loss_trust_outside": get_args(Outside),
+    "advantage_shaping": (None, *ADVANTAGE_SHAPES),
 }
 NOT_NEGATIVE = (
     *("num_loss_tokens_to_skip", "distillation_coef", "distillation_coef_end"),
-    *("policy_coef", "teacher_server_retries"),
+    *("policy_coef", "teacher_server_retries", "loss_position_gamma", "sdar_coef"),
 )
-ABOVE_ZERO = ("loss_temperature", "loss_pointwise_clip", "loss_importance_cap", "loss_extrapolation")
+ABOVE_ZERO = (
+    *("loss_temperature", "loss_pointwise_clip", "loss_importance_cap", "loss_extrapolation"),
+    *("rollout_length_start", "rollout_length_end"),
+)
 AT_LEAST_ONE = (
     *("max_teacher_prompt_length", "loss_memory_mib", "micro_batch_tokens"),
     *("teacher_batch_size", "teacher_server_concurrency"),
+    *("teacher_prefix_tokens", "teacher_prefix_steps"),
+    "rollout_length_steps",
+    *("tool_depth_start", "tool_depth_steps"),
 )
 
 
@@ -91,9 +104,17 @@ def check_config(config) -> None:
     check_finite(config)  # again: TRL has read the mappings that were given as JSON texts
     check_choices(config)
     check_teachers(config)
+    check_depth(config)
     check_loss(config)
+    check_rollouts(config)
     check_siblings(config)
+    check_shuffled(config)
     warn_of_unread(config)
+    if config.monitor_eval_prompts < 0 or config.monitor_eval_steps < 1:
+        given = f"{config.monitor_eval_prompts} and {config.monitor_eval_steps}"
+        raise ValueError(f"monitor_eval_prompts must be >= 0 and monitor_eval_steps >= 1, got {given}.")
+    if config.monitor_eval_prompts and not config.monitor:
+        raise ValueError("monitor_eval_prompts with monitor: false: nobody would look at them. Set monitor: true.")
     if config.monitor_stop and not config.monitor:
         raise ValueError("monitor_stop: true with monitor: false: nothing would stop the run. Set monitor: true.")
     if config.privileged_context is not None and config.privileged_context_file is not None:
@@ -113,6 +134,17 @@ READ_WHERE: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a loss_support of TopK, or loss_baseline: top_k",
     ),
     "loss_tail": (lambda config: config.loss_support in TOP_K_SUPPORTS, "a loss_support of TopK"),
+    "loss_position_gamma": (lambda config: config.loss_position_weight == "iw_opd", "loss_position_weight: iw_opd"),
+    **dict.fromkeys(
+        ("loss_trust_ratio", "loss_trust_outside"),
+        (lambda config: config.loss_position_weight == "trust_region", "loss_position_weight: trust_region"),
+    ),
+    "advantage_shaping": (lambda config: config.policy_coef != 0, "a policy_coef above 0"),
+    **dict.fromkeys(
+        ("rlsd_share", "rlsd_clip"),
+        (lambda config: config.advantage_shaping == "rlsd", "advantage_shaping: rlsd"),
+    ),
+    "sdar_coef": (lambda config: config.advantage_shaping == "sdar", "advantage_shaping: sdar"),
     "distillation_coef_end": (
         lambda config: config.distillation_coef_schedule == "linear",
         "distillation_coef_schedule: linear",
@@ -120,6 +152,15 @@ READ_WHERE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "distillation_gate_threshold": (
         lambda config: config.distillation_gate is not None or config.sibling_context,
         "distillation_gate or sibling_context",
+    ),
+    "rollout_length_start": (
+        lambda config: config.first_rollout_limit != config.max_completion_length,
+        "a max_completion_length above it",
+    ),
+    "teacher_prefix_steps": (lambda config: config.teacher_prefix_tokens is not None, "teacher_prefix_tokens"),
+    **dict.fromkeys(
+        ("rollout_length_end", "rollout_length_steps"),
+        (lambda config: config.rollout_length_start is not None, "rollout_length_start"),
     ),
     **dict.fromkeys(
         ("teacher_update_rate", "teacher_sync_steps"),
@@ -173,12 +214,26 @@ def check_teachers(config) -> None:
             f"teachers must map at least one name to a model or URL, got {type(config.teachers).__name__}. In YAML: "
             "`teachers: {math: Qwen/Qwen3-8B, code: 'http://127.0.0.1:8001'}`."
         )
+    check_server_models(config)
     check_mix(config.teacher_mix, [""] if given else config.teachers)
     check_addresses(config)
     if config.teacher_server_url is not None and config.teacher_offload is not None:
         raise ValueError("teacher_offload with teacher_server_url: a served teacher has no weights here. Drop one.")
     if config.teacher_server_timeout <= 0:
         raise ValueError(f"teacher_server_timeout must be > 0 seconds, got {config.teacher_server_timeout}.")
+
+
+def check_server_models(config) -> None:
+    """Raise ValueError for a model beside a server that is not among the teachers."""
+    if config.teacher_server_models is None:
+        return
+    served = [name for name, teacher in (config.teachers or {}).items() if is_url(teacher)]
+    given = config.teacher_server_models
+    if not isinstance(given, dict) or not given or not given.keys() <= set(served):
+        raise ValueError(
+            f"teacher_server_models must map names of `teachers` with an address to models, got {given!r}; those with "
+            f"an address are {', '.join(map(repr, served)) or 'none'}. Of a single server: teacher_model_name_or_path."
+        )
 
 
 def check_addresses(config) -> None:
@@ -198,92 +253,6 @@ def check_addresses(config) -> None:
                 raise ValueError(f"{name}: {error}") from None
 
 
-def check_loss(config) -> None:
-    if config.loss_top_k < 1:
-        raise ValueError(
-            f"loss_top_k must be >= 1, got {config.loss_top_k}. Use loss_support='full' for the whole vocabulary."
-        )
-    check_sampled_options(config)
-    if config.loss_tail == "reweight" and not (config.divergence == "reverse_kl" and config.stop_gradient):
-        raise ValueError(
-            f"loss_tail='reweight' is a policy gradient on the support: it needs divergence='reverse_kl' with "
-            f"stop_gradient=True, got {config.divergence!r} with {config.stop_gradient}. Use loss_tail='drop'."
-        )
-    if config.loss_support not in TOP_K_SUPPORTS:
-        return
-    # The union of two single tokens can hold two ids, so it alone has a gradient there.
-    if config.loss_top_k == 1 and config.loss_tail == "renormalize" and config.loss_support != "union":
-        raise ValueError(
-            "loss_top_k=1 with loss_tail='renormalize' is identically zero: one token always has the whole "
-            "renormalised mass. Use loss_support='sampled', loss_tail='drop', or a larger loss_top_k."
-        )
-    warn_of_bias(config)
-
-
-def warn_of_bias(config) -> None:
-    """Warn where a perfect student would be trained away from its teacher."""
-    bias = tail_bias(config)
-    if bias > 0:
-        message = (
-            "stop_gradient=False with loss_tail='drop' is the biased TopK reverse KL: its gradient keeps a '+1' "
-            "on the support, so it is stationary at p = q/e and unlearns a perfect student (arXiv 2605.11182, "
-            "mechanism 2). Set stop_gradient=True or loss_tail='renormalize' unless you study the bias."
-        )
-    elif bias < 0:
-        message = (
-            f"divergence={config.divergence!r} with loss_tail='drop': the forward KL of a truncated support is "
-            "stationary at p = q / q(S) on it and empties the tail, which stop_gradient does not mend. Set "
-            "loss_tail='bucket' or 'renormalize' unless you study the bias."
-        )
-    else:
-        return
-    warnings.warn(message, UserWarning, stacklevel=6)
-
-
-def tail_bias(config) -> float:
-    """`Divergence.tail_bias` of the configured loss: what is left of its gradient where the student is the teacher."""
-    if config.loss_support not in TOP_K_SUPPORTS or config.loss_tail != "drop":
-        return 0.0
-    divergence = DIVERGENCES[config.divergence]
-    return divergence.tail_bias(beta=config.divergence_beta, stop_gradient=config.stop_gradient)
-
-
-def has_biased_gradient(config) -> bool:
-    """Is something left of the gradient where the student is the teacher?"""
-    return tail_bias(config) != 0
-
-
-def check_sampled_options(config) -> None:
-    """Refuse options of the sampled token on other supports, and weights at two temperatures."""
-    extrapolates = config.loss_extrapolation != 1.0
-    for name, used in (("loss_baseline", config.loss_baseline is not None), ("loss_extrapolation", extrapolates)):
-        if used and config.loss_support != "sampled":
-            raise ValueError(
-                f"{name}={getattr(config, name)!r} changes the advantage of a sampled token, and loss_support is "
-                f"{config.loss_support!r}. Set loss_support='sampled', or leave {name} out."
-            )
-    if config.loss_baseline == "top_k" and config.loss_top_k == 1:
-        raise ValueError(
-            "loss_baseline='top_k' with loss_top_k=1 is identically zero: one token has the whole renormalised mass. "
-            "Use a larger loss_top_k (vOPD: 100) or loss_baseline='full'."
-        )
-    if config.reference_model_name_or_path is not None and not extrapolates:
-        raise ValueError(
-            "reference_model_name_or_path is used by loss_extrapolation alone, which is 1. Set it above 1, or remove "
-            "the reference model."
-        )
-    if config.loss_importance_cap is not None and config.loss_temperature not in (None, config.temperature):
-        raise ValueError(
-            f"loss_importance_cap compares with the probabilities of sampling, at temperature={config.temperature}, "
-            f"and loss_temperature is {config.loss_temperature}. Leave loss_temperature unset."
-        )
-    if config.loss_pointwise_clip is not None and config.loss_support == "sampled":
-        raise ValueError(
-            "loss_pointwise_clip bounds the terms of a divergence, and loss_support='sampled' has one log-ratio. "
-            "Leave it out."
-        )
-
-
 def check_siblings(config) -> None:
     """Raise ValueError where no completion has a sibling, or where all rows share a context already."""
     if not config.sibling_context:
@@ -297,4 +266,14 @@ def check_siblings(config) -> None:
         raise ValueError(
             "sibling_context together with a privileged context that all rows share. Put the shared text into "
             "privileged_template, or leave one of them out."
+        )
+
+
+def check_shuffled(config) -> None:
+    """Raise ValueError where there is no column of contexts to draw another row's from."""
+    if config.shuffle_privileged_context and (config.has_shared_context or config.sibling_context):
+        other = "sibling_context" if config.sibling_context else "a privileged context that all rows share"
+        raise ValueError(
+            f"shuffle_privileged_context together with {other}: it gives each row the context of another row, from "
+            "the column privileged_context_column. Leave one of them out."
         )

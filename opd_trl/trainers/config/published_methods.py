@@ -2,42 +2,13 @@
 
 import logging
 import textwrap
-from dataclasses import dataclass
-from typing import Any
 
-from ..spelling import did_you_mean
+from ...spelling import did_you_mean
+from .method import Method
+from .newer_methods import NEWER_METHODS
 
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Method:
-    """A published setting.
-
-    Attributes:
-        title: what it is, in a line.
-        source: arXiv number or address.
-        teacher: `"separate"`, `"self"` (the student with a privileged context) or `"either"`.
-        fields: fields of the configuration and their values.
-        differs: what is not as published, or None.
-    """
-
-    title: str
-    source: str
-    teacher: str
-    fields: dict[str, Any]
-    differs: str | None = None
-
-    @property
-    def commands(self) -> tuple[str, ...]:
-        """The training commands that fit it: `opd`, `opsd` or both."""
-        return {"separate": ("opd",), "self": ("opsd",), "either": ("opd", "opsd")}[self.teacher]
-
-    @property
-    def address(self) -> str:
-        """The web address at which its source can be read."""
-        return self.source if self.source.startswith("http") else f"https://arxiv.org/abs/{self.source}"
 
 
 METHODS = {
@@ -195,14 +166,31 @@ METHODS = {
         "The reference is the student at step 0; reference_model_name_or_path takes another, such as the teacher "
         "before its reinforcement learning.",
     ),
+    "tcod": Method(
+        "the sampled token in rollouts that may have more and more turns of calling tools",
+        "2604.24005",
+        "separate",
+        {
+            "loss_support": "sampled",
+            "tool_depth_start": 1,
+            "tool_depth_steps": 6,
+            "max_tool_calling_iterations": 29,
+            "temperature": 1.0,
+            "learning_rate": 1e-6,
+        },
+        "The forward-to-backward form, with the numbers of the authors' ALFWorld run (one turn more every 6 steps, 30 "
+        "at most). They average over the tokens of a rollout and then over rollouts; here every token weighs alike. "
+        "Their rollouts may be two steps old; ours are fresh. It needs tools or an environment_factory.",
+    ),
     "gkd": Method(
         "JSD over the vocabulary on the student's own text",
         "2306.13649",
         "separate",
-        {"divergence": "jsd", "divergence_beta": 0.5, "loss_support": "full"},
-        "Every completion is the student's own (lmbda = 1). Text of the teacher or of a data set belongs into an SFT "
-        "stage before.",
+        {"divergence": "jsd", "divergence_beta": 0.5, "loss_support": "full", "lmbda": 1.0},
+        "The paper's on-policy form. The mixed one, TRL's default, is lmbda: 0.5, and needs a column completion: text "
+        "of a data set or of the teacher.",
     ),
+    **NEWER_METHODS,
 }
 
 

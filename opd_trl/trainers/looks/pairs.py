@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..losses.fused import distillation_loss
-from ..losses.mixture import Mixture
-from ..losses.next_token import NextToken
-from ..losses.objective import Objective, Tokens
+from ...losses.fused import distillation_loss
+from ...losses.mixture import Mixture
+from ...losses.next_token import NextToken
+from ...losses.objective import Objective, Tokens
 from .rollouts import Rollout, Scored, quarters_of, score
 
 
@@ -104,6 +104,7 @@ def measure(
         top_k=min(objective.top_k, student.head.weight.size(0)),
         support=support,
         divergence=divergence,
+        beta=objective.beta,
         tail="drop",
         temperature=objective.temperature,
         chunk_size=objective.chunk_size,
