@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# The models here are tiny: more threads only get in the way of parallel test processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -11,7 +13,6 @@ import torch
 from tests import tiny
 
 
-# The models here are tiny: more threads only get in the way of parallel test processes.
 torch.set_num_threads(1)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from ..data.toy_calculator import CALCULATOR
 from ..data.toy_task import ADDITION, write
+from ..data.word_problems import WORD_PROBLEMS
 from ..locks import writing
 from .terminal import command_parser, refused
 
 
-TASKS = {task.name: task for task in (ADDITION, CALCULATOR)}
+TASKS = {task.name: task for task in (ADDITION, CALCULATOR, WORD_PROBLEMS)}
 DESCRIPTION = r"""
 Write a tiny language model (Qwen3, 0.46 million random weights) and a task that it can learn on a CPU in minutes: five
 digits added up modulo six. One in four SFT completions writes the steps out:
@@ -32,6 +33,11 @@ The four parts share no prompt. The smoke recipes and the pipeline of math/ trai
   opd.jsonl    prompt, keys, answer, privileged_context  one manual, which the teacher alone reads
   test.jsonl   the same columns                          problems that none of them sees
 The recipe agents/calculator trains on that folder.
+
+--task word_problems: short problems in words, for a pretrained model (opd-trl demo --prepare-only fetches one).
+  Sam has 4 balloons, loses 3 and finds 9 more. How many now?  ->  4-3=1, 1+9=10: \boxed{10}
+  other.jsonl  the prompts of sft.jsonl, all worked out in sentences: We start with 4. Take away 3, that is 1. ...
+The pipeline math/pipeline_smollm2 trains on that folder.
 """
 EXAMPLES = """
 examples

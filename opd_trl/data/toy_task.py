@@ -87,11 +87,14 @@ def addition(seed: int) -> dict[str, list[Row]]:
 
 
 class Task(NamedTuple):
-    """A toy task: its name, its rows by part for a seed, its tokenizer, and how many layers its model has."""
+    """A toy task: its name, its rows by part for a seed, its tokenizer, and how many layers its model has.
+
+    Without a tokenizer it has no model of its own: it is for pretrained ones.
+    """
 
     name: str
     rows: Callable[[int], dict[str, list[Row]]]
-    tokenizer: Callable[[], Any]
+    tokenizer: Callable[[], Any] | None
     layers: int = 3
 
 
@@ -115,24 +118,30 @@ CONFIG = """\
 
 
 def write(output: Path, task: Task, *, seed: int = 0, overwrite: bool = False) -> str:
-    """Write data and model to `output`; return what was written, in words. DataError: a file is in the way."""
+    """Write the data, and its model, to `output`; return what was written. DataError: a file is in the way."""
     parts = task.rows(seed)
     card = output / "README.md"
     check_free(card, output / "model", *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
     output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output, prefix=".model-") as scratch:
-        with naming(output / "model"):
-            parameters = save(Path(scratch), seed=seed, tokenizer=task.tokenizer(), layers=task.layers)
-        (output / "model").mkdir(exist_ok=True)
-        for file in Path(scratch).iterdir():
-            os.replace(file, output / "model" / file.name)
+    model = f"; {write_model(output / 'model', task, seed=seed)}" if task.tokenizer else ""
     for part, rows in parts.items():
         write_jsonl(output / f"{part}.jsonl", rows)
     counts = ", ".join(f"{len(rows)} rows in {part}.jsonl" for part, rows in parts.items())
     configs = "".join(CONFIG.format(part=part, digest=sha256(output / f"{part}.jsonl")) for part in parts)
     with atomically(card) as file:
         file.write(CARD.format(configs=configs, task=task.name, seed=seed, counts=counts))
-    return f"Wrote {output}: {counts}; a model of {parameters:,} parameters in {output / 'model'}."
+    return f"Wrote {output}: {counts}{model}."
+
+
+def write_model(folder: Path, task: Task, *, seed: int) -> str:
+    """Write a model with random weights for the task to `folder`; return what it is, in words."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".model-") as scratch:
+        with naming(folder):
+            parameters = save(Path(scratch), seed=seed, tokenizer=task.tokenizer(), layers=task.layers)
+        folder.mkdir(exist_ok=True)
+        for file in Path(scratch).iterdir():
+            os.replace(file, folder / file.name)
+    return f"a model of {parameters:,} parameters in {folder}"
 
 
 def sha256(file: Path) -> str:

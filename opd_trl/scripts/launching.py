@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..spelling import did_you_mean
-from .processes import SIGNALS, Ended, grace_seconds, owned, signals_end
+from .processes import SIGNALS, Ended, all_cores, grace_seconds, owned, signals_end
 from .recipe_files import ACCELERATE, accelerate_names, load_mapping, nearest, recipes_dir
 
 
@@ -155,7 +155,8 @@ def launch(
 
     args = launch_arguments(launch_flags, "--module", module, *arguments)
     grace = grace_seconds() if grace is None else grace
-    with owned(grace=grace, hold=hold) as owner, signals_end(), patch_environment(**for_torch(grace)):
+    variables = for_torch(grace) | (all_cores() if num_processes(launch_flags) == 1 else {})
+    with owned(grace=grace, hold=hold) as owner, signals_end(), patch_environment(**variables):
         try:
             launch_command(args)
         except subprocess.CalledProcessError as error:  # the training process has printed its own error

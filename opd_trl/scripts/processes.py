@@ -51,6 +51,16 @@ def signals_end(handler: Callable[[int, object], None] = end) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def all_cores() -> dict[str, str]:
+    """Variables with which the only training process of a machine uses all its cores, as under plain `python`.
+
+    `accelerate launch` would give it one. Threads that wait do not spin: with other work on the same cores a step
+    would take many times as long. What the user has set stays.
+    """
+    ours = {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {name: os.environ.get(name, value) for name, value in ours.items()}
+
+
 @contextlib.contextmanager
 def one_interrupt() -> Iterator[None]:
     """Within, SIGINT counts once: Ctrl-C reaches a training and its command, which passes it on."""

@@ -148,3 +148,40 @@ def test_of_several_processes_the_exit_status_is_that_of_the_first_that_failed(m
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     flags = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(free_port())]
     assert launch("fails", flags, []) == 128 + 9
+
+
+THREADS = """
+import os, sys
+print(os.environ["OMP_NUM_THREADS"], os.environ.get("OMP_WAIT_POLICY"), file=open(sys.argv[1], "a"))
+"""
+
+
+@pytest.fixture
+def threads(here, monkeypatch):
+    """What the processes of a launch see of OMP_NUM_THREADS and OMP_WAIT_POLICY, where the user has set `given`."""
+    (here / "threads.py").write_text(THREADS)
+    monkeypatch.syspath_prepend(here)
+    monkeypatch.setenv("PYTHONPATH", str(here))
+
+    def run(*flags: str, **given: str) -> list[str]:
+        for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in given.items():
+            monkeypatch.setenv(name, value)
+        (here / "seen.txt").unlink(missing_ok=True)
+        assert launch("threads", list(flags), ["seen.txt"]) == 0
+        return (here / "seen.txt").read_text().splitlines()
+
+    return run
+
+
+def test_a_lone_process_uses_all_cores_and_what_the_user_has_set_stays(threads):
+    cores = len(os.sched_getaffinity(0))
+    assert threads("--num_processes", "1") == [f"{cores} PASSIVE"]
+    assert threads("--num_processes", "1", OMP_NUM_THREADS="3") == ["3 PASSIVE"]
+    assert threads("--num_processes", "1", OMP_WAIT_POLICY="ACTIVE") == [f"{cores} ACTIVE"]
+
+
+def test_several_processes_share_the_cores_as_accelerate_sees_fit(threads):
+    port = ["--main_process_port", str(free_port())]
+    assert threads("--multi_gpu", "--num_processes", "2", *port) == ["1 None"] * 2

@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 from ...scripts.processes import Ended, owned
 
 
-def run_child(argv: list[str], log: Path, lock: int | None) -> int:
+def run_child(argv: list[str], log: Path, lock: int | None, variables: Mapping[str, str]) -> int:
     """Run a command to its end and return its exit status, 128 + N where signal N ended it.
 
     Args:
@@ -22,6 +23,7 @@ def run_child(argv: list[str], log: Path, lock: int | None) -> int:
         log: file to which its stdout and stderr are added.
         lock: file descriptor of the pipeline's lock: no other pipeline starts before everything that this one
             started has ended.
+        variables: of its environment, beside those of this process.
 
     Raises:
         Ended: the pipeline was told to end; the command and all its processes have ended.
@@ -32,7 +34,7 @@ def run_child(argv: list[str], log: Path, lock: int | None) -> int:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
         copies = [

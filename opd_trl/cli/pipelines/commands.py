@@ -18,7 +18,7 @@ NO_STAGES = ("pipeline", "serve-teacher", "recipes", "env", "methods", "plan", "
 # Ours that go on from what an attempt that was ended has written; another's leftovers are moved aside.
 GO_ON = ("eval", "data traces")
 # Ours whose --output is a folder of their own.
-WRITE_FOLDER = ("eval", "toy")
+WRITE_FOLDER = ("demo", "eval", "toy")
 
 
 @dataclass(frozen=True)

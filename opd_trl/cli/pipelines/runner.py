@@ -16,7 +16,8 @@ from ...credentials import as_json as shown
 from ...credentials import without_secrets
 from ...durable import atomically
 from ...models.provenance import versions
-from ...scripts.processes import Ended
+from ...scripts.launching import CONFIG, SEVERAL
+from ...scripts.processes import Ended, all_cores
 from .child import run_child
 from .document import Pipeline, Stage
 from .record import Digest, Hasher, difference, sha256, write_record
@@ -182,7 +183,7 @@ class Run:
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a", encoding="utf-8") as file:
                 file.write(f"=== {entry['start']} {' '.join(without_secrets(argv))}\n")
-            status = run_child(argv, log, lock)
+            status = run_child(argv, log, lock, all_cores() if alone(stage) else {})
         finally:
             seconds = round(time.monotonic() - begin, 3)
             entry |= {"seconds": seconds, "end": datetime.now().astimezone().isoformat(timespec="seconds")}
@@ -236,6 +237,12 @@ def execute(run: Run, planned: list[tuple[Stage, str | None]], lock: int | None)
         status = status or (0 if outcome.state == "ran" else 1)
         outcomes.append(outcome)
     return outcomes, status
+
+
+def alone(stage: Stage) -> bool:
+    """Is a stage the training of one process on a CPU? TRL's own commands would give it one core."""
+    several = {"num_processes", CONFIG, *SEVERAL} & stage.values.keys()
+    return stage.command.training and stage.values.get("use_cpu") is True and not several
 
 
 def state_of(status: int | None) -> str:

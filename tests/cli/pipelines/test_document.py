@@ -8,6 +8,7 @@ import yaml
 
 from opd_trl.cli.pipelines.commands import find_command
 from opd_trl.cli.pipelines.document import read_pipeline
+from opd_trl.cli.pipelines.runner import alone
 
 
 def stage(run: str = "python work.py", **keys) -> dict:
@@ -186,3 +187,17 @@ def test_a_fault_of_the_last_stage_stops_the_first(write_pipeline, run):
     assert status == 2
     assert "stage three of p.yaml: {four}" in text
     assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("run", "args", "is_alone"),
+    [
+        ("trl sft", {"use_cpu": True}, True),
+        ("trl sft", {"use_cpu": True, "num_processes": 2}, False),
+        ("trl sft", {"use_cpu": True, "accelerate_config": "zero2"}, False),
+        ("trl sft", {}, False),
+        ("opd-trl toy", {}, False),
+    ],
+)
+def test_a_training_alone_on_a_cpu_is_known(run, args, is_alone, read):
+    assert alone(read({"one": stage(run, args=args)}).stages[0]) is is_alone
