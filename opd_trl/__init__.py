@@ -6,7 +6,7 @@ Names load on first use, so that `import opd_trl` costs nothing and `opd_trl.los
 import importlib
 
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 _LAZY = {
     "OPDConfig": "opd_trl.trainers.config.opd_config",

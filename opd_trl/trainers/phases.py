@@ -102,7 +102,7 @@ class RunSize(TrainerCallback):
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         in_bfloat16 = args.bf16 or any(x.dtype == torch.bfloat16 for x in model.parameters())
         if in_bfloat16 and is_slow_in_bfloat16(args.device):
-            say_once("This CPU computes bfloat16 10 to 50 times slower than float32. Set dtype: float32, bf16: false.")
+            say_once("This CPU computes bfloat16 2 to 50 times slower than float32. Set dtype: float32, bf16: false.")
         if "logging_steps" not in args._given:
             state.logging_steps = min(state.logging_steps, state.max_steps // LOG_LINES)
         state.logging_steps = max(1, min(state.logging_steps, state.max_steps))

@@ -21,3 +21,9 @@ def test_a_backward_can_ask_whether_its_graph_is_kept():
     y.backward(retain_graph=True)
     y.backward()
     assert seen == [True, False]
+
+
+def test_a_cpu_says_whether_it_has_instructions_for_bfloat16():
+    """models/loading.py warns of one that has none."""
+    assert torch.cpu._is_avx512_bf16_supported() in (True, False)
+    assert isinstance(torch.backends.cpu.get_cpu_capability(), str)

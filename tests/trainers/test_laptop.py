@@ -49,12 +49,14 @@ def test_with_an_accelerator_nothing_is_chosen(monkeypatch, caplog):
 
 
 @on_a_cpu
-@pytest.mark.parametrize(("capability", "dtype", "is_told"), [
-    ("AVX2", "bfloat16", True), ("AVX2", "float32", False), ("AVX512", "bfloat16", False),
+@pytest.mark.parametrize(("capability", "has_bfloat16", "dtype", "is_told"), [
+    ("AVX2", False, "bfloat16", True), ("AVX2", False, "float32", False),
+    ("AVX512", False, "bfloat16", True), ("AVX512", True, "bfloat16", False),
 ])  # fmt: skip
 def test_bfloat16_on_a_cpu_that_cannot_is_warned_of(
-    tmp_path, student_path, teacher_path, monkeypatch, caplog, capability, dtype, is_told
+    tmp_path, student_path, teacher_path, monkeypatch, caplog, capability, has_bfloat16, dtype, is_told
 ):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_bfloat16)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     short_run(tmp_path, student_path, teacher_path, model_init_kwargs={"dtype": dtype}).train()
     assert ("This CPU computes bfloat16" in caplog.text) == is_told
