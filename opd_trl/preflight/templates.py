@@ -23,8 +23,9 @@ MARK = "0123456789"
 THINKING = ("<think>", "[think]")
 # Characters at the end of a prompt in which a thinking block may be opened.
 END = 64
-# Share of the contexts that end at exactly the length of the longest, from which they look cut.
-CUT_SHARE, LEAST_CUT = 0.1, 3
+# Share of the contexts that end at exactly the length of the longest, from which they look cut; shorter ones than so
+# many characters do not: they are answers such as 42.
+CUT_SHARE, LEAST_CUT, SHORTEST_CUT = 0.1, 3, 40
 # Share of completions that are cut off at max_completion_length.
 CUT_OFF = 0.5
 
@@ -255,9 +256,11 @@ def look_for_a_cut(lengths: Sequence[int]) -> list[Finding]:
 
     >>> look_for_a_cut([100, 100, 100, 40])[0].verdict, look_for_a_cut([100, 80, 60, 40])
     ('fix', [])
+    >>> look_for_a_cut([2, 2, 2, 1])
+    []
     """
     longest, count = max(lengths), Counter(lengths)[max(lengths)]
-    if count < LEAST_CUT or count / len(lengths) < CUT_SHARE or len(set(lengths)) == 1:
+    if longest < SHORTEST_CUT or count < LEAST_CUT or count / len(lengths) < CUT_SHARE or len(set(lengths)) == 1:
         return []
     return [
         Finding(
