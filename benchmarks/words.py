@@ -110,8 +110,8 @@ def table(lines: Iterable[Line]) -> str:
 
 def foretold(forecast: dict[str, Any]) -> str:
     """The pre-flight's word: that of the trial, or else the verdict of its checks."""
-    trial = forecast.get("trial") or {}
-    return trial.get("word") or forecast["verdict"]
+    words = [trial["verdict"] for trial in forecast.get("trials", [])]
+    return words[0] if words else forecast["verdict"]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -75,7 +75,7 @@ class Step(NamedTuple):
 
     @property
     def after(self) -> int:
-        """What it comes to."""
+        """The result of the step, e.g. 1 for 4 - 3."""
         results = {"+": self.before + self.number, "-": self.before - self.number, "*": self.before * self.number}
         return results[self.operation]
 
@@ -93,7 +93,11 @@ def draw_steps(draw: random.Random) -> list[Step]:
 
 
 def story(steps: list[Step], draw: random.Random) -> str:
-    """The problem in words."""
+    """The problem as a text for the model, with a name and things that are drawn.
+
+    >>> story([Step(4, "-", 3), Step(1, "+", 9)], random.Random(1))
+    'Ben has 4 buttons, gives 3 away and gets 9 from a friend. How many now?'
+    """
     numbers = [MULTIPLY[step.number] if step.operation == "*" else step.number for step in steps]
     parts = [draw.choice(VERBS[step.operation]).format(n) for step, n in zip(steps, numbers, strict=True)]
     start = f"{draw.choice(NAMES)} has {steps[0].before} {draw.choice(THINGS)}"

@@ -44,7 +44,8 @@ def test_figures_of_all_seeds_stand_in_one_row_of_each_model(tmp_path):
 
 
 def test_the_word_of_a_trial_wins_over_the_verdict_of_the_checks():
-    assert words.foretold({"verdict": "ok", "trial": {"word": "harms"}}) == "harms"
+    assert words.foretold({"verdict": "fix", "trials": [{"options": {}, "verdict": "harms"}]}) == "harms"
+    assert words.foretold({"verdict": "stop", "trials": [], "no_trial": "the checks stop this run."}) == "stop"
     assert words.foretold({"verdict": "stop"}) == "stop"
 
 

@@ -195,6 +195,7 @@ def test_a_fault_of_the_last_stage_stops_the_first(write_pipeline, run):
         ("trl sft", {"use_cpu": True}, True),
         ("trl sft", {"use_cpu": True, "num_processes": 2}, False),
         ("trl sft", {"use_cpu": True, "accelerate_config": "zero2"}, False),
+        ("trl sft", {"use_cpu": True, "config_file": "mine.yaml"}, False),
         ("trl sft", {}, False),
         ("opd-trl toy", {}, False),
     ],
