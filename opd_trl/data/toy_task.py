@@ -121,7 +121,8 @@ def write(output: Path, task: Task, *, seed: int = 0, overwrite: bool = False) -
     """Write the data, and its model, to `output`; return what was written. DataError: a file is in the way."""
     parts = task.rows(seed)
     card = output / "README.md"
-    check_free(card, output / "model", *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
+    model_folder = [output / "model"] if task.tokenizer else []
+    check_free(card, *model_folder, *(output / f"{part}.jsonl" for part in parts), overwrite=overwrite)
     output.mkdir(parents=True, exist_ok=True)
     model = f"; {write_model(output / 'model', task, seed=seed)}" if task.tokenizer else ""
     for part, rows in parts.items():

@@ -56,3 +56,10 @@ def test_the_command_writes_the_files_and_no_model(here, capsys):
     ]  # fmt: skip
     assert "model" not in capsys.readouterr().out
     assert len(read(here / "words" / "test.jsonl")) == len(word_problems(0)["test"])
+
+
+def test_a_model_of_somebody_else_in_the_folder_is_not_in_the_way(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    assert main(["--task", "word_problems", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "model" / "config.json").read_text() == "{}"

@@ -1,4 +1,4 @@
-"""The page for people from other trainers: TRL's tables against TRL, our names, and the claims about losses."""
+"""The pages for people from other trainers: TRL's tables against TRL, our names, and the claims about losses."""
 
 import ast
 import contextlib
@@ -14,6 +14,7 @@ from trl.experimental.async_distillation import AsyncDistillationConfig
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 from trl.experimental.gold import GOLDConfig, GOLDTrainer
 from trl.experimental.gold.gold_trainer import ULDLoss
+from trl.experimental.iw_opd import IWOPDConfig
 from trl.experimental.sdft import SDFTConfig
 from trl.experimental.sdft.loss_utils import compute_divergence, compute_topk_self_distillation_loss
 from trl.experimental.sdpo import SDPOConfig
@@ -37,14 +38,16 @@ from opd_trl.trainers.config.opsd_config import TEACHER_KINDS
 from .pages import FENCE, ROOT, joined, spans, split_line, tables
 
 
-PAGE = ROOT / "docs" / "coming-from.md"
-TABLES = {head[0]: (head, rows) for head, rows in tables(PAGE)}
+PAGES = sorted((ROOT / "docs" / "coming-from").glob("*.md"))
+TEXTS = [page.read_text(encoding="utf-8") for page in PAGES]
+TABLES = {head[0]: (head, rows) for page in PAGES for head, rows in tables(page)}
 OURS_OF = {
     GKDConfig: OPDConfig,
     GOLDConfig: OPDConfig,
     DistillationConfig: OPDConfig,
     ServerDistillationConfig: OPDConfig,
     AsyncDistillationConfig: OPDConfig,
+    IWOPDConfig: OPDConfig,
     SDFTConfig: OPSDConfig,
     SDPOConfig: OPSDConfig,
 }
@@ -104,17 +107,18 @@ def test_the_values_on_our_side_are_choices():
 
 
 def recipes() -> list[tuple[str, str]]:
-    """The recipes of the page, and the command that each is for."""
-    found, text = [], PAGE.read_text(encoding="utf-8")
-    for match in FENCE.finditer(text):
-        command = re.search(r"opd-trl (opd|opsd) --config my_recipe", text[match.end() :])
-        if match["language"] == "yaml" and command:
-            found.append((match["code"], command[1]))
+    """The recipes of the pages, and the command that each is for."""
+    found = []
+    for text in TEXTS:
+        for match in FENCE.finditer(text):
+            command = re.search(r"opd-trl (opd|opsd) --config my_recipe", text[match.end() :])
+            if match["language"] == "yaml" and command:
+                found.append((match["code"], command[1]))
     return found
 
 
 @pytest.mark.parametrize("index", range(2))
-def test_a_recipe_of_the_page_is_read_strictly(index, tmp_path):
+def test_a_recipe_of_a_page_is_read_strictly(index, tmp_path):
     code, command = recipes()[index]
     path = tmp_path / "my_recipe.yaml"
     path.write_text(code, encoding="utf-8")
@@ -125,10 +129,8 @@ def test_a_recipe_of_the_page_is_read_strictly(index, tmp_path):
 
 
 def calls_with_flags_alone() -> list[list[str]]:
-    """The training commands of the page that need no recipe: their flags, without those of `accelerate launch`."""
-    blocks = [
-        match["code"] for match in FENCE.finditer(PAGE.read_text(encoding="utf-8")) if match["language"] == "bash"
-    ]
+    """The training commands of the pages that need no recipe: their flags, without those of `accelerate launch`."""
+    blocks = [match["code"] for text in TEXTS for match in FENCE.finditer(text) if match["language"] == "bash"]
     found = []
     for command, *words in (call for block in blocks for line in joined(block) for call in split_line(line)):
         if command in ("opd", "opsd") and "--config" not in words:
@@ -139,7 +141,7 @@ def calls_with_flags_alone() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("call", calls_with_flags_alone(), ids=" ".join)
-def test_a_command_of_the_page_makes_a_configuration(call):
+def test_a_command_of_a_page_makes_a_configuration(call):
     command, *words = call
     parser = {"opd": opd, "opsd": opsd}[command].make_parser()
     _, training_args, *_ = parser.parse_args_and_config([*words, *ON_A_CPU])

@@ -241,7 +241,7 @@ def execute(run: Run, planned: list[tuple[Stage, str | None]], lock: int | None)
 
 def alone(stage: Stage) -> bool:
     """Is a stage the training of one process on a CPU? TRL's own commands would give it one core."""
-    several = {"num_processes", "config_file", CONFIG, *SEVERAL} & stage.values.keys()
+    several = {"config_file", CONFIG, *SEVERAL} & stage.values.keys() or stage.values.get("num_processes", 1) != 1
     return stage.command.training and stage.values.get("use_cpu") is True and not several
 
 

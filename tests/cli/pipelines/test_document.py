@@ -193,6 +193,7 @@ def test_a_fault_of_the_last_stage_stops_the_first(write_pipeline, run):
     ("run", "args", "is_alone"),
     [
         ("trl sft", {"use_cpu": True}, True),
+        ("trl sft", {"use_cpu": True, "num_processes": 1}, True),
         ("trl sft", {"use_cpu": True, "num_processes": 2}, False),
         ("trl sft", {"use_cpu": True, "accelerate_config": "zero2"}, False),
         ("trl sft", {"use_cpu": True, "config_file": "mine.yaml"}, False),
