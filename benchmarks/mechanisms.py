@@ -1,16 +1,14 @@
 """The studies of `opd-trl reproduce` as they stand in the documentation.
 
-    opd-trl reproduce mechanisms                                runs the first; sorting and larger are the others
-    python benchmarks/mechanisms.py --keep mechanisms runs/mechanisms    its lines into benchmarks/results/
-    python benchmarks/mechanisms.py --table                     Markdown, from the lines
-    python benchmarks/mechanisms.py --write docs/evidence.md    the same, between the marks of that page
-    python benchmarks/mechanisms.py --plot docs/images          a picture of each claim, and of the trials
-
-`results/mechanisms_first.jsonl` holds the first study, all arms at 4e-3: its tables stand in for claims of which no
-arm has been run at its own rate yet.
+opd-trl reproduce mechanisms                                one of them; teachers, sorting, larger: the others
+python benchmarks/mechanisms.py --keep mechanisms runs/mechanisms    its lines into benchmarks/results/
+python benchmarks/mechanisms.py --table                     Markdown, from the lines
+python benchmarks/mechanisms.py --write docs/evidence.md    the same, between the marks of that page
+python benchmarks/mechanisms.py --plot docs/images          a picture of each claim, and of the trials
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from lines import FOLDER, Line, read_lines, write_between_marks
@@ -19,7 +17,7 @@ from opd_trl.data.files import write_jsonl
 from opd_trl.reproduce import study
 from opd_trl.reproduce.confusion import Results, Run, looked_at
 from opd_trl.reproduce.pictures import draw_claim, draw_trials
-from opd_trl.reproduce.settings import Settings, read_settings
+from opd_trl.reproduce.settings import Claim, Settings, read_settings
 from opd_trl.reproduce.tables import (
     checks_text,
     claim_text,
@@ -38,9 +36,13 @@ from opd_trl.scripts.recipe_files import find_recipe
 
 
 SEEDS = 5
-MAIN, FRESH = "mechanisms", ("sorting", "larger")
+MAIN = "mechanisms"
+#: Nothing of the forecast was chosen on these.
+FRESH = ("teachers", "sorting", "larger")
+STUDIES = (MAIN, *FRESH)
+#: Studies of forms of the loss -> task and size; studies of claims -> what they are about.
 TITLES = {MAIN: "sums, 0.45M", "sorting": "sorting, 0.45M", "larger": "sums, 2.1M"}
-FIRST = FOLDER / "mechanisms_first.jsonl"
+CLAIMED = {MAIN: "forms of the loss", "teachers": "teachers and contexts"}
 
 
 def settings_of(name: str) -> Settings:
@@ -67,30 +69,39 @@ def keep(name: str, home: Path) -> None:
     write_jsonl(results_of(name), found)
 
 
-def text(studies: dict[str, list[Line]], first: list[Line]) -> str:
+def text(studies: dict[str, list[Line]]) -> str:
     """All of it, as it stands on the page."""
-    settings, lines = settings_of(MAIN), studies[MAIN]
-    results, old = Results.of(lines), Results.of(first)
     parts = [losses_text(studies)]
-    for name, found in studies.items():
-        parts.append(rates_text(settings_of(name), found, title=f"Learning rates: {TITLES[name]}"))
-    parts.append(checks_text(settings, lines))
-    for claim in settings.claims.values():
-        is_new = any(name in results.arms for name in claim.arms)
-        table = claim_text(settings, claim, results if is_new else old)
-        note = "" if is_new else "\n*From the first study: every arm at 4e-3.*\n"
-        parts.append(f"{table}{note}\n![{claim.title}](images/evidence_{claim.name}.png)\n")
-    fresh = [run for name in FRESH for run in runs_of(name, studies)]
-    seen = runs_of(MAIN, studies)
+    for name, title in (TITLES | {"teachers": CLAIMED["teachers"]}).items():
+        parts.append(rates_text(settings_of(name), studies[name], title=f"Learning rates: {title}"))
+    for name, title in CLAIMED.items():
+        parts.append(checks_text(settings_of(name), studies[name], title=f"What held: {title}"))
+    for name, claim in claims(studies):
+        table = claim_text(settings_of(name), claim, Results.of(studies[name]))
+        parts.append(f"{table}\n![{claim.title}](images/evidence_{claim.name}.png)\n")
     parts += [
-        trial_text(settings, fresh, title="What the trial had said: runs that nothing was chosen on"),
+        trial_text(
+            settings_of(MAIN), fresh(studies), title="What the trial had said: runs that nothing was chosen on"
+        ),
         "![What the trial had said](images/evidence_trials.png)\n",
-        trial_text(settings, seen, title="The same on the first task, where the rule was chosen"),
-        static_text(settings, results),
-        monitor_text(settings, results),
+        trial_text(
+            settings_of(MAIN), runs_of(MAIN, studies), title="The same on the first task, where the rule was chosen"
+        ),
+        static_text(settings_of(MAIN), Results.of(studies[MAIN])),
+        monitor_text(settings_of(MAIN), Results.of(studies[MAIN])),
         conditions_text([line for found in studies.values() for line in found]),
     ]
     return "\n".join(part for part in parts if part).strip()
+
+
+def claims(studies: dict[str, list[Line]]) -> list[tuple[str, Claim]]:
+    """The claims of which an arm has run, each with the study that it belongs to."""
+    return [
+        (name, claim)
+        for name in CLAIMED
+        for claim in settings_of(name).claims.values()
+        if set(claim.arms) & set(Results.of(studies[name]).arms)
+    ]
 
 
 def runs_of(name: str, studies: dict[str, list[Line]]) -> list[Run]:
@@ -98,12 +109,17 @@ def runs_of(name: str, studies: dict[str, list[Line]]) -> list[Run]:
     return looked_at(settings_of(name), Results.of(studies[name]))
 
 
+def fresh(studies: dict[str, list[Line]]) -> list[Run]:
+    """The runs that a trial had looked at, of studies on which nothing of its rule was chosen."""
+    return [run for name in FRESH for run in runs_of(name, studies)]
+
+
 def losses_text(studies: dict[str, list[Line]]) -> str:
     """Every form of the loss at its own best rate, study by study: the one table."""
     rows: dict[str, dict[str, str]] = {}
     notes = []
-    for name, lines in studies.items():
-        settings, results = settings_of(name), Results.of(lines)
+    for name in TITLES:
+        settings, results = settings_of(name), Results.of(studies[name])
         arms = [arm for arm in settings.arms.values() if arm.student == "weak" and results.runs(arm)]
         for arm in arms:
             row = rows.setdefault(arm.name, {"": arm.label})
@@ -117,14 +133,13 @@ def losses_text(studies: dict[str, list[Line]]) -> str:
     return f"### Every form of the loss at its own best rate\n\n{told}{'; '.join(notes)}.\n\n{markdown(rows.values())}"
 
 
-def plot(studies: dict[str, list[Line]], first: list[Line], folder: Path) -> None:
+def plot(studies: dict[str, list[Line]], folder: Path) -> None:
     """A picture of each claim, and one of the trials."""
-    settings, lines = settings_of(MAIN), studies[MAIN]
-    there = Results.of(lines).arms
-    for name, claim in settings.claims.items():
-        draw_claim(settings, lines if set(there) & set(claim.arms) else first, name, folder / f"evidence_{name}.png")
-    runs = [run for name in FRESH for run in runs_of(name, studies)]
-    draw_trials(settings, runs, folder / "evidence_trials.png")
+    for name, claim in claims(studies):
+        draw_claim(settings_of(name), studies[name], claim.name, folder / f"evidence_{claim.name}.png")
+    arms = {name: arm for study in STUDIES for name, arm in settings_of(study).arms.items()}
+    everything = dataclasses.replace(settings_of(MAIN), arms=arms)
+    draw_trials(everything, fresh(studies), folder / "evidence_trials.png")
 
 
 def main() -> None:
@@ -139,13 +154,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.keep:
         keep(args.keep[0], Path(args.keep[1]))
-    studies, first = {name: read_lines(results_of(name)) for name in (MAIN, *FRESH)}, read_lines(FIRST)
+    studies = {name: read_lines(results_of(name)) for name in STUDIES}
     if args.table:
-        print(text(studies, first))
+        print(text(studies))
     if args.write:
-        write_between_marks(args.write, text(studies, first), "mechanisms")
+        write_between_marks(args.write, text(studies), "mechanisms")
     if args.plot:
-        plot(studies, first, args.plot)
+        plot(studies, args.plot)
 
 
 if __name__ == "__main__":

@@ -49,12 +49,12 @@ def main(argv: list[str]) -> int:
 
 
 def print_table() -> None:
-    """Print a line for each method: its name, command, source and title."""
-    table = Table("method", "command", "source", "what it is", box=None, pad_edge=False)
+    """Print a line for each method: its name, command and title; its source would make it too wide."""
+    table = Table("method", "command", "what it is", box=None, pad_edge=False)
     for name, method in METHODS.items():
-        table.add_row(name, " or ".join(method.commands), method.source, method.title)
+        table.add_row(name, " or ".join(method.commands), method.title)
     plain_console().print(table)
-    print("\nFields and differences of one: opd-trl methods NAME   Recipes: opd-trl recipes show methods/NAME")
+    print("\nSource, fields and differences of one: opd-trl methods NAME\nRecipes: opd-trl recipes show methods/NAME")
 
 
 def as_text(name: str, method) -> str:

@@ -25,10 +25,11 @@ Distillation" (arXiv 2605.11182) to the test: the biased TopK gradient, the drop
 contexts, the mismatch of distributions, modes that are not covered, and controls. No network, no GPU.
 
 Every arm starts from the same checkpoints per seed, sees as many prompts, and is measured on problems that nothing
-trained on. It is run at four learning rates on two seeds, and reported at its best one on other seeds. A trial, the
+trained on. It is run at four learning rates on seeds of their own and reported at its best one on others. A trial, the
 first steps of each run, says whether it works or harms; a table at the end says how often that was right.
 
-  mechanisms    all claims, on sums (recipe: reproduce/mechanisms)
+  mechanisms    forms of the loss (recipe: reproduce/mechanisms)
+  teachers      who teaches: the student with a context, teachers near and far, modes that the student lacks
   sorting       forms of the loss on another task
   larger        forms of the loss on a larger model
 
@@ -38,7 +39,7 @@ Results go to OUTPUT as they come: results.jsonl, report.md, a picture per claim
 EXAMPLES = """
 examples
   opd-trl reproduce mechanisms --quick                   one seed, the main arms, a few minutes on 2 cores
-  opd-trl reproduce mechanisms                           every arm, four rates, then five seeds: 4 to 12 hours, 2 cores
+  opd-trl reproduce mechanisms                           every arm, four rates, then five seeds: 2 to 6 hours, 2 cores
   opd-trl reproduce mechanisms --only biased_topk        one claim; names of arms do as well
   opd-trl reproduce mechanisms --only full --rate 1e-3   at one learning rate; results are kept apart
   opd-trl reproduce mechanisms --table                   tables and pictures of what there is, nothing is run
@@ -46,7 +47,7 @@ examples
 """
 MAIN, RECIPE = "mechanisms", "reproduce/mechanisms"
 #: The others are sections of the recipe.
-STUDIES = (MAIN, "sorting", "larger")
+STUDIES = (MAIN, "teachers", "sorting", "larger")
 QUICK_SEEDS, SEEDS, MAX_SEEDS = 1, 5, 10
 
 

@@ -15,6 +15,8 @@ Line = dict[str, Any]
 HELPED, HURT, SAME = "helped", "hurt", "no difference"
 CAME_TO = (HELPED, SAME, HURT)
 WORDS = ("works", "unclear", "harms")
+#: The outcome that the judge of a trial sees.
+JUDGED = "accuracy"
 #: Outcome of an arm -> where its results count the samples of each problem that reached it, a digit each.
 COUNTS = {"accuracy": "right", "marked": "marks"}
 
@@ -87,9 +89,12 @@ class Results:
         found = ((seed, self.verdict(arm, seed, result)) for seed, result in self.runs(arm).items())
         return {seed: word for seed, word in found if word is not None}
 
-    def verdict(self, arm: Arm, seed: int, result: Line) -> str | None:
-        """Did a run help, hurt, or make no difference beyond the interval over problems? None: it has no score."""
-        counts = COUNTS.get(arm.outcome, "")
+    def verdict(self, arm: Arm, seed: int, result: Line, outcome: str | None = None) -> str | None:
+        """Did a run help, hurt, or make no difference beyond the interval over problems? None: it has no score.
+
+        `outcome`: which figure decides, by default that of the arm.
+        """
+        counts = COUNTS.get(outcome or arm.outcome, "")
         before, after = self.start(arm, seed).get(counts), result["after"].get(counts)
         return None if before is None or after is None else difference(before, after)
 
@@ -128,15 +133,18 @@ class Run:
 
 
 def looked_at(settings: Settings, results: Results) -> list[Run]:
-    """Every run that a trial had looked at, those on which rates were chosen as well."""
+    """Every run that a trial had looked at, those on which rates were chosen as well.
+
+    What they came to is their right answers, which is what the trial's judge counts, whatever the arm is about.
+    """
     runs = [(name, by_seed) for (name, _), by_seed in sorted(results.tried.items())] + list(results.arms.items())
     found = []
     for name, by_seed in runs:
         arm = settings.arms.get(name)
         for seed, result in sorted(by_seed.items()) if arm is not None else ():
-            word = results.verdict(arm, seed, result)
+            word = results.verdict(arm, seed, result, JUDGED)
             if word is not None and "foretold" in result:
-                change = result["after"][arm.outcome] - results.start(arm, seed)[arm.outcome]
+                change = result["after"][JUDGED] - results.start(arm, seed)[JUDGED]
                 told = result["foretold"]
                 found.append(Run(name, told["words"], by_divergence(told), word, change))
     return found

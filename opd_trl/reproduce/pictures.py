@@ -57,7 +57,7 @@ def draw_claim(settings: Settings, lines: Sequence[Line], name: str, path: Path)
     above, below = figure.subfigures(2, 1, height_ratios=(height, 3.2)) if problems else (None, figure)
     if problems:
         draw_outcomes(above.subplots(), problems, results)
-    axes = list(below.subplots(1, panels, squeeze=False)[0])
+    axes = list(below.subplots(1, panels, squeeze=False)[0]) if panels else []  # SFT has no curves
     for log_name in figures:
         draw_curves(axes.pop(0), problems, results, log_name)
     if picks:

@@ -37,7 +37,7 @@ def report(settings: Settings, lines: Sequence[Line]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def checks_text(settings: Settings, lines: Sequence[Line]) -> str:
+def checks_text(settings: Settings, lines: Sequence[Line], *, title: str = "What held") -> str:
     """What every claim wants to see, and whether it was seen."""
     rows = [
         {
@@ -56,7 +56,7 @@ def checks_text(settings: Settings, lines: Sequence[Line]) -> str:
         f"{held} of {len(rows)} comparisons held. Differences are paired by seed; *held*: the 95 % interval over "
         "seeds is above zero; *the other way*: below it; *not shown*: zero is inside.\n"
     )
-    return f"### What held\n\n{note}\n{markdown(rows)}"
+    return f"### {title}\n\n{note}\n{markdown(rows)}"
 
 
 def side_text(settings: Settings, side: str) -> str:

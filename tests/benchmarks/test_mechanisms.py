@@ -1,6 +1,5 @@
 """The studies in the documentation: the page shows the lines that are kept here."""
 
-import json
 from collections import defaultdict
 
 import mechanisms
@@ -15,10 +14,10 @@ from .lines import written
 
 @pytest.fixture(scope="module")
 def studies():
-    return {name: mechanisms.read_lines(mechanisms.results_of(name)) for name in (mechanisms.MAIN, *mechanisms.FRESH)}
+    return {name: mechanisms.read_lines(mechanisms.results_of(name)) for name in mechanisms.STUDIES}
 
 
-@pytest.mark.parametrize("name", [mechanisms.MAIN, *mechanisms.FRESH])
+@pytest.mark.parametrize("name", mechanisms.STUDIES)
 def test_every_line_is_of_the_recipe_and_its_arms_have_the_same_seeds(studies, name):
     settings, lines = mechanisms.settings_of(name), studies[name]
     jobs = all_jobs(settings, range(mechanisms.SEEDS), list(settings.arms), lines)
@@ -33,14 +32,13 @@ def test_every_line_is_of_the_recipe_and_its_arms_have_the_same_seeds(studies, n
 
 
 def test_the_page_shows_the_lines_that_are_kept_here(studies):
-    assert written("evidence.md", "mechanisms") == mechanisms.text(studies, mechanisms.read_lines(mechanisms.FIRST)), (
+    assert written("evidence.md", "mechanisms") == mechanisms.text(studies), (
         "python benchmarks/mechanisms.py --write docs/evidence.md --plot docs/images"
     )
 
 
 def test_the_command_prints_how_often_its_word_was_right_on_runs_that_nothing_was_chosen_on(studies):
-    runs = [run for name in mechanisms.FRESH for run in mechanisms.runs_of(name, studies)]
-    counts = Score.of(runs, "20").counts
+    counts = Score.of(mechanisms.fresh(studies), "20").counts
     for word, (better, total) in ENDED_BETTER.items():
         assert (counts[word, HELPED], sum(counts[word, x] for x in CAME_TO)) == (better, total)
 
@@ -48,9 +46,3 @@ def test_the_command_prints_how_often_its_word_was_right_on_runs_that_nothing_wa
 def test_a_study_that_has_not_run_is_not_kept(tmp_path):
     with pytest.raises(SystemExit, match=r"holds no run of this study\. Run opd-trl reproduce sorting"):
         mechanisms.keep("sorting", tmp_path)
-
-
-def test_the_first_study_had_one_rate_for_all_arms():
-    lines = [json.loads(text) for text in mechanisms.FIRST.read_text(encoding="utf-8").splitlines()]
-    assert {line["kind"] for line in lines} == {"model", "reference", "forecast", "arm"}
-    assert not any("@" in line["name"] for line in lines)

@@ -169,7 +169,7 @@ def test_results_of_other_settings_are_not_mixed_in(study, tmp_path):
 
 
 def test_jobs_are_every_model_reference_and_arm_once_per_seed():
-    settings = at_rate(read_settings(find_recipe("reproduce/mechanisms")), 1e-3)
+    settings = at_rate(read_settings(find_recipe("reproduce/mechanisms"), section="teachers"), 1e-3)
     jobs = all_jobs(settings, range(2), ["other_teacher_after_sft", "other_teacher"])
     assert [job.name for job in jobs if job.kind == "model" and job.seed == 1] == ["own", "other", "stabilized"]
     assert len({job.key for job in jobs}) == len(jobs)
