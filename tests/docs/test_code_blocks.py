@@ -79,3 +79,15 @@ def test_the_trainers_of_a_python_block_take_its_arguments(block):
 @pytest.mark.parametrize("block", YAML, ids=str)
 def test_a_yaml_block_parses(block):
     assert isinstance(yaml.safe_load(block.code), dict)
+
+
+@pytest.mark.parametrize("block", [block for block in YAML if block.page.name == "cheat-sheet.md"], ids=str)
+def test_a_recipe_of_the_cheat_sheet_is_read_strictly(block, tmp_path):
+    from opd_trl.scripts import opd, opsd
+
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(block.code, encoding="utf-8")
+    command = opsd if "privileged_context" in block.code else opd
+    argv = ["--config", str(recipe), "--output_dir", str(tmp_path / "out"), "--use_vllm", "false"]
+    _, training_args, *_ = command.make_parser().parse_args_and_config([*argv, "--use_cpu", "true", "--bf16", "false"])
+    assert training_args.max_steps == yaml.safe_load(block.code)["max_steps"]
