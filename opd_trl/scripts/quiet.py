@@ -9,10 +9,12 @@ from contextlib import contextmanager
 def quiet_start() -> None:
     """Leave out, for the rest of this process, what libraries say at every start and no user can act on.
 
-    Names of transformers that TRL still uses, accelerate's list of its own defaults, and DeepSpeed on a CPU.
+    Names of transformers that TRL still uses, accelerate's list of its own defaults, DeepSpeed on a CPU, and the faster
+    4-bit kernel for CPUs that bitsandbytes would download.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     logging.getLogger("DeepSpeed").addFilter(says_more)
 
 
