@@ -19,7 +19,7 @@ DESCRIPTION = """\
 Ask a trained model, beside the one that it was trained from, on the same questions.
 
   before   the model before training: without the adapter, or the student that the run log names
-  after    the trained model
+  after    the trained model; "model" where it was not trained here
   teacher  with --teacher: the teacher of the run. In self-distillation that is the model before training, reading the
            privileged context of the run, or that of --context
 
@@ -35,7 +35,7 @@ conversation goes on from its own answers. Answers are greedy, so that what diff
 
 Exit status: 0 done, 2 bad input.
 """
-STYLES = {"before": "yellow", "after": "bold green", "teacher": "cyan"}
+STYLES = {"before": "yellow", "after": "bold green", "model": "bold green", "teacher": "cyan"}
 # Columns that are narrower cannot be read: then one answer stands below the other.
 NARROWEST = 30
 

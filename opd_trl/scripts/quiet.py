@@ -9,8 +9,8 @@ from contextlib import contextmanager
 def quiet_start() -> None:
     """Leave out, for the rest of this process, what libraries say at every start and no user can act on.
 
-    Names of transformers that TRL still uses, accelerate's list of its own defaults, DeepSpeed on a CPU, and the faster
-    4-bit kernel for CPUs that bitsandbytes would download.
+    Names of transformers that TRL still uses, accelerate's list of its own defaults, DeepSpeed on a CPU, and a kernel
+    for CPUs that bitsandbytes would download.
     """
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.getLogger("accelerate.commands.launch").setLevel(logging.ERROR)

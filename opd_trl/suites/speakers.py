@@ -26,7 +26,7 @@ class Speaker:
     """A model and its own side of a conversation.
 
     Attributes:
-        name: `before`, `after` or `teacher`.
+        name: `before`, `after` or `teacher`; `model` where nobody has trained it here.
         engine: the model.
         sampling: how it answers.
         without_adapter: speaks the model under the adapter?
@@ -106,7 +106,9 @@ def load_speakers(args: argparse.Namespace) -> list[Speaker]:
     if not args.only and (before or is_adapter(args.model)):
         base = load(before, args.dtype) if before else after
         speakers = [Speaker("before", base, sampling, without_adapter=not before, **options)]
-    speakers.append(Speaker("after", after, sampling, **options))
+    speakers.append(
+        Speaker("after" if run or before or is_adapter(args.model) else "model", after, sampling, **options)
+    )
     if other:
         speakers.append(Speaker("teacher", load(other, args.dtype), sampling, view=view, **options))
     elif wants_teacher:

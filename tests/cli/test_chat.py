@@ -168,6 +168,9 @@ def test_a_separate_teacher_speaks_for_itself(chat, student_path, teacher_path):
     ids = model.generate(**batch, max_new_tokens=LENGTH, do_sample=False)[0, batch["input_ids"].size(1) :]
     assert status == 0
     assert f"teacher  {tokenizer.decode(ids, skip_special_tokens=True)}" in "\n".join(lines)
+    # Nobody has trained this one, so its answer is no "after".
+    assert any(line.startswith("model ") for line in lines)
+    assert not any(line.startswith("after") for line in lines)
 
 
 def test_a_whole_model_is_compared_with_the_one_that_its_run_began_from(chat, student_path, tmp_path):
