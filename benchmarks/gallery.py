@@ -73,6 +73,14 @@ def of_rule(home: Path, rule: str) -> Line:
     }
 
 
+def rules_of(home: Path) -> list[str]:
+    """The rules of which a student was trained there; ValueError: none."""
+    trained = {line["rule"] for line in read_lines(home / "lines.jsonl") if line["objective"] == OBJECTIVE}
+    if not trained:
+        raise ValueError(f"{home}/lines.jsonl has no cell of {OBJECTIVE}. Run benchmarks/internalise.py.")
+    return [name for name in TASKS if name in trained]
+
+
 def of_words(home: Path, name: str) -> Line:
     """What evaluations of the pipeline left: of the SFT student, the teacher, and the student after OPD from it."""
     folders = {"before": "eval_sft", "teacher": {"opd": "eval_teacher", "opd_other": "eval_other"}[name]}
@@ -140,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         lines = [of_demo(args.demo)] if args.demo else []
-        lines += [of_rule(args.rules, rule) for rule in ("json", "bullets")] if args.rules else []
+        lines += [of_rule(args.rules, rule) for rule in rules_of(args.rules)] if args.rules else []
         lines += [of_words(args.words, name) for name in ("opd", "opd_other")] if args.words else []
         made = conditions()
         where = {"machine": made["machine"], "date": made["date"][:10]}

@@ -62,6 +62,7 @@ def test_a_task_shows_its_first_questions_and_the_share_of_all(tmp_path):
         "after": "forward_kl 0",
     }
     assert (line["share"]["after"], line["questions"], line["minutes"]) == (0.75, 4, 2.0)
+    assert gallery.rules_of(tmp_path / "rules") == ["json"]
 
 
 def test_problems_are_those_that_were_evaluated_and_answers_belong_to_them(tmp_path):
@@ -83,6 +84,8 @@ def test_the_page_quotes_every_answer_in_one_cell(tmp_path):
 def test_what_is_missing_is_named(tmp_path, capsys):
     assert gallery.main(["--demo", str(tmp_path)]) == 2
     assert "result.json" in capsys.readouterr().err
+    assert gallery.main(["--rules", str(tmp_path)]) == 2
+    assert "has no cell of forward_kl. Run benchmarks/internalise.py" in capsys.readouterr().err
 
 
 def test_the_page_shows_the_answers_that_are_kept_here():
