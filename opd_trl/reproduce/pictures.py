@@ -104,6 +104,7 @@ def draw_picks(axes: Any, arms: Sequence[Arm], results: Results) -> None:
         for place, arm in enumerate(arms):
             draw_curves(axes, [arm], results, "support/student_mass")
             axes.lines[-1].set_color(colour(place))
+            axes.collections[-1].set_color(colour(place))
         resting = np.mean(list(results.after(arms[0], "stationary_mass").values()))
         axes.axhline(resting, color="black", linestyle=":", label="q(S) / e")
         axes.set_title("mass on S", fontsize=9)
@@ -124,7 +125,8 @@ def draw_trials(settings: Settings, runs: Sequence[Run], path: Path) -> Path:
     arms = [arm for arm in settings.arms.values() if any(run.arm == arm.name for run in runs)]
     places = {arm.name: place for place, arm in enumerate(arms)}
     steps = str(max(settings.trial["steps"]))
-    figure = new_figure(9, max(3.0, 0.3 * len(arms) + 1.6))
+    height = max(3.0, 0.3 * len(arms) + 1.6)
+    figure = new_figure(9, height)
     axes = figure.subplots()
     for word, shade in SHADES.items():
         found = [run for run in runs if run.words[steps] == word]
@@ -135,6 +137,6 @@ def draw_trials(settings: Settings, runs: Sequence[Run], path: Path) -> Path:
     axes.set_ylim(len(arms) - 0.5, -0.5)
     axes.set_title(f"What the trial of {steps} steps had said, and what the run came to", fontsize=10)
     axes.set_xlabel("right on held-out problems, after less before", fontsize=8)
-    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=3, frameon=False)
+    axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, -0.9 / (height - 0.8)), ncols=3, frameon=False)
     axes.grid(axis="x", alpha=0.3)
     return saved(figure, path, dpi=110)
