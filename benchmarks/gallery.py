@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from statistics import fmean
 
-from internalise import cell_of, folder_of
+from internalise import Cell, cell_of, folder_of
 from internalise_rules import QUESTIONS, read_prompts
 from lines import FOLDER, Line, Results, conditions_of, read_lines, write_between_marks
 
@@ -29,6 +29,8 @@ KEPT = FOLDER / "gallery.jsonl"
 SHOWN = 3
 WHO = ("before", "teacher", "after")
 OBJECTIVE = "forward_kl"
+RULES = ("json", "bullets")  # the persona is the demo's
+WORDS = ("opd", "opd_other")
 READER = "the same model, reading the rule and four worked examples"
 #: Task -> its heading, the teacher, and what is counted.
 TASKS = {
@@ -54,10 +56,18 @@ def of_demo(home: Path) -> Line:
     }
 
 
-def of_rule(home: Path, rule: str) -> Line:
-    """What cells of `internalise.py` left: the student before, the teacher, and the student trained with seed 0."""
-    cells = dict(zip(WHO, [(rule, name, 0) for name in ("before", "teacher", OBJECTIVE)], strict=True))
+def of_rules(home: Path) -> list[Line]:
+    """What cells of `internalise.py` left, of each rule of which a student was trained; ValueError: of none."""
     lines = {cell_of(line): line for line in read_lines(home / "lines.jsonl")}
+    trained = [rule for rule in RULES if (rule, OBJECTIVE, 0) in lines]
+    if not trained:
+        raise ValueError(f"{home}/lines.jsonl has no cell of {OBJECTIVE}. Run benchmarks/internalise.py.")
+    return [of_rule(home, rule, lines) for rule in trained]
+
+
+def of_rule(home: Path, rule: str, lines: dict[Cell, Line]) -> Line:
+    """The student before, the teacher, and the student trained with seed 0."""
+    cells = dict(zip(WHO, [(rule, name, 0) for name in ("before", "teacher", OBJECTIVE)], strict=True))
     texts = {
         who: json.loads((folder_of(home, cell) / "answers.json").read_text(encoding="utf-8"))["greedy"]
         for who, cell in cells.items()
@@ -71,14 +81,6 @@ def of_rule(home: Path, rule: str) -> Line:
         "minutes": lines[cells["after"]]["train_seconds"] / 60,
         "command": f"python benchmarks/internalise.py --rule {rule} --objective {OBJECTIVE} --seed 0",
     }
-
-
-def rules_of(home: Path) -> list[str]:
-    """The rules of which a student was trained there; ValueError: none."""
-    trained = {line["rule"] for line in read_lines(home / "lines.jsonl") if line["objective"] == OBJECTIVE}
-    if not trained:
-        raise ValueError(f"{home}/lines.jsonl has no cell of {OBJECTIVE}. Run benchmarks/internalise.py.")
-    return [name for name in TASKS if name in trained]
 
 
 def of_words(home: Path, name: str) -> Line:
@@ -148,8 +150,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         lines = [of_demo(args.demo)] if args.demo else []
-        lines += [of_rule(args.rules, rule) for rule in rules_of(args.rules)] if args.rules else []
-        lines += [of_words(args.words, name) for name in ("opd", "opd_other")] if args.words else []
+        lines += of_rules(args.rules) if args.rules else []
+        lines += [of_words(args.words, name) for name in WORDS] if args.words else []
         made = conditions()
         where = {"machine": made["machine"], "date": made["date"][:10]}
         results = Results(KEPT, where=where, fields=("task",))

@@ -1,10 +1,12 @@
 """The studies of `opd-trl reproduce` as they stand in the documentation.
 
-opd-trl reproduce mechanisms                                one of them; teachers, sorting, larger: the others
-python benchmarks/mechanisms.py --keep mechanisms runs/mechanisms    its lines into benchmarks/results/
-python benchmarks/mechanisms.py --table                     Markdown, from the lines
-python benchmarks/mechanisms.py --write docs/evidence.md    the same, between the marks of that page
-python benchmarks/mechanisms.py --plot docs/images          a picture of each claim, and of the trials
+    opd-trl reproduce mechanisms                                one of them; teachers, sorting, larger: the others
+    python benchmarks/mechanisms.py --keep mechanisms runs/mechanisms    its lines into benchmarks/results/
+    python benchmarks/mechanisms.py --table                     Markdown, from the lines
+    python benchmarks/mechanisms.py --write docs/evidence.md    the same, between the marks of that page
+    python benchmarks/mechanisms.py --plot docs/images          a picture of each claim, and of the trials
+
+The lines of a study that are kept are in results/STUDY.jsonl.
 """
 
 import argparse

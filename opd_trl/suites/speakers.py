@@ -85,9 +85,9 @@ def load_speakers(args: argparse.Namespace) -> list[Speaker]:
         ValueError: a model or a context that is not there or cannot be read; no context to show a teacher with.
     """
     check("the model", args.model)
-    run = run_of(Path(args.model).expanduser())
+    run, adapter = run_of(Path(args.model).expanduser()), is_adapter(args.model)
     config = run.get("config", {})
-    before = None if args.only else args.before or (None if is_adapter(args.model) else run.get("student"))
+    before = None if args.only else args.before or (None if adapter else run.get("student"))
     if before and not args.before and before.startswith("/") and not Path(before).is_dir():
         raise ValueError(f"the run began from {before}, which is not there any more. Give --before MODEL, or --only.")
     wants_teacher = args.teacher or args.context
@@ -103,12 +103,10 @@ def load_speakers(args: argparse.Namespace) -> list[Speaker]:
     sampling = Sampling(args.temperature, 1.0, 0, args.max_new_tokens)
     options = {"template_kwargs": config.get("chat_template_kwargs") or {}, "messages": system}
     speakers = []
-    if not args.only and (before or is_adapter(args.model)):
+    if not args.only and (before or adapter):
         base = load(before, args.dtype) if before else after
         speakers = [Speaker("before", base, sampling, without_adapter=not before, **options)]
-    speakers.append(
-        Speaker("after" if run or before or is_adapter(args.model) else "model", after, sampling, **options)
-    )
+    speakers.append(Speaker("after" if run or before or adapter else "model", after, sampling, **options))
     if other:
         speakers.append(Speaker("teacher", load(other, args.dtype), sampling, view=view, **options))
     elif wants_teacher:
