@@ -54,8 +54,8 @@ def drawn_sections(names: Iterable[str]) -> list[tuple[Section, list[Drawn]]]:
     >>> [(section.title, [(d.chart.key, d.metrics) for d in charts])
     ...  for section, charts in drawn_sections(["loss", "rewards/format/mean", "mine"])]
     ... # doctest: +NORMALIZE_WHITESPACE
-    [('Loss and divergence', [('loss', {'loss': 'loss'})]),
-     ('Rewards and policy', [('reward', {'rewards/format/mean': 'format'})]),
+    [('Rewards and policy', [('reward', {'rewards/format/mean': 'format'})]),
+     ('Optimisation', [('loss', {'loss': 'loss'})]),
      ('Other metrics', [('other-mine', {'mine': 'mine'})])]
     """
     left = [name for name in sorted(names) if not any(fnmatchcase(name, pattern) for pattern in NO_CURVES)]

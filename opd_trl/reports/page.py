@@ -4,6 +4,7 @@ import argparse
 import base64
 import hashlib
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def write_report(args: argparse.Namespace, now: datetime | None = None) -> tuple
     twice = {str(run.folder) for run in runs if sum(other.folder == run.folder for other in runs) > 1}
     if twice:
         raise RunLogError(f"{', '.join(sorted(twice))} is given twice. Give each run once.")
-    output = args.output or (runs[0].folder if len(runs) == 1 else Path()) / PAGE
+    output = args.output or Path(os.path.commonpath([run.folder for run in runs])) / PAGE
     if output.is_dir():
         raise RunLogError(f"--output {output} is a folder. Name a file, such as {output / PAGE}.")
     found = figures(runs, now)

@@ -2,11 +2,12 @@
 
 import os
 from datetime import datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from .runs import OPEN, Run
-from .words import ago, duration
+from .words import ago, change, duration
 
 
 PHASES = {"time/generation": "generation", "time/teacher": "teacher", "time/student": "student"}
@@ -68,6 +69,7 @@ def run_figures(run: Run, name: str, now: datetime) -> dict[str, Any]:
         "state": run.state,
         "headline": headline(run, now),
         "verdict": verdict(run),
+        "changes": changes(run),
         "step": run.step,
         "seconds": round(run.seconds, 1),
         "seconds_since_last_line": None if run.state != OPEN else run.age(now),
@@ -123,6 +125,33 @@ def verdict(run: Run) -> str:
     return "no warnings"
 
 
+# The figures that tell how a run went: metric or pattern -> its name and unit in words.
+TOLD = {
+    "distillation/per_token_divergence": ("divergence", "nats per token"),
+    "held_out/divergence": ("divergence on held-out prompts", "nats per token"),
+    "rewards/*/mean": ("reward", ""),
+    "completions/mean_length": ("length", "tokens"),
+    "completions/clipped_ratio": ("cut at the limit", "%"),
+}
+
+
+def changes(run: Run) -> dict[str, dict[str, Any]]:
+    """How the run went: metric -> its mean over the `first` and the `last` log lines, and both `in_words`.
+
+    At both ends as many lines as the rules of the monitor look at, in a short run less. It holds the metrics of
+    `TOLD` that have two values or more.
+    """
+    found = {}
+    for pattern, (label, unit) in TOLD.items():
+        for metric in (name for name in run.series if fnmatchcase(name, pattern)):
+            values = run.series[metric].values
+            if count := min(JUDGED_FROM, len(values) // 2):
+                name = f"{label} {metric.split('/')[1]}" if "*" in pattern else label
+                first, last = float(values[:count].mean()), float(values[-count:].mean())
+                found[metric] = {"first": first, "last": last, "in_words": f"{name} {change(first, last, unit)}"}
+    return found
+
+
 NOTHING_LEARNED = "nothing learned"
 
 
@@ -147,11 +176,15 @@ def headline(run: Run, now: datetime) -> str:
 
 
 def run_names(folders: list[Path]) -> list[str]:
-    """Names that tell runs apart: the last part of each folder, or as much of its end as it takes.
+    """Names that tell runs apart: the last part of each folder, or as much of its end as it takes; of one run, two.
 
     >>> run_names([Path("/runs/a/opd"), Path("/runs/b/opd"), Path("/runs/c")])
     ['a/opd', 'b/opd', 'c']
+    >>> run_names([Path("/home/me/runs/demo/adapter")])
+    ['demo/adapter']
     """
+    if len(folders) == 1:
+        return [Path(*folders[0].parts[-2:]).as_posix()]
     names = [folder.name or str(folder) for folder in folders]
     for i, folder in enumerate(folders):
         twins = [other for other in folders if other.name == folder.name and other != folder]

@@ -52,6 +52,18 @@ def number(value: Any) -> str:
     )
 
 
+def change(first: float, last: float, unit: str) -> str:
+    """How a figure moved; a share in `%`.
+
+    >>> change(0.8512, 0.1534, "nats per token"), change(0.018, 0.9, "%"), change(21.3, 1700.2, "tokens")
+    ('0.851 -> 0.153 nats per token', '2 % -> 90 %', '21.3 -> 1,700 tokens')
+    """
+    if unit == "%":
+        return f"{first:.0%} -> {last:.0%}".replace("%", " %")
+    ends = (f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}" for value in (first, last))
+    return f"{' -> '.join(ends)} {unit}".rstrip()
+
+
 def setting(value: Any) -> str:
     """A value of the configuration as YAML would have it.
 

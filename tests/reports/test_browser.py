@@ -116,7 +116,9 @@ def test_hovering_shows_the_values_of_a_step_in_all_charts(show, tmp_path):
 
 def test_dragging_zooms_all_charts_and_the_button_goes_back(show, tmp_path):
     page = show(whole_run(tmp_path / "run"))
-    box = page.locator("#chart-divergence .plot").bounding_box()
+    chart = page.locator("#chart-divergence .plot")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
     before = page.locator("#chart-loss path.line").get_attribute("d")
     page.mouse.move(box["x"] + 100, box["y"] + 50)
     page.mouse.down()
@@ -184,7 +186,8 @@ def test_turning_to_another_step_shows_its_samples_and_hovering_a_token_its_figu
     rows = [sample(1, tokens=["first", "\n", "\u202eend"]), sample(20, tokens=["later"])]
     rows[0] |= {"divergence": [1.25, 0.01, None], "log_ratio": [-1.5, 0.1, None]}
     page = show(write_run(tmp_path / "run", lines=[log_line(1)], samples=rows))
-    assert page.locator(".completion").inner_text() == "later"
+    assert page.locator(".completion").all_inner_texts() == ["first⏎\n\\u202eend", "later"]
+    assert page.locator("#sample-cards h3").all_inner_texts() == ["step 1", "step 20"]
     page.locator("#sample-before").click()
     assert page.locator("#sample-step").inner_text() == "step 1 (1 of 2)"
     assert page.locator(".completion").inner_text() == "first⏎\n\\u202eend"

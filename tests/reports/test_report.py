@@ -27,7 +27,9 @@ def test_a_run_has_its_page_in_its_folder(tmp_path, report):
     folder = whole_run(tmp_path / "run", collapses=True)
     status, out, _ = report(folder)
     assert status == 0
-    assert out == f"run: finished at step 100; 2 warnings\nWrote {folder}/report.html\n"
+    lines = out.splitlines()
+    assert lines[0] == f"{folder.parent.name}/run: finished at step 100; 2 warnings"
+    assert lines[-1] == f"Wrote {folder}/report.html"
     page = (folder / "report.html").read_text()
     for text in (
         "Finished at step 100.",
@@ -52,7 +54,33 @@ def test_the_parts_come_in_the_order_that_a_worried_reader_wants(tmp_path, repor
     report(folder)
     page = (folder / "report.html").read_text()
     parts = re.findall(r'<section id="(\w+)"', page)
-    assert parts == ["warnings", "curves", "cost", "samples", "values", "configuration", "versions"]
+    assert parts == ["warnings", "samples", "curves", "cost", "values", "configuration", "versions"]
+
+
+def test_what_changed_stands_at_the_top_in_words(tmp_path, report):
+    figures = {"rewards/right/mean": 0.25, "completions/mean_length": 40.0, "completions/clipped_ratio": 0.5}
+    lines = [log_line(step, **{ZERO: 2.0 - step / 10}, **figures) for step in range(1, 13)]
+    folder = write_run(tmp_path / "run", lines=lines)
+    _, out, _ = report(folder, "--json", tmp_path / "figures.json")
+    assert out.splitlines()[1:-1] == [
+        "  divergence 1.7 -> 1 nats per token",  # means of steps 1 to 5 and 8 to 12
+        "  reward right 0.25 -> 0.25",
+        "  length 40 -> 40 tokens",
+        "  cut at the limit 50 % -> 50 %",
+    ]
+    assert "divergence 1.7 → 1 nats per token; reward right" in (folder / "report.html").read_text()
+    (run,) = json.loads((tmp_path / "figures.json").read_text())["runs"]
+    assert run["changes"][ZERO]["first"] == pytest.approx(1.7)
+    assert run["changes"][ZERO]["last"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("count", "ends"), [(1, None), (2, (1, 2)), (3, (1, 3)), (5, (1.5, 4.5))])
+def test_the_ends_of_a_short_run_do_not_overlap(tmp_path, report, count, ends):
+    folder = write_run(tmp_path / "run", lines=[log_line(i, **{ZERO: float(i)}) for i in range(1, count + 1)])
+    report(folder, "--json", tmp_path / "figures.json")
+    (run,) = json.loads((tmp_path / "figures.json").read_text())["runs"]
+    found = run["changes"].get(ZERO)
+    assert (found and (found["first"], found["last"])) == ends
 
 
 def test_the_page_asks_the_network_for_nothing(tmp_path, report):
@@ -71,7 +99,7 @@ def test_several_runs_share_the_charts_and_a_table_of_what_differs(tmp_path, rep
     whole_run(tmp_path / "b" / "opd", sessions=[changed])
     status, out, _ = report("a/opd", "b/opd", "--json", "figures.json")
     assert status == 0
-    assert out.splitlines()[:2] == [
+    assert [line for line in out.splitlines() if not line.startswith("  ")][:2] == [
         "a/opd: finished at step 100; 2 warnings",
         "b/opd: finished at step 100; no warnings",
     ]

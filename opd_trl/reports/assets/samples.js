@@ -100,16 +100,27 @@ function card(sample) {
 
 const visibleBlock = text => text.replace(HIDDEN, c => (c === '\t' ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`))
 
+// Where there are several runs a column for each; of one run its first step, and beside it the step that is looked at.
+function sampleColumns(step) {
+  if (several) return data.runs.map((run, r) => sampleColumn(run, step, `ink c${r % 8}`, `${run.name}, `))
+  const steps = samplesView.place ? [sampleSteps[0], step] : [step]
+  return steps.map(which => sampleColumn(data.runs[0], which, '', ''))
+}
+
+function sampleColumn(run, step, ink, name) {
+  const steps = [...new Set(run.samples.map(sample => sample.step))].sort((a, b) => a - b)
+  if (!steps.length) return make('div', {}, make('h3', {}, run.name), make('p', { class: 'note' }, 'No samples were logged.'))
+  const own = steps[nearest(steps, step)]
+  const cards = run.samples.filter(sample => sample.step === own).map(card)
+  return make('div', {}, make('h3', { class: ink }, `${name}step ${own.toLocaleString('en')}`), make('div', { class: 'cards' }, ...cards))
+}
+
 function drawSamples() {
   const step = sampleSteps[samplesView.place]
-  const columns = data.runs.map((run, r) => {
-    const steps = [...new Set(run.samples.map(sample => sample.step))].sort((a, b) => a - b)
-    if (!steps.length) return make('div', {}, make('h3', {}, run.name), make('p', { class: 'note' }, 'No samples were logged.'))
-    const own = steps[nearest(steps, step)]
-    const head = several ? [make('h3', { class: `ink c${r % 8}` }, `${run.name}, step ${own.toLocaleString('en')}`)] : []
-    return make('div', {}, ...head, make('div', { class: 'cards' }, ...run.samples.filter(sample => sample.step === own).map(card)))
-  })
-  document.getElementById('sample-cards').replaceChildren(...columns)
+  const columns = sampleColumns(step)
+  const cards = document.getElementById('sample-cards')
+  cards.classList.toggle('columns', columns.length > 1)
+  cards.replaceChildren(...columns)
   document.getElementById('sample-step').textContent = `step ${step.toLocaleString('en')} (${samplesView.place + 1} of ${sampleSteps.length})`
   const slider = document.getElementById('sample-slider')
   slider.value = samplesView.place
