@@ -4,7 +4,7 @@
     python benchmarks/internalise.py --model ... --rule json --seed 0    some of them
     python benchmarks/internalise.py --retention --model ...             plain text and short questions, per adapter
     python benchmarks/internalise.py --table                             Markdown, from the lines
-    python benchmarks/internalise.py --write docs/results.md             the same, between the marks of that page
+    python benchmarks/internalise.py --write docs/results-rules.md       the same, between the marks of that page
     python benchmarks/internalise.py --plot docs/images/internalise.png
 
 The student sees the bare question; the teacher is the same model, adapter off, reading a system message and four

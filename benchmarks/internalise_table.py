@@ -174,7 +174,7 @@ def never(rules: ByRule) -> str:
 
 
 def tables(lines: list[Line], kept: list[Line]) -> str:
-    """All of it, as it stands in docs/results.md."""
+    """All of it, as it stands in docs/results-rules.md."""
     rules = by_rule(lines)
     parts = [state(lines, kept), compliance(rules), never(rules)]
     if gaps := differences(rules):

@@ -2,7 +2,7 @@
 
     opd-trl pipeline --config math/pipeline_smollm2          # and with --set words.seed=1, 2, other folders
     python benchmarks/words.py runs/pipeline_smollm2 ...     # keep the figures in benchmarks/results/words.jsonl
-    python benchmarks/words.py --write docs/results.md       # the table, from what is kept
+    python benchmarks/words.py --write docs/results.md --plot docs/images/words.png      # table and picture
 
 A run's folder may hold `forecasts/STAGE.json`, which `opd-trl preflight --json` wrote before the stage was trained.
 """
@@ -17,6 +17,8 @@ from typing import Any
 from lines import FOLDER, Line, Results, conditions_of, read_lines, write_between_marks
 
 from opd_trl.data.files import read_jsonl
+from opd_trl.diagnostics.plots import COLOURS, new_figure
+from opd_trl.reproduce.comparisons import shown, t_interval
 from opd_trl.reproduce.tables import markdown
 
 
@@ -84,28 +86,61 @@ def interval(line: Line, name: str = "value", sign: str = "") -> str:
 
 
 def table(lines: Iterable[Line]) -> str:
-    """Right answers of each model by seed, how it works problems out, and what had been foretold."""
+    """Right answers of each model by seed, what training gained, how it answers, and what had been foretold."""
     lines = list(lines)
     rows = []
     for name, title in MODELS.items():
         found = sorted((line for line in lines if line["model"] == name), key=lambda line: line["seed"])
-        row = {"": title} | {f"seed {line['seed']}": interval(line) for line in found}
         if found:
-            row["against the SFT student"] = ", ".join(
-                f"{100 * line['against_sft']['difference']:+.0f} [{100 * line['against_sft']['low']:+.0f}, "
-                f"{100 * line['against_sft']['high']:+.0f}]"
-                for line in found
-                if line["against_sft"]
+            rows.append(
+                {"": title}
+                | {f"seed {line['seed']}": interval(line) for line in found}
+                | {
+                    "gain over the SFT student": gain(found),
+                    "writes": manner(found),
+                    "foretold": ", ".join(foretold(line["forecast"]) for line in found if line["forecast"]),
+                    "minutes": ", ".join(f"{line['minutes']:.0f}" for line in found),
+                }
             )
-            row["equations"] = ", ".join(f"{line['equations']:.0%}" for line in found)
-            row["sentences"] = ", ".join(f"{line['sentences']:.0%}" for line in found)
-            row["foretold"] = ", ".join(foretold(line["forecast"]) for line in found if line["forecast"])
-            row["minutes"] = ", ".join(f"{line['minutes']:.0f}" for line in found)
-            rows.append(row)
     whole = {line["seed"]: line["all_minutes"] for line in lines}
     minutes = ", ".join(f"{minutes:.0f} (seed {seed})" for seed, minutes in sorted(whole.items()))
     end = f"Minutes of a whole run: {minutes}. {conditions_of(lines, ('machine', 'date'))}"
     return f"{markdown(rows)}\n{end}"
+
+
+def gain(found: list[Line]) -> str:
+    """By how many points a model is better than its SFT student: mean over the seeds, t interval."""
+    gains = [100 * line["against_sft"]["difference"] for line in found if line["against_sft"]]
+    return shown(t_interval(gains), sign=True, digits=0) if gains else ""
+
+
+def manner(found: list[Line]) -> str:
+    """How a model works problems out, where it does: the share of its answers, mean over the seeds."""
+    shares = {name: sum(line[name] for line in found) / len(found) for name in ("equations", "sentences")}
+    return ", ".join(f"{name} in {share:.0%}" for name, share in shares.items() if share >= 0.005) or "bare answers"
+
+
+def draw(lines: list[Line], path: Path) -> None:
+    """Right answers of each model, a point with its interval for each seed."""
+    figure = new_figure(7.6, 3.4)
+    axes = figure.subplots()
+    seeds = sorted({line["seed"] for line in lines})
+    for line in lines:
+        colour = COLOURS[seeds.index(line["seed"])]
+        height = list(MODELS).index(line["model"]) + 0.22 * (seeds.index(line["seed"]) - (len(seeds) - 1) / 2)
+        axes.plot([100 * line["low"], 100 * line["high"]], [height, height], color=colour, linewidth=2, alpha=0.5)
+        axes.plot(100 * line["value"], height, "o", color=colour, markersize=5)
+    for seed, colour in zip(seeds, COLOURS, strict=False):
+        axes.plot([], [], "o", color=colour, label=f"seed {seed}")
+    axes.set_yticks(range(len(MODELS)), [title.replace("*", "") for title in MODELS.values()])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title("Word problems: SmolLM2-135M, held-out problems", fontsize=11)
+    axes.set_xlabel("right answers, %, with 95 % intervals over problems")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
 
 
 def foretold(forecast: dict[str, Any]) -> str:
@@ -119,12 +154,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", type=Path, metavar="RUN", help="output_dir of a pipeline")
     parser.add_argument("--write", type=Path, metavar="PAGE", help="page to write the table to")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="picture to draw")
     args = parser.parse_args(argv)
     try:
         results = Results(KEPT, fields=FIELDS)
         for line in (line for folder in args.runs for line in read_run(folder)):
             results.add(**line)
-        text = table(read_lines(KEPT, FIELDS))
+        lines = read_lines(KEPT, FIELDS)
+        text = table(lines)
+        if args.plot:
+            draw(lines, args.plot)
         if args.write:
             write_between_marks(args.write, text, "words")
     except ValueError as error:

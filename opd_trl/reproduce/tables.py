@@ -27,7 +27,7 @@ def report(settings: Settings, lines: Sequence[Line]) -> str:
     """What held, the rates, all claims with a table each, then what trial, pre-flight and monitor had said."""
     results = Results.of(lines)
     parts = [checks_text(settings, lines), rates_text(settings, lines)]
-    parts += [claim_text(settings, claim, results) for claim in settings.claims.values()]
+    parts += [claim_text(settings, claim, lines) for claim in settings.claims.values()]
     parts += [
         trial_text(settings, looked_at(settings, results)),
         static_text(settings, results),
@@ -65,14 +65,18 @@ def side_text(settings: Settings, side: str) -> str:
     return settings.arms[name].label + (f" ({TITLES.get(what, what)})" if what else "")
 
 
-def claim_text(settings: Settings, claim: Claim, results: Results) -> str:
-    """Heading, claim and tables; nothing where none of its arms has run."""
+def claim_text(settings: Settings, claim: Claim, lines: Sequence[Line]) -> str:
+    """Heading, claim, how many of its comparisons held, and tables; nothing where none of its arms has run."""
+    results = Results.of(lines)
     arms = [settings.arms[name] for name in claim.arms if results.arms.get(name)]
     if not arms:
         return ""
     problems, picks = ([arm for arm in arms if (arm.outcome == "pick") == pick] for pick in (False, True))
     tables = [markdown(problem_row(settings, claim, arm, results) for arm in problems), pick_table(picks, results)]
-    return f"### {claim.title}\n\n{claim.text}\n\n" + "\n".join(table for table in tables if table)
+    own = [check.verdict for check in checked(settings, lines) if check.claim == claim.name and check.difference]
+    seen = f" **Seen:** {own.count('held')} of {len(own)} comparisons held." if own else ""
+    text = f"**Claim:** {claim.text}{seen}"
+    return f"### {claim.title}\n\n{text}\n\n" + "\n".join(table for table in tables if table)
 
 
 def problem_row(settings: Settings, claim: Claim, arm: Arm, results: Results) -> dict[str, str]:

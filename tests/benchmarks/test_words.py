@@ -4,6 +4,7 @@ import json
 
 import pytest
 import words
+from matplotlib.image import imread
 
 
 def write_run(folder, seed, *, forecast=None):
@@ -39,8 +40,19 @@ def test_figures_of_all_seeds_stand_in_one_row_of_each_model(tmp_path):
     assert head.split(" | ")[1:3] == ["seed 0", "seed 1"]
     assert sft.split(" | ")[1:3] == ["25 % [15, 35]"] * 2
     assert opd.startswith("| **OPD from the GRPO teacher** | 75 % [65, 85] |")
-    assert "+50 [+40, +60], +50 [+40, +60] | 25%, 25% | 25%, 25% | ok | 2, 2 |" in opd
+    assert opd.endswith("| +50 [+50, +50] | equations in 25%, sentences in 25% | ok | 2, 2 |")
     assert "Minutes of a whole run: 5 (seed 0), 5 (seed 1)." in text
+
+
+def test_a_gain_is_a_mean_of_seeds_and_of_one_seed_has_no_interval():
+    lines = [{"against_sft": {"difference": share}} for share in (0.2, 0.3, 0.4)]
+    assert words.gain(lines) == "+30 [+5, +55]"  # 4.303 standard errors of 5.77
+    assert words.gain(lines[:1]) == "+20"
+    assert words.gain([{"against_sft": None}]) == ""
+
+
+def test_a_model_that_works_nothing_out_gives_bare_answers():
+    assert words.manner([{"equations": 0.004, "sentences": 0.0}]) == "bare answers"
 
 
 def test_the_word_of_a_trial_wins_over_the_verdict_of_the_checks():
@@ -55,11 +67,13 @@ def test_lines_are_kept_and_replaced_by_model_and_seed(tmp_path, monkeypatch, ca
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- words: begin, written by benchmarks/words.py -->\n<!-- words: end -->\nbelow\n")
     assert words.main([str(run)]) == 0
-    assert words.main([str(run), "--write", str(page)]) == 0
+    assert words.main([str(run), "--write", str(page), "--plot", str(tmp_path / "pictures/words.png")]) == 0
     assert len((tmp_path / "words.jsonl").read_text().splitlines()) == 2
     assert page.read_text().startswith("above\n")
     assert page.read_text().endswith("below\n")
     assert page.read_text().count("| SFT student |") == 1
+    height, width, _ = imread(tmp_path / "pictures/words.png").shape
+    assert (width, height) == (1140, 510)
 
 
 @pytest.mark.parametrize(("content", "message"), [(None, "has no pipeline.json"), ({}, "no model is evaluated yet")])

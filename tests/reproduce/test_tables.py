@@ -52,6 +52,16 @@ def test_a_check_holds_where_the_interval_of_the_paired_difference_is_above_zero
     assert [check.verdict for check in found] == ["held", "the other way", "held", "not shown"]
 
 
+def test_a_claim_says_how_many_of_its_comparisons_held():
+    found = checked(settings(), lines())
+    text = report(settings(), lines())
+    for name, claim in settings().claims.items():
+        verdicts = [check.verdict for check in found if check.claim == name]
+        said = f"**Claim:** {claim.text} **Seen:** {verdicts.count('held')} of {len(verdicts)} comparisons held."
+        assert said in text
+    assert "**Seen:**" not in report(settings(), [line for line in lines() if line.get("name") == "pick"])
+
+
 def test_one_seed_has_no_verdict_and_no_result_neither():
     one = [line for line in lines() if line["seed"] == 0]
     assert {check.verdict for check in checked(settings(), one)} == {"one seed"}
