@@ -10,7 +10,6 @@ import opd_trl
 from ..durable import in_a_line
 from ..screen import guarded_screen
 from ..scripts.processes import signals_end
-from ..scripts.quiet import quiet_start
 from ..spelling import did_you_mean
 
 
@@ -61,7 +60,6 @@ Start here:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `opd-trl` with `argv` (those of the process by default) and return its exit status."""
-    quiet_start()
     try:
         with guarded_screen():
             status = dispatch(list(sys.argv[1:] if argv is None else argv))

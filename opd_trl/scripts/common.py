@@ -32,7 +32,6 @@ from .launching import INTERRUPTED, TERMINATED
 from .log_lines import shorten_lines
 from .parser import StrictParser
 from .processes import leave, one_interrupt
-from .quiet import quiet_start
 from .reward_names import imported, reward_func
 
 
@@ -225,7 +224,6 @@ def run(parser, check: Callable[..., None], main: Callable[..., None]) -> None:
 
     So is what the disk refuses. Ctrl-C is one line too, of the first process, that says how to go on; status 130.
     """
-    quiet_start()
     spell_out_controls()  # in the tables of completions that TRL prints
     with guarded_screen():
         guarded_run(parser, check, main)
