@@ -1,5 +1,6 @@
 """Floor 1: per-token tensors to figures, figures to pictures."""
 
+from .batch_messages import broken_teacher_message, dropped_tail_advice
 from .conditions import Condition
 from .metrics import (
     FIGURES,
@@ -15,7 +16,7 @@ from .metrics import (
 from .monitor import Monitor, MonitorWarning
 from .plots import DISTILLATION_PANELS, Panel, plot_run
 from .text_kinds import TextKind
-from .warning_rules import RULES, Remedy, Rule, broken_teacher_message, dropped_tail_advice
+from .warning_rules import RULES, Remedy, Rule
 
 
 __all__ = [

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import pairwise
 from statistics import fmean, variance
 from typing import Literal, NamedTuple
 
 
-Kind = Literal["fell_by", "rose_by", "shrank_to", "grew_to", "held_at", "above", "below", "zero", "not_finite"]
+Kind = Literal[
+    "fell_by", "rose_by", "shrank_to", "grew_to", "sank_to", "held_at", "above", "below", "zero", "not_finite"
+]
 
 
 class Reading(NamedTuple):
@@ -31,12 +35,13 @@ class Condition:
     """A question about one figure of a run.
 
     Attributes:
-        figure: name in a log line.
+        figure: name in a log line; with a `*`, the mean of all that it fits.
         kind: "fell_by", "rose_by": the last window lies `threshold` below, above the run's own first window;
             "shrank_to", "grew_to": below, above `threshold` times the first window, all four by more than the lines of
-            both windows scatter (`CERTAIN` standard errors); "held_at": above that, and not
-            below 97 % of the window before; "above", "below": every line of the last window lies there; "zero": within
-            `threshold` of zero; "not_finite": NaN or infinite.
+            both windows scatter (`CERTAIN` standard errors); "sank_to": "shrank_to" for figures that scatter much, by
+            four standard errors, taken from neighbouring lines, so that a fall inside the first window is no noise;
+            "held_at": above the first window's share, and not below 97 % of the window before; "above", "below": every
+            line of the last window lies there; "zero": within `threshold` of zero; "not_finite": NaN or infinite.
         threshold: in the unit of the figure, or a factor.
         minus: a figure that is subtracted first.
         stand_in: a figure that is judged in a line that lacks the first one.
@@ -54,6 +59,9 @@ class Condition:
         """The value of the figure in a log line, `minus` subtracted; None where one of them is not there."""
         absent = line.get(self.stand_in, self.absent if "loss" in line else None)
         value, other = line.get(self.figure, absent), 0.0 if self.minus is None else line.get(self.minus)
+        if "*" in self.figure:
+            fits = [value for name, value in line.items() if fnmatchcase(name, self.figure) and value is not None]
+            value = fmean(fits) if fits else None
         return None if value is None or other is None else float(value) - float(other)
 
     def read(self, series: Sequence[float], window: int) -> Reading | None:
@@ -75,6 +83,8 @@ class Condition:
 
 # Standard errors by which the means of two windows must differ: batches are small and a run has many windows.
 CERTAIN = 3.0
+# The same for figures that scatter much: of 100 lines of pure noise at most 1.3 % of the runs fire.
+SURE = 4.0
 # A window that is not below this share of the one before has stopped falling.
 STILL_FALLING = 0.97
 
@@ -110,6 +120,14 @@ def against_share(*, falls: bool) -> Reader:
     return read
 
 
+def sank_to(series: Sequence[float], window: int, share: float) -> Reading:
+    first, last = fmean(series[:window]), fmean(series[-window:])
+    # Half the mean square of the steps between neighbours: the variance of a line around any slow course.
+    scatter = fmean((b - a) ** 2 for a, b in pairwise(series)) / 2
+    limit = min(share * first, first - SURE * math.sqrt(2 * scatter / window))
+    return Reading(first > 0 and last < limit, last, limit, first)
+
+
 def held_at(series: Sequence[float], window: int, share: float) -> Reading:
     first, before, last = (fmean(x) for x in (series[:window], series[-2 * window : -window], series[-window:]))
     limit = share * first
@@ -121,6 +139,7 @@ READERS: dict[str, Reader] = {
     "rose_by": against_first(lambda first, by: first + by, falls=False),
     "shrank_to": against_share(falls=True),
     "grew_to": against_share(falls=False),
+    "sank_to": sank_to,
     "held_at": held_at,
     "above": lambda series, window, level: Reading(min(series[-window:]) > level, fmean(series[-window:]), level),
     "below": lambda series, window, level: Reading(max(series[-window:]) < level, fmean(series[-window:]), level),
@@ -129,7 +148,7 @@ READERS: dict[str, Reader] = {
 }
 #: Lines that a question needs: windows that are compared do not share any.
 LINES: dict[str, Callable[[int], int]] = {
-    **dict.fromkeys(("fell_by", "rose_by", "shrank_to", "grew_to"), lambda window: 2 * window),
+    **dict.fromkeys(("fell_by", "rose_by", "shrank_to", "grew_to", "sank_to"), lambda window: 2 * window),
     "held_at": lambda window: 3 * window,
     "above": lambda window: window,
     "below": lambda window: window,

@@ -1,6 +1,7 @@
 """The figures of a report: what the page's tables and `--json` say of each run, and in what runs differ."""
 
 import os
+from collections.abc import Iterable
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -80,7 +81,7 @@ def run_figures(run: Run, name: str, now: datetime) -> dict[str, Any]:
         "log_lines": run.lines,
         "unreadable_lines": run.unread.broken,
         "half_written_lines": run.unread.half_written,
-        "warnings": [as_warning(line) for line in run.warnings],
+        "warnings": [as_warning(line, run.series) for line in run.warnings],
         "not_finite": run.not_finite,
         "last": {
             metric: {"step": int(series.steps[-1]), "value": float(series.values[-1])}
@@ -95,14 +96,17 @@ def run_figures(run: Run, name: str, now: datetime) -> dict[str, Any]:
     }
 
 
-def as_warning(line: dict[str, Any]) -> dict[str, Any]:
-    """A warning with all its fields, and the `metric` in whose curve it stands: of a difference `a - b` it is `a`.
+def as_warning(line: dict[str, Any], metrics: Iterable[str] = ()) -> dict[str, Any]:
+    """A warning with all its fields, and the `metric` in whose curve it stands.
 
-    >>> as_warning({"step": 3, "figure": "q4 - q1"})["metric"]
-    'q4'
+    Of a difference `a - b` that is `a`, of a pattern the first of the `metrics` that it fits.
+
+    >>> as_warning({"step": 3, "figure": "q4 - q1"})["metric"], as_warning({"figure": "r/*"}, ["q", "r/x"])["metric"]
+    ('q4', 'r/x')
     """
     fields = ("rule", "figure", "value", "threshold", "window", "message")
-    metric = str(line.get("figure") or "").partition(" - ")[0]
+    figure = str(line.get("figure") or "").partition(" - ")[0]
+    metric = next((name for name in metrics if fnmatchcase(name, figure)), figure)
     return {**dict.fromkeys(fields), **line, "metric": metric}
 
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from fnmatch import fnmatchcase
 
 import pytest
 
@@ -45,6 +46,7 @@ HEALTHY = {
     "completions/repetition": noisy(line_from(0.513, 0.5), share=0.05, seed=11),
     "teacher/sampled_rank": noisy(line_from(0.9, 0.5), seed=12),
     "teacher/sampled_outside": noisy(line_from(0.02, 0.01), share=0.3, seed=13),
+    "rewards/right/mean": noisy(line_from(0.4, 0.6), share=0.3, seed=14),
 }
 AWAY = {"distillation/sampled_log_ratio": line_from(-0.97, -3.8)}
 # What each failure changes about it, and a word of the advice that must follow.
@@ -67,6 +69,7 @@ FAILURES = {
         {"distillation/log_ratio_repeated": [0.3] * LINES},
         "mask_truncated_completions: true",
     ),
+    "reward_falls": ({"rewards/right/mean": noisy(line_from(0.5, 0.1), share=0.3)}, "Look at the answers"),
     "held_out_rises": ({"held_out/divergence": line_from(0.4, 0.8)}, "opd-trl preflight --rates, --losses"),
     "privileged_plateau": (
         {"distillation/per_token_divergence": noisy(line_from(0.7, 0.5, lines=30) + [0.5] * 50)},
@@ -109,7 +112,7 @@ def test_a_failure_fires_its_rule_once_with_mechanism_and_remedy(name):
     (warning,) = [x for x in warnings if x.rule == name]
     assert advice in warning.message
     assert warning.message.startswith(f"{name} at step {warning.step}: {warning.figure} is ")
-    assert warning.figure in changes
+    assert any(fnmatchcase(figure, warning.figure) for figure in changes)
     assert {x.rule for x in warnings} <= {name, "privileged_plateau"}
 
 
@@ -181,6 +184,36 @@ def test_lines_of_training_without_a_compared_token_count_as_nothing_and_those_o
         ("nothing_learned", 4, "distillation/per_token_divergence")
     ]
     assert "num_loss_tokens_to_skip" in warnings[0].message
+
+
+# Right answers by step, SmolLM2-135M on word problems, seed 2 (docs/results.md). The teacher is a mismatched one, the
+# one after GRPO, and the student itself reading the answer.
+MISMATCHED = [0.4375, 0.625, 0.4062, 0.1875, 0.125, 0.1875, 0.1562, 0.0938, 0.0938, 0.0938, 0.0625, 0.125]
+NEAR = [0.4375, 0.625, 0.5625, 0.75, 0.75, 0.5938, 0.7188, 0.8125, 0.875, 0.7188, 0.7188, 0.75]
+ITSELF = [0.4375, 0.625, 0.5, 0.2812, 0.3125, 0.5312, 0.4062, 0.5, 0.3125, 0.375, 0.3125, 0.625]
+
+
+@pytest.mark.parametrize(("rewards", "steps"), [(MISMATCHED, [9]), (NEAR, []), (ITSELF, [])])
+def test_a_student_that_unlearns_within_the_first_lines_is_warned_of_by_its_reward(rewards, steps):
+    # A second reward that stays where it is halves the fall.
+    for others, expected in (({}, steps), ({"rewards/form/mean": 0.9}, [])):
+        monitor = Monitor(settings=DEFAULTS)
+        lines = [{"rewards/right/mean": reward, **others} for reward in rewards]
+        assert [x.step for i, line in enumerate(lines) for x in monitor.update(i, line)] == expected
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.6])
+def test_a_reward_that_only_scatters_fires_in_few_runs(share):
+    draw, fired = random.Random(0), 0
+    for _ in range(100):
+        monitor = Monitor([rule for rule in RULES if rule.name == "reward_falls"])
+        means = [sum(draw.random() < share for _ in range(8)) / 8 for _ in range(100)]
+        fired += sum(len(monitor.update(i, {"rewards/right/mean": mean})) for i, mean in enumerate(means))
+    assert fired <= 3
+
+
+def test_a_reward_below_zero_has_no_share_to_fall_to():
+    assert run({"rewards/right/mean": line_from(-0.1, -0.9)}) == []
 
 
 @pytest.mark.parametrize("value", [1e-4, -0.3])
