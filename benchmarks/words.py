@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from lines import FOLDER, Line, Results, conditions_of, read_lines, write_between_marks
@@ -99,7 +100,7 @@ def table(lines: Iterable[Line]) -> str:
                     "gain over the SFT student": gain(found),
                     "writes": manner(found),
                     "foretold": ", ".join(foretold(line["forecast"]) for line in found if line["forecast"]),
-                    "minutes": ", ".join(f"{line['minutes']:.0f}" for line in found),
+                    "minutes": f"{fmean(line['minutes'] for line in found):.0f}",
                 }
             )
     whole = {line["seed"]: line["all_minutes"] for line in lines}

@@ -40,7 +40,7 @@ def test_figures_of_all_seeds_stand_in_one_row_of_each_model(tmp_path):
     assert head.split(" | ")[1:3] == ["seed 0", "seed 1"]
     assert sft.split(" | ")[1:3] == ["25 % [15, 35]"] * 2
     assert opd.startswith("| **OPD from the GRPO teacher** | 75 % [65, 85] |")
-    assert opd.endswith("| +50 [+50, +50] | equations in 25%, sentences in 25% | ok | 2, 2 |")
+    assert opd.endswith("| +50 [+50, +50] | equations in 25%, sentences in 25% | ok | 2 |")
     assert "Minutes of a whole run: 5 (seed 0), 5 (seed 1)." in text
 
 
