@@ -97,10 +97,10 @@ def table(lines: Iterable[Line]) -> str:
                 {"": title}
                 | {f"seed {line['seed']}": interval(line) for line in found}
                 | {
-                    "gain over the SFT student": gain(found),
+                    "gain": gain(found),
                     "writes": manner(found),
                     "foretold": ", ".join(foretold(line["forecast"]) for line in found if line["forecast"]),
-                    "minutes": f"{fmean(line['minutes'] for line in found):.0f}",
+                    "min": f"{fmean(line['minutes'] for line in found):.0f}",
                 }
             )
     whole = {line["seed"]: line["all_minutes"] for line in lines}
