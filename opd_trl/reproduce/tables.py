@@ -72,36 +72,49 @@ def claim_text(settings: Settings, claim: Claim, lines: Sequence[Line]) -> str:
     if not arms:
         return ""
     problems, picks = ([arm for arm in arms if (arm.outcome == "pick") == pick] for pick in (False, True))
-    tables = [markdown(problem_row(settings, claim, arm, results) for arm in problems), pick_table(picks, results)]
+    answers = markdown(answers_row(claim, arm, results) for arm in problems)
+    tables = [
+        markdown(score_row(settings, claim, arm, results) for arm in problems),
+        answers and f"What the trained student writes:\n\n{answers}",
+        pick_table(picks, results),
+    ]
     own = [check.verdict for check in checked(settings, lines) if check.claim == claim.name and check.difference]
     seen = f" **Seen:** {own.count('held')} of {len(own)} comparisons held." if own else ""
     text = f"**Claim:** {claim.text}{seen}"
     return f"### {claim.title}\n\n{text}\n\n" + "\n".join(table for table in tables if table)
 
 
-def problem_row(settings: Settings, claim: Claim, arm: Arm, results: Results) -> dict[str, str]:
-    """The row of an arm in the table of a claim: heading -> text."""
+def score_row(settings: Settings, claim: Claim, arm: Arm, results: Results) -> dict[str, str]:
+    """The row of an arm in the table of a claim, heading -> text: how good its student is."""
     name = arm.outcome
     what = {"accuracy": "right", "marked": "opens with the mark"}[name]
     outcome = results.after(arm, name)
     against = settings.arms.get(claim.against, arm)
     differs = arm.name != against.name and against.outcome == name and against.prompts == arm.prompts
-    cells = {
+    return {
         "": arm.label,
         "rate": rate_text(results.rates.get(arm.name)),
         "seeds": str(len(outcome)),
         "before": mean(results.before(arm, name)),
         "teacher": mean(results.teacher(arm, name)),
         f"{what}, T = 1": interval(outcome),
-        "greedy": mean(results.after(arm, "greedy")) if name == "accuracy" else "",
-        "on training problems": mean(results.after(arm, "train_accuracy")) if name == "accuracy" else "",
+        "helped": helped(arm, results),
+        f"against: {against.label}": shown(paired(results.after(against, name), outcome), sign=True) * differs,
+    }
+
+
+def answers_row(claim: Claim, arm: Arm, results: Results) -> dict[str, str]:
+    """The same: how its student writes, and the figures that the claim is about."""
+    counted = arm.outcome == "accuracy"
+    cells = {
+        "": arm.label,
+        "right, greedy": mean(results.after(arm, "greedy")) if counted else "",
+        "on training problems": mean(results.after(arm, "train_accuracy")) if counted else "",
         "tokens": mean(results.after(arm, "length"), ".0f"),
         "cut off": mean(results.after(arm, "cut_off")),
-        "3-gram repetition": mean(results.after(arm, "repetition")),
+        "repeated 3-grams": mean(results.after(arm, "repetition")),
     }
     cells |= {TITLES[figure]: mean(results.last(arm, figure)) for figure in claim.figures if "length" not in figure}
-    cells["helped"] = helped(arm, results)
-    cells[f"against: {against.label}"] = shown(paired(results.after(against, name), outcome), sign=True) * differs
     return cells
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -96,6 +97,24 @@ def test_docstrings_are_rendered_not_printed(site):
         assert not re.findall(r"<p>(?:Args|Attributes|Returns|Raises|Examples?|Source):", text), page.name
         assert "<blockquote>" not in text, f"{page.name}: a doctest that is not in a section"
         assert "[<code>" not in text, f"{page.name}: a cross-reference of TRL's dialect"
+
+
+@pytest.mark.parametrize("name", ["evidence", "results", "results-rules", "gallery", "index"])
+def test_the_tables_fit_the_width_of_the_page(site, name):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no browser is on this machine")
+    with playwright.sync_playwright() as engine:
+        chromium = engine.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
+        page = chromium.new_page(viewport={"width": 1300, "height": 900})
+        page.goto((site / f"{name}.html").as_uri())
+        page.wait_for_selector(".md-typeset__table")  # the site's script puts every table into one
+        widths = "all => all.map(e => [e.scrollWidth, e.parentElement.clientWidth])"
+        found = page.locator(".md-typeset__table").evaluate_all(widths)
+        chromium.close()
+    assert found
+    assert all(table <= room for table, room in found)
 
 
 def test_the_search_knows_the_guides_and_the_reference(site):
