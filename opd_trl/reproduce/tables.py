@@ -80,16 +80,14 @@ def claim_text(settings: Settings, claim: Claim, lines: Sequence[Line]) -> str:
     ]
     own = [check.verdict for check in checked(settings, lines) if check.claim == claim.name and check.difference]
     seen = f" **Seen:** {own.count('held')} of {len(own)} comparisons held." if own else ""
-    text = f"**Claim:** {claim.text}{seen}"
-    return f"### {claim.title}\n\n{text}\n\n" + "\n".join(table for table in tables if table)
+    return f"### {claim.title}\n\n**Claim:** {claim.text}{seen}\n\n" + "\n".join(table for table in tables if table)
 
 
 def score_row(settings: Settings, claim: Claim, arm: Arm, results: Results) -> dict[str, str]:
     """The row of an arm in the table of a claim, heading -> text: how good its student is."""
     name = arm.outcome
     what = {"accuracy": "right", "marked": "opens with the mark"}[name]
-    outcome = results.after(arm, name)
-    against = settings.arms.get(claim.against, arm)
+    outcome, against = results.after(arm, name), settings.arms.get(claim.against, arm)
     differs = arm.name != against.name and against.outcome == name and against.prompts == arm.prompts
     return {
         "": arm.label,
@@ -106,16 +104,14 @@ def score_row(settings: Settings, claim: Claim, arm: Arm, results: Results) -> d
 def answers_row(claim: Claim, arm: Arm, results: Results) -> dict[str, str]:
     """The same: how its student writes, and the figures that the claim is about."""
     counted = arm.outcome == "accuracy"
-    cells = {
+    return {
         "": arm.label,
         "right, greedy": mean(results.after(arm, "greedy")) if counted else "",
         "on training problems": mean(results.after(arm, "train_accuracy")) if counted else "",
         "tokens": mean(results.after(arm, "length"), ".0f"),
         "cut off": mean(results.after(arm, "cut_off")),
         "repeated 3-grams": mean(results.after(arm, "repetition")),
-    }
-    cells |= {TITLES[figure]: mean(results.last(arm, figure)) for figure in claim.figures if "length" not in figure}
-    return cells
+    } | {TITLES[figure]: mean(results.last(arm, figure)) for figure in claim.figures if "length" not in figure}
 
 
 def rate_text(rate: float | None) -> str:
@@ -257,9 +253,9 @@ def interval(values: dict[int, float], form: str = ".2f") -> str:
     """The mean of one value per seed and its interval as text; empty where there is none."""
     if not values:
         return ""
-    if form == ".2f":
-        return shown(t_interval(list(values.values())))
     found = t_interval(list(values.values()))
+    if form == ".2f":
+        return shown(found)
     return format(found.value, form) + (f" ± {found.half_width:{form}}" if len(values) > 1 else "")
 
 

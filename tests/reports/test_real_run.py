@@ -9,7 +9,7 @@ def test_a_run_of_two_steps_is_reported_as_its_trainer_logged_it(tmp_path, stude
     trainer = opsd_trainer(tmp_path, student_path, max_steps=2, eval_strategy="no")
     trainer.train()
     status, out, _ = report(tmp_path / "out", "--json", tmp_path / "figures.json")
-    said = "out: finished at step 2; too short to judge: 2 log lines, and the rules look at 5"
+    said = f"{tmp_path.name}/out: finished at step 2; too short to judge: 2 log lines, and the rules look at 5"
     assert (status, out.splitlines()[0]) == (0, said)
     (run,) = json.loads((tmp_path / "figures.json").read_text())["runs"]
     logged = [line for line in trainer.state.log_history if "loss" in line]
