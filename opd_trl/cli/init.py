@@ -10,8 +10,8 @@ from .terminal import command_parser, refused
 DESCRIPTION = """\
 Write a folder to start from: a recipe, prompts to train on, prompts to measure on, and what the teacher reads.
 
-  recipe.yaml    self-distillation of the rule in context.md; with --teacher, distillation from another model
-  context.md     what the teacher alone reads (without --teacher). Replace it by your own rule
+  recipe.yaml    self-distillation of the rule in context.json; with --teacher, distillation from another model
+  context.json   what the teacher alone reads (without --teacher): a rule and worked examples. Put your own in place
   prompts.jsonl  200 everyday questions. Replace them by prompts of the kind that your model will get
   test.jsonl     64 others, which training never sees
 

@@ -8,8 +8,9 @@ from ..durable import atomically
 from .recipe_files import find_recipe
 
 
-CONTEXT = "Answer in one short sentence, and end it with a question back to the user.\n"
-RULES = "--rule max_words:40 --rule ends_with:?"
+#: A rule with worked examples, which small models obey too (docs/results-rules.md), and how it is judged.
+CONTEXT = "system_prompt/rules/bullets"
+RULES = "--rule bullets"
 #: What both kinds of recipe share, behind what is theirs.
 RECIPE = """\
 # {title}
@@ -39,7 +40,8 @@ save_strategy: "no"
 report_to: none # or wandb, trackio, tensorboard
 """
 SELF = """\
-privileged_context_file: {folder}/context.md
+privileged_context_file: {folder}/context.json # messages: your rule, then questions answered by it
+privileged_builder: few_shot # or: system_prompt, and a context of plain text
 divergence: mixed # finds what the student never says, and sharpens what it says
 loss_support: union
 """
@@ -57,17 +59,18 @@ def write(folder: Path, model: str, teacher: str | None) -> list[str]:
     for name in (str(folder), model, teacher or "x"):
         if not re.fullmatch(r"[\w./~-]+", name) or name != name.strip("-"):
             raise ValueError(f"{name!r}: letters, digits and any of . / ~ _ - are taken here.")
-    texts = {"recipe.yaml": recipe(folder, model, teacher)} | ({} if teacher else {"context.md": CONTEXT})
-    copies = {"prompts.jsonl": "train.jsonl", "test.jsonl": "test.jsonl"}
-    there = [name for name in (*texts, *copies) if (folder / name).exists()]
+    prompts, rule = find_recipe("system_prompt/demo").with_suffix(""), find_recipe(CONTEXT).with_suffix("")
+    copies = {"prompts.jsonl": prompts / "train.jsonl", "test.jsonl": prompts / "test.jsonl"}
+    if not teacher:
+        copies["context.json"] = rule / "privileged_context.json"
+    there = [name for name in ("recipe.yaml", *copies) if (folder / name).exists()]
     if there:
         raise ValueError(f"{folder} holds {', '.join(there)} already. Give another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     for name, source in copies.items():
-        shutil.copyfile(find_recipe("system_prompt/demo").parent / "demo" / source, folder / name)
-    for name, text in texts.items():
-        with atomically(folder / name) as file:
-            file.write(text)
+        shutil.copyfile(source, folder / name)
+    with atomically(folder / "recipe.yaml") as file:
+        file.write(recipe(folder, model, teacher))
     return next_steps(folder, model, teacher)
 
 
@@ -83,7 +86,7 @@ def next_steps(folder: Path, model: str, teacher: str | None) -> list[str]:
     """The commands from a new folder to a measured model."""
     command, run, test = ("opd" if teacher else "opsd"), f"runs/{folder.name}", f"--data {folder}/test.jsonl"
     measure = f"opd-trl eval --model {run} --suite rules {RULES} {test}"
-    look = f"opd-trl chat {teacher}" if teacher else f"opd-trl chat {model} --context {folder}/context.md"
+    look = f"opd-trl chat {teacher}" if teacher else f"opd-trl chat {model} --context {folder}/context.json"
     return [
         f"{look:<60}  # does the teacher do it well?",
         f"{f'opd-trl preflight --config {folder}/recipe.yaml':<60}  # will it work? minutes",

@@ -1,5 +1,6 @@
 """`opd-trl init`: what it writes is a recipe that trains, and commands that exist."""
 
+import json
 import re
 import shlex
 
@@ -34,27 +35,31 @@ def test_the_recipe_parses_and_trains(here, student_path, teacher_path, parse, c
         assert command in text
     name = "opd" if other else "opsd"
     assert any(command == f"opd-trl {name} --config sub/mine/recipe.yaml" for command in commands)
+    context = here / "sub/mine/context.json"
+    assert context.exists() is not other
+    if not other:  # all examples are more than the 512 tokens that the tiny model reads
+        context.write_text(json.dumps(json.loads(context.read_text())[:3]))
     main([name, "--config", "sub/mine/recipe.yaml", *SHRUNK])
     assert (here / "runs/mine/adapter_model.safetensors").is_file()
-    assert (here / "sub/mine/context.md").exists() is not other
     assert yaml.safe_load(text)["output_dir"] == "runs/mine"
 
 
 def test_its_rules_are_rules(here, capsys):
     main(["init", "mine"])
     rules = re.findall(r"--rule (\S+)", capsys.readouterr().out)
-    assert len(rules) == 2
-    judges = [parse_rule(rule) for rule in rules]
-    assert all(judge("A comet is ice. Have you seen one?") for judge in judges)
+    (judge,) = [parse_rule(rule) for rule in rules]
+    answers = [x["content"] for x in json.loads((here / "mine/context.json").read_text()) if x["role"] == "assistant"]
+    assert len(answers) == 4
+    assert all(judge(answer) for answer in answers)
 
 
 def test_nothing_is_written_over(here, capsys):
     assert main(["init", "mine"]) == 0
     (here / "mine/recipe.yaml").unlink()
-    (here / "mine/context.md").write_text("my own")
+    (here / "mine/context.json").write_text("my own")
     assert main(["init", "mine"]) == 2
-    assert "mine holds context.md, prompts.jsonl, test.jsonl already" in capsys.readouterr().err
-    assert (here / "mine/context.md").read_text() == "my own"
+    assert "mine holds prompts.jsonl, test.jsonl, context.json already" in capsys.readouterr().err
+    assert (here / "mine/context.json").read_text() == "my own"
     assert not (here / "mine/recipe.yaml").exists()
 
 
