@@ -79,7 +79,7 @@ def text(studies: dict[str, list[Line]]) -> str:
     for name, title in CLAIMED.items():
         parts.append(checks_text(settings_of(name), studies[name], title=f"What held: {title}"))
     for name, claim in claims(studies):
-        table = claim_text(settings_of(name), claim, studies[name])
+        table = claim_text(settings_of(name), claim, Results.of(studies[name]))
         parts.append(f"{table}\n![{claim.title}](images/evidence_{claim.name}.png)\n")
     parts += [
         trial_text(

@@ -117,7 +117,7 @@ def gain(found: list[Line]) -> str:
 
 def manner(found: list[Line]) -> str:
     """How a model works problems out, where it does: the share of its answers, mean over the seeds."""
-    shares = {name: sum(line[name] for line in found) / len(found) for name in ("equations", "sentences")}
+    shares = {name: fmean(line[name] for line in found) for name in ("equations", "sentences")}
     return ", ".join(f"{name} in {share:.0%}" for name, share in shares.items() if share >= 0.005) or "bare answers"
 
 

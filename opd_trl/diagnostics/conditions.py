@@ -58,11 +58,14 @@ class Condition:
     def figure_in(self, line: dict[str, float | None]) -> float | None:
         """The value of the figure in a log line, `minus` subtracted; None where one of them is not there."""
         absent = line.get(self.stand_in, self.absent if "loss" in line else None)
-        value, other = line.get(self.figure, absent), 0.0 if self.minus is None else line.get(self.minus)
-        if "*" in self.figure:
-            fits = [value for name, value in line.items() if fnmatchcase(name, self.figure) and value is not None]
-            value = fmean(fits) if fits else None
+        value = self.mean_in(line) if "*" in self.figure else line.get(self.figure, absent)
+        other = 0.0 if self.minus is None else line.get(self.minus)
         return None if value is None or other is None else float(value) - float(other)
+
+    def mean_in(self, line: dict[str, float | None]) -> float | None:
+        """The mean of all figures of a log line that fit the pattern; None where there is none."""
+        fits = [value for name, value in line.items() if fnmatchcase(name, self.figure) and value is not None]
+        return fmean(fits) if fits else None
 
     def read(self, series: Sequence[float], window: int) -> Reading | None:
         """Ask it of the finite values so far, for "not_finite" of the last value; None while there are too few.
@@ -91,12 +94,26 @@ STILL_FALLING = 0.97
 Reader = Callable[[Sequence[float], int, float], Reading]
 
 
-def against_first(threshold: Callable[[float, float], float], *, falls: bool) -> Reader:
+def of_windows(series: Sequence[float], window: int) -> float:
+    """How far the means of the first and the last window may differ by chance, from the scatter in each."""
+    return CERTAIN * standard_error(series[:window], series[-window:])
+
+
+def of_neighbours(series: Sequence[float], window: int) -> float:
+    """The same from the steps between neighbouring lines, so that a fall inside a window counts as no scatter."""
+    scatter = fmean((b - a) ** 2 for a, b in pairwise(series)) / 2  # the variance of a line around any slow course
+    return SURE * math.sqrt(2 * scatter / window)
+
+
+Noise = Callable[[Sequence[float], int], float]
+
+
+def against_first(threshold: Callable[[float, float], float], *, falls: bool, noise_of: Noise = of_windows) -> Reader:
     """Compare the last window with a threshold made of the first one's mean, or with the noise where that is more."""
 
     def read(series: Sequence[float], window: int, given: float) -> Reading:
         first, last = fmean(series[:window]), fmean(series[-window:])
-        noise, limit = CERTAIN * standard_error(series[:window], series[-window:]), threshold(first, given)
+        noise, limit = noise_of(series, window), threshold(first, given)
         limit = min(limit, first - noise) if falls else max(limit, first + noise)
         return Reading(last < limit if falls else last > limit, last, limit, first)
 
@@ -110,22 +127,16 @@ def standard_error(one: Sequence[float], other: Sequence[float]) -> float:
     return math.sqrt((variance(one) + variance(other)) / len(one))
 
 
-def against_share(*, falls: bool) -> Reader:
+def against_share(*, falls: bool, noise_of: Noise = of_windows) -> Reader:
     """Compare the last window with a share of the first one's mean; nothing holds unless that mean is above zero."""
 
     def read(series: Sequence[float], window: int, share: float) -> Reading:
-        reading = against_first(lambda first, given: first * given, falls=falls)(series, window, share)
+        reading = against_first(lambda first, given: first * given, falls=falls, noise_of=noise_of)(
+            series, window, share
+        )
         return reading._replace(holds=reading.holds and reading.first > 0)
 
     return read
-
-
-def sank_to(series: Sequence[float], window: int, share: float) -> Reading:
-    first, last = fmean(series[:window]), fmean(series[-window:])
-    # Half the mean square of the steps between neighbours: the variance of a line around any slow course.
-    scatter = fmean((b - a) ** 2 for a, b in pairwise(series)) / 2
-    limit = min(share * first, first - SURE * math.sqrt(2 * scatter / window))
-    return Reading(first > 0 and last < limit, last, limit, first)
 
 
 def held_at(series: Sequence[float], window: int, share: float) -> Reading:
@@ -139,7 +150,7 @@ READERS: dict[str, Reader] = {
     "rose_by": against_first(lambda first, by: first + by, falls=False),
     "shrank_to": against_share(falls=True),
     "grew_to": against_share(falls=False),
-    "sank_to": sank_to,
+    "sank_to": against_share(falls=True, noise_of=of_neighbours),
     "held_at": held_at,
     "above": lambda series, window, level: Reading(min(series[-window:]) > level, fmean(series[-window:]), level),
     "below": lambda series, window, level: Reading(max(series[-window:]) < level, fmean(series[-window:]), level),

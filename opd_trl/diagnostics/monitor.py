@@ -89,6 +89,6 @@ def in_words(rule: Rule, condition: Condition, reading: Reading) -> str:
         return f"{condition.name} is {value}"
     if condition.kind == "zero":
         return f"{condition.name} is {value} over the last {rule.window} log lines"
-    side = "below" if condition.kind in ("fell_by", "shrank_to", "sank_to", "below") else "above"
+    side = "below" if reading.value < reading.threshold else "above"
     past = "" if reading.first is None else f"; it was {reading.first:.3g} in the run's first {rule.window}"
     return f"{condition.name} is {value} over the last {rule.window} log lines, {side} {limit}{past}"

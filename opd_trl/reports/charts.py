@@ -77,11 +77,20 @@ def shown_metrics(chart: Chart, names: list[str]) -> dict[str, str]:
     """Those of `names` that a chart shows, in its order, with their labels."""
     found: dict[str, str] = {}
     for pattern, label in chart.metrics.items():
-        before, star, after = pattern.partition("*")
         for name in names:
-            if name not in found and (fnmatchcase(name, pattern) if star else name == pattern):
-                found[name] = label or name[len(before) : len(name) - len(after)] or name
+            if name not in found and (fnmatchcase(name, pattern) if "*" in pattern else name == pattern):
+                found[name] = label or part_for(pattern, name) or name
     return found
+
+
+def part_for(pattern: str, name: str) -> str:
+    """The part of a name that the `*` of a pattern stands for; empty for a pattern without one.
+
+    >>> part_for("rewards/*/mean", "rewards/right/mean"), part_for("loss", "loss")
+    ('right', '')
+    """
+    before, _, after = pattern.partition("*")
+    return name[len(before) : len(name) - len(after)]
 
 
 def one_chart_each(chart: Chart, metrics: dict[str, str]) -> list[Drawn]:

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from .charts import part_for
 from .runs import OPEN, Run
 from .words import ago, change, duration
 
@@ -150,7 +151,7 @@ def changes(run: Run) -> dict[str, dict[str, Any]]:
         for metric in (name for name in run.series if fnmatchcase(name, pattern)):
             values = run.series[metric].values
             if count := min(JUDGED_FROM, len(values) // 2):
-                name = f"{label} {metric.split('/')[1]}" if "*" in pattern else label
+                name = f"{label} {part_for(pattern, metric)}".rstrip()
                 first, last = float(values[:count].mean()), float(values[-count:].mean())
                 found[metric] = {"first": first, "last": last, "in_words": f"{name} {change(first, last, unit)}"}
     return found

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ..evaluation.statistics import Interval
 from .confusion import Line, Results
-from .settings import Settings
+from .settings import Claim, Settings
 
 
 # Quantiles 0.975 of Student's t for 1 to 9 degrees of freedom (any table of the distribution).
@@ -90,9 +90,13 @@ class Check:
 def checked(settings: Settings, lines: Sequence[Line]) -> list[Check]:
     """All comparisons of all claims, in their order."""
     results = Results.of(lines)
+    return [check for claim in settings.claims.values() for check in checks_of(claim, settings, results)]
+
+
+def checks_of(claim: Claim, settings: Settings, results: Results) -> list[Check]:
+    """The comparisons of one claim, in their order."""
     return [
         Check(claim.name, above, below, paired(figure(settings, results, below), figure(settings, results, above)))
-        for claim in settings.claims.values()
         for above, below in claim.checks
     ]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from rich.table import Table
 
-from .comparisons import checked, paired, shown, t_interval
+from .comparisons import checked, checks_of, paired, shown, t_interval
 from .confusion import CAME_TO, HELPED, WORDS, Line, Results, Run, Score, by_rule, looked_at, stopped
 from .rates import tried
 from .settings import Arm, Claim, Settings
@@ -27,7 +27,7 @@ def report(settings: Settings, lines: Sequence[Line]) -> str:
     """What held, the rates, all claims with a table each, then what trial, pre-flight and monitor had said."""
     results = Results.of(lines)
     parts = [checks_text(settings, lines), rates_text(settings, lines)]
-    parts += [claim_text(settings, claim, lines) for claim in settings.claims.values()]
+    parts += [claim_text(settings, claim, results) for claim in settings.claims.values()]
     parts += [
         trial_text(settings, looked_at(settings, results)),
         static_text(settings, results),
@@ -65,9 +65,8 @@ def side_text(settings: Settings, side: str) -> str:
     return settings.arms[name].label + (f" ({TITLES.get(what, what)})" if what else "")
 
 
-def claim_text(settings: Settings, claim: Claim, lines: Sequence[Line]) -> str:
+def claim_text(settings: Settings, claim: Claim, results: Results) -> str:
     """Heading, claim, how many of its comparisons held, and tables; nothing where none of its arms has run."""
-    results = Results.of(lines)
     arms = [settings.arms[name] for name in claim.arms if results.arms.get(name)]
     if not arms:
         return ""
@@ -78,8 +77,8 @@ def claim_text(settings: Settings, claim: Claim, lines: Sequence[Line]) -> str:
         answers and f"What the trained student writes:\n\n{answers}",
         pick_table(picks, results),
     ]
-    own = [check.verdict for check in checked(settings, lines) if check.claim == claim.name and check.difference]
-    seen = f" **Seen:** {own.count('held')} of {len(own)} comparisons held." if own else ""
+    verdicts = [check.verdict for check in checks_of(claim, settings, results) if check.difference is not None]
+    seen = f" **Seen:** {verdicts.count('held')} of {len(verdicts)} comparisons held." if verdicts else ""
     return f"### {claim.title}\n\n**Claim:** {claim.text}{seen}\n\n" + "\n".join(table for table in tables if table)
 
 

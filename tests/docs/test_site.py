@@ -5,7 +5,6 @@ import json
 import os
 import pkgutil
 import re
-import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -16,6 +15,7 @@ import pytest
 import opd_trl
 from opd_trl.cli.main import COMMANDS
 from opd_trl.cli.training import our_flags
+from tests.browser import CHROMIUM, NO_BROWSER, launched
 
 from .pages import ROOT
 
@@ -99,20 +99,18 @@ def test_docstrings_are_rendered_not_printed(site):
         assert "[<code>" not in text, f"{page.name}: a cross-reference of TRL's dialect"
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 @pytest.mark.parametrize("name", ["evidence", "results", "results-rules", "gallery", "index"])
 def test_the_tables_fit_the_width_of_the_page(site, name):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no browser is on this machine")
     with playwright.sync_playwright() as engine:
-        chromium = engine.chromium.launch(executable_path=browser, args=["--no-sandbox", "--disable-gpu"])
-        page = chromium.new_page(viewport={"width": 1300, "height": 900})
+        browser = launched(engine)
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
         page.goto((site / f"{name}.html").as_uri())
         page.wait_for_selector(".md-typeset__table")  # the site's script puts every table into one
         widths = "all => all.map(e => [e.scrollWidth, e.parentElement.clientWidth])"
         found = page.locator(".md-typeset__table").evaluate_all(widths)
-        chromium.close()
+        browser.close()
     assert found
     assert all(table <= 1.05 * room for table, room in found)  # fonts differ between machines
 

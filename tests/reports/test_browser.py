@@ -1,24 +1,22 @@
 """The page in a real browser: what is painted, what is said, and that nothing is asked of the network."""
 
 import io
-import shutil
 
 import pytest
 from PIL import Image
 
+from tests.browser import CHROMIUM, NO_BROWSER, launched
 from tests.reports.made import HOSTILE, log_line, sample, session, warning, whole_run, write_run
 
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra dev)")
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=f"no browser: none of {', '.join(NAMES)} is on this machine")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
 
 
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        browser = launched(engine)
         yield browser
         browser.close()
 
